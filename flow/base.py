@@ -1,0 +1,80 @@
+"""What every flow on images offers: a bijector joined with a prior (section 3.1, equations 1 and 2)."""
+
+import math
+
+import torch
+from torch import nn
+
+from .prior import PRIORS
+
+
+class Flow(nn.Module):
+    """Base class. Images x and latents z are arrays (B, C, L, L); x is in model space (see `flow.preprocess`).
+
+    A subclass MUST define, for one bijection and its exact inverse,
+        forward(x) -> z, log_det     log |det dz/dx|, (B,)
+        inverse(z) -> x, log_det     log |det dx/dz|, (B,): the log-determinant is that of the direction just travelled
+        level_parameters(h)          the parameters of level h, a list; those of shared levels count at h = 0
+
+    level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position; kept as a buffer (C, L, L).
+    Whoever needs the level of a latent looks there.
+    """
+
+    def __init__(self, nchannels, L, level_map, num_levels, prior):
+        super().__init__()
+        if prior not in PRIORS:
+            raise ValueError(f"prior {prior!r}: must be one of {', '.join(PRIORS)}")
+        self.num_levels = num_levels
+        self.nchannels = nchannels
+        self.L = L
+        self.prior = PRIORS[prior]()
+        self.register_buffer("level_map", level_map.expand(nchannels, L, L).clone(), persistent=False)
+
+    def log_prob(self, x):
+        """log p(x) of equation 1, nats: (B, C, L, L) -> (B,)."""
+        z, log_det = self(x)
+        return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
+
+    def sample_prior(self, n, temperature=1.0, generator=None):
+        """n draws of the latents: (n, C, L, L). For `temperature` see `sample`."""
+        dtype = next(self.parameters()).dtype
+        z = torch.empty(n, self.nchannels, self.L, self.L, dtype=dtype, device=self.level_map.device)
+        return self.prior.sample(z, self.temperature_map(temperature).to(dtype), generator)
+
+    @torch.no_grad()
+    def sample(self, n, temperature=1.0, generator=None):
+        """n images in model space: (n, C, L, L).
+
+        temperature: T of Appendix D, a number, a sequence with one number per level (index 0 is h = 0), or a tensor
+            that broadcasts to (C, L, L)
+        generator: a torch.Generator on the flow's device, None for the global one
+        Raises ValueError for a negative or non-finite temperature and for a wrong number of them.
+        """
+        return self.inverse(self.sample_prior(n, temperature, generator))[0]
+
+    @torch.no_grad()
+    def first_nonfinite_level(self, x):
+        """The lowest level with a latent that is not finite for images x (B, C, L, L) in model space; with finite
+        latents, the highest level with a gradient that is not finite, which is where backpropagation met it first. None
+        if all is finite."""
+        bad = ~self(x)[0].isfinite().all(0)
+        if bad.any():
+            return int(self.level_map[bad].min())
+        for h in reversed(range(self.num_levels)):
+            gradients = [parameter.grad for parameter in self.level_parameters(h) if parameter.grad is not None]
+            if not all(gradient.isfinite().all() for gradient in gradients):
+                return h
+        return None
+
+    def temperature_map(self, temperature):
+        """The temperature of each latent as a tensor that broadcasts to (C, L, L)."""
+        device = self.level_map.device
+        if isinstance(temperature, (list, tuple)):
+            if len(temperature) != self.num_levels:
+                given, rule = ",".join(map(str, temperature)), f"must be one number or {self.num_levels}, one per level"
+                raise ValueError(f"temperature {given}: {rule}")
+            temperature = torch.tensor(temperature, dtype=torch.float64, device=device)[self.level_map]
+        temperature = torch.as_tensor(temperature, dtype=torch.float64, device=device)
+        if not ((temperature >= 0) & (temperature < math.inf)).all():
+            raise ValueError(f"temperature {temperature.min().item():g}: must be finite and at least 0")
+        return temperature

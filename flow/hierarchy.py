@@ -1,0 +1,83 @@
+"""The geometry of RG-Flow: levels, blocks and causal cones (section 3.2, equations 6-9, figure 3). No parameters.
+
+The variables that are alive at level h sit on the pixels whose row and column are multiples of 2^h. They are kept as
+one compact square of edge L / 2^h. On it the disentangler acts on m x m blocks that start at m / 2 and wrap round at
+the border (equation 8), then the decimator on m x m blocks that start at 0 (equation 9). Of what the decimator gives,
+even rows and columns go on to level h + 1; the rest are the latents of level h.
+"""
+
+import torch
+
+
+def num_levels(L, kernel_size):
+    """h_L + 1 = log2(L / m) + 1.
+
+    Raises ValueError unless m is even and L / m a power of two.
+    """
+    if kernel_size < 2 or kernel_size % 2:
+        raise ValueError(f"kernel_size {kernel_size}: must be even and at least 2")
+    ratio, rest = divmod(L, kernel_size)
+    if rest or ratio < 1 or ratio & (ratio - 1):
+        raise ValueError(
+            f"L {L}: must be kernel_size times a power of two: {kernel_size}, {2 * kernel_size}, {4 * kernel_size}, …"
+        )
+    return ratio.bit_length()
+
+
+def level_map(L, kernel_size):
+    """The level h of each latent position (i, j), 2^h the largest that divides both, at most h_L: (L, L) integers."""
+    levels = torch.zeros(L, L, dtype=torch.long)
+    for h in range(1, num_levels(L, kernel_size)):
+        levels[:: 2**h, :: 2**h] = h
+    return levels
+
+
+def to_blocks(x, m, offset):
+    """x: (B, C, l, l) -> the m x m blocks that start at `offset`, wrapping round, (B (l/m)^2, C, m, m)."""
+    B, C, l, _ = x.shape
+    if offset:
+        x = x.roll((-offset, -offset), (2, 3))
+    x = x.reshape(B, C, l // m, m, l // m, m).permute(0, 2, 4, 1, 3, 5)  # (B, l/m, l/m, C, m, m)
+    return x.reshape(-1, C, m, m)
+
+
+def from_blocks(blocks, l, offset):
+    """The inverse of `to_blocks`: (B (l/m)^2, C, m, m) -> (B, C, l, l)."""
+    _, C, m, _ = blocks.shape
+    x = blocks.reshape(-1, l // m, l // m, C, m, m).permute(0, 3, 1, 4, 2, 5)  # (B, C, l/m, m, l/m, m)
+    x = x.reshape(-1, C, l, l)
+    return x.roll((offset, offset), (2, 3)) if offset else x
+
+
+def touched(region, m, offset):
+    """(l, l) bool -> (l, l) bool: all positions of the blocks that hold a position of the region."""
+    l = region.shape[0]
+    blocks = to_blocks(region[None, None], m, offset)
+    blocks = blocks.any(3, keepdim=True).any(2, keepdim=True).expand_as(blocks)
+    return from_blocks(blocks, l, offset)[0, 0]
+
+
+def inference_cone(region, kernel_size):
+    """The latents that a set of pixels can affect (section 3.5, figure 3 (d)): (L, L) bool -> (L, L) bool."""
+    region = torch.as_tensor(region, dtype=torch.bool)
+    cone = torch.zeros_like(region)
+    for h in range(num_levels(region.shape[0], kernel_size)):
+        region = touched(touched(region, kernel_size, kernel_size // 2), kernel_size, 0)
+        cone[:: 2**h, :: 2**h] = region  # the next level writes its own positions over these
+        region = region[::2, ::2]
+    return cone
+
+
+def generation_cone(i, j, L, kernel_size):
+    """The pixels that latent (i, j) can affect (section 3.4, figure 3 (c)): row, column -> (L, L) bool."""
+    if not (0 <= i < L and 0 <= j < L):
+        raise ValueError(f"latent ({i}, {j}): row and column must lie in 0..{L - 1}")
+    level = int(level_map(L, kernel_size)[i, j])
+    region = torch.zeros(L >> level, L >> level, dtype=torch.bool)
+    region[i >> level, j >> level] = True
+    for h in range(level, -1, -1):
+        if h < level:
+            coarse, region = region, torch.zeros(L >> h, L >> h, dtype=torch.bool)
+            region[::2, ::2] = coarse
+        region = touched(touched(region, kernel_size, 0), kernel_size, kernel_size // 2)
+    return region

@@ -1,0 +1,47 @@
+"""A flow from its configuration or from a checkpoint file."""
+
+import torch
+
+from utils import checkpoint
+
+from .rg_flow import RGFlow
+
+# What of a run's configuration goes into the constructor.
+RG_FLOW_KEYS = (
+    "nchannels",
+    "L",
+    "kernel_size",
+    "nlayers",
+    "nresblocks",
+    "nmlp",
+    "nhidden",
+    "subnet",
+    "prior",
+    "share_levels",
+)
+
+
+def build(config):
+    """The flow of a configuration (a dict with the constructor's arguments and `dtype`), freshly initialised.
+
+    Raises ValueError for values that the constructor refuses.
+    """
+    flow = RGFlow(**{key: config[key] for key in RG_FLOW_KEYS})
+    return flow.to(getattr(torch, config["dtype"]))
+
+
+def load(path, device="cpu"):
+    """(flow, config) from a checkpoint file: the flow in evaluation mode on `device`, the configuration of its run.
+
+    Raises utils.checkpoint.CheckpointError if the file cannot be used.
+    """
+    state = checkpoint.read(path, device)
+    try:
+        flow = build(state["config"])
+        flow.load_state_dict(state["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        cause = str(error).splitlines()[0]
+        raise checkpoint.CheckpointError(
+            f"checkpoint {path}: its weights do not fit its configuration ({cause})"
+        ) from error
+    return flow.to(device).eval(), state["config"]

@@ -1,0 +1,64 @@
+"""From uint8 images to model space and back, and bits per dimension.
+
+x = (image + u) / 256,  u uniform in [0, 1)      dequantisation
+y = 0.05 + 0.9 x                                 restriction, keeps the logit finite
+l = log y - log(1 - y)                           model space
+log |dl/dx| = sum (softplus(l) + softplus(-l) + log 0.9)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+MARGIN = 0.05
+SPAN = 1 - 2 * MARGIN
+
+
+def to_model(images, generator=None, noise=None, dtype=None):
+    """uint8 images (B, C, L, L) -> l of the same shape in model space, log |dl/dx| (B,), nats.
+
+    generator: a torch.Generator on the images' device for the dequantisation noise u, None for the global one
+    noise: u itself instead of a draw, a number or a tensor in [0, 1)
+    dtype: of the result, the default type if None
+    Raises ValueError if the images are not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images of type {images.dtype}: must be torch.uint8")
+    dtype = dtype or torch.get_default_dtype()
+    if noise is None:
+        noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=images.device)
+    l = torch.logit(MARGIN + SPAN / 256 * (images.to(dtype) + noise))
+    log_det = F.softplus(l) + F.softplus(-l) + math.log(SPAN)
+    return l, log_det.sum((1, 2, 3))
+
+
+def to_unit(x):
+    """Model space -> the unclamped inverse x = (sigmoid(l) - 0.05) / 0.9, outside [0, 1] where l is extreme."""
+    return (torch.sigmoid(x) - MARGIN) / SPAN
+
+
+def to_image(x):
+    """Model space (B, C, L, L) -> floats in [0, 1] for display."""
+    return to_unit(x).clamp(0, 1)
+
+
+def to_uint8(x):
+    """Model space (B, C, L, L) -> uint8 images; undoes `to_model` whatever the noise was."""
+    return (to_unit(x) * 256).floor().clamp(0, 255).to(torch.uint8)
+
+
+def nats_to_bits(nats_per_dim):
+    """-(log p(l) + log |dl/dx|) / (C L^2) in nats -> bits per dimension of the 8-bit image."""
+    return nats_per_dim / math.log(2) + 8
+
+
+def nats_per_dim(flow, images, generator=None):
+    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats. Its mean is the training loss."""
+    x, log_det = to_model(images, generator, dtype=next(flow.parameters()).dtype)
+    return -(flow.log_prob(x) + log_det) / x[0].numel()
+
+
+def bits_per_dim(flow, images, generator=None):
+    """Bits per dimension of uint8 images (B, C, L, L): (B,), with uniform dequantisation."""
+    return nats_to_bits(nats_per_dim(flow, images, generator))

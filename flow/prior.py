@@ -1,0 +1,38 @@
+"""Priors, factorised over the latents (equation 10, section 3.6), and temperature, p_T ~ p^(1/T) (Appendix D)."""
+
+import math
+
+import torch
+
+
+class Laplace:
+    """p(z) = exp(-|z| / b) / (2 b) with b = 1 / sqrt(2), of variance 1. At temperature T the scale is T b."""
+
+    scale = math.sqrt(0.5)
+
+    def log_prob(self, z):
+        """z: any shape -> the log-density of each entry, nats."""
+        return -z.abs() / self.scale - math.log(2 * self.scale)
+
+    def sample(self, like, temperature=1.0, generator=None):
+        """A draw of the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
+        # The inverse of the distribution function; rounding can make |u| = 1, whose logarithm is not finite.
+        u = 2 * torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator) - 1
+        tail = (1 - u.abs()).clamp_min(torch.finfo(like.dtype).tiny)
+        return -self.scale * temperature * u.sign() * tail.log()
+
+
+class Gaussian:
+    """The standard normal distribution. At temperature T the standard deviation is sqrt(T) (equation D.2)."""
+
+    def log_prob(self, z):
+        """z: any shape -> the log-density of each entry, nats."""
+        return -0.5 * (z.square() + math.log(2 * math.pi))
+
+    def sample(self, like, temperature=1.0, generator=None):
+        """A draw of the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
+        z = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        return z * temperature**0.5
+
+
+PRIORS = {"laplace": Laplace, "gaussian": Gaussian}

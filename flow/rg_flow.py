@@ -1,0 +1,125 @@
+"""RG-Flow: disentanglers and decimators, level by level (section 3.2, equations 3-7, figures 2 and 3)."""
+
+from torch import nn
+
+from layers import PATCH_BIJECTORS
+
+from . import hierarchy
+from .base import Flow
+
+
+class RGFlow(Flow):
+    """The hierarchical flow on images (B, C, L, L) in model space.
+
+    Latents live in an array of the image's shape: (i, j) belongs to the level of the largest 2^h that divides both.
+
+    nchannels, L: shape of an image; L / kernel_size must be a power of two
+    kernel_size: edge m of a block, even
+    nlayers: coupling blocks in each disentangler and in each decimator, one number or one per level
+    nresblocks, nmlp, nhidden: residual blocks per network, hidden layers per residual block, their width
+    subnet: the patch bijector, a name in `layers.PATCH_BIJECTORS`
+    prior: a name in `flow.prior.PRIORS`
+    share_levels: one disentangler and one decimator at all levels, a scale-invariant RG step (Appendix A)
+
+    Raises ValueError for sizes that do not fit and unknown names.
+    """
+
+    def __init__(
+        self,
+        nchannels=3,
+        L=32,
+        kernel_size=4,
+        nlayers=(8, 6, 4, 2),
+        nresblocks=4,
+        nmlp=2,
+        nhidden=512,
+        subnet="rnvp",
+        prior="laplace",
+        share_levels=False,
+    ):
+        num_levels = hierarchy.num_levels(L, kernel_size)
+        super().__init__(nchannels, L, hierarchy.level_map(L, kernel_size), num_levels, prior)
+        self.kernel_size = kernel_size
+        nlayers = per_level(nlayers, num_levels, share_levels)
+        if subnet not in PATCH_BIJECTORS:
+            raise ValueError(f"subnet {subnet!r}: must be one of {', '.join(PATCH_BIJECTORS)}")
+        sizes = {"nchannels": nchannels, "nresblocks": nresblocks, "nmlp": nmlp, "nhidden": nhidden}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} {size}: must be at least 1")
+
+        def stacks():
+            build = PATCH_BIJECTORS[subnet]
+            bijectors = [build(nchannels, kernel_size, n, nresblocks, nmlp, nhidden) for n in nlayers]
+            return nn.ModuleList(bijectors)
+
+        self.disentanglers = stacks()
+        self.decimators = stacks()
+
+    def level(self, h):
+        """Disentangler and decimator of level h."""
+        h = min(h, len(self.decimators) - 1)
+        return self.disentanglers[h], self.decimators[h]
+
+    def level_parameters(self, h):
+        """The parameters of level h, a list; with `share_levels` all are counted at h = 0."""
+        if h >= len(self.decimators):
+            return []
+        return [parameter for bijector in self.level(h) for parameter in bijector.parameters()]
+
+    def extra_repr(self):
+        image, block = f"{self.nchannels}x{self.L}x{self.L}", f"{self.kernel_size}x{self.kernel_size}"
+        return f"{image} image, {self.num_levels} levels, {block} blocks"
+
+    def forward(self, x):
+        """x: (B, C, L, L) -> z of the same shape, log_det (B,)."""
+        B, m = len(x), self.kernel_size
+        log_det = x.new_zeros(B)
+        outputs = []
+        for h in range(self.num_levels):
+            l = self.L >> h
+            disentangler, decimator = self.level(h)
+            for bijector, offset in ((disentangler, m // 2), (decimator, 0)):
+                blocks, log_det_blocks = bijector(hierarchy.to_blocks(x, m, offset))
+                x = hierarchy.from_blocks(blocks, l, offset)
+                log_det = log_det + log_det_blocks.reshape(B, -1).sum(1)
+            outputs.append(x)
+            x = x[:, :, ::2, ::2]  # x^(h+1); the other three quarters are z^(h)
+        z = outputs.pop()
+        while outputs:
+            coarse, z = z, outputs.pop().clone()
+            z[:, :, ::2, ::2] = coarse
+        return z, log_det
+
+    def inverse(self, z):
+        """z: (B, C, L, L) -> x of the same shape, log_det (B,) of this direction."""
+        B, m = len(z), self.kernel_size
+        log_det = z.new_zeros(B)
+        x = None
+        for h in range(self.num_levels - 1, -1, -1):
+            l = self.L >> h
+            coarse, x = x, z[:, :, :: 2**h, :: 2**h]
+            if coarse is not None:
+                x = x.clone()
+                x[:, :, ::2, ::2] = coarse
+            disentangler, decimator = self.level(h)
+            for bijector, offset in ((decimator, 0), (disentangler, m // 2)):
+                blocks, log_det_blocks = bijector.inverse(hierarchy.to_blocks(x, m, offset))
+                x = hierarchy.from_blocks(blocks, l, offset)
+                log_det = log_det + log_det_blocks.reshape(B, -1).sum(1)
+        return x, log_det
+
+
+def per_level(nlayers, num_levels, share_levels=False):
+    """`nlayers` as a tuple with one entry per level (one in all with `share_levels`).
+
+    Raises ValueError when the number of entries is wrong or one of them is below 1.
+    """
+    length = 1 if share_levels else num_levels
+    nlayers = (nlayers,) * length if isinstance(nlayers, int) else tuple(nlayers)
+    if len(nlayers) != length:
+        rule = "one number with share_levels" if share_levels else f"one number or {num_levels}, one per level"
+        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be {rule}")
+    if min(nlayers) < 1:
+        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be at least 1 at every level")
+    return nlayers

@@ -1,0 +1,33 @@
+"""What every bijector must pass, against autograd's Jacobian."""
+
+import torch
+
+
+def randomise(module, scale=0.5):
+    """Move every parameter, so that nothing is the identity; gradients are asked for inputs only."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module.eval().requires_grad_(False)
+
+
+def jacobian(function, x):
+    """Autograd's Jacobian of function: (1, …) -> (1, …) as a matrix (outputs, inputs)."""
+
+    def flat(values):
+        return function(values.reshape(x.shape)).flatten()
+
+    return torch.func.jacrev(flat, chunk_size=256)(x.flatten())
+
+
+def check_bijector(bijector, x):
+    """Shapes, round trip and both log-determinants of a bijector at x (B, …), the Jacobian at its first entry."""
+    y, log_det = bijector(x)
+    back, log_det_back = bijector.inverse(y)
+    assert y.shape == back.shape == x.shape
+    assert log_det.shape == log_det_back.shape == x.shape[:1]
+    assert (y - x).abs().max() > 0.1, "the bijector under test is nearly the identity"
+    assert (back - x).abs().max() < 1e-9
+    for function, at, claimed in ((bijector, x, log_det), (bijector.inverse, y, log_det_back)):
+        matrix = jacobian(lambda value, function=function: function(value)[0], at[:1])
+        torch.testing.assert_close(claimed[0], torch.linalg.slogdet(matrix).logabsdet, rtol=1e-9, atol=1e-9)

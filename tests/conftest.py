@@ -1,0 +1,12 @@
+"""Tests compute in float64 with a fixed seed and randomised networks."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
