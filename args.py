@@ -1,0 +1,262 @@
+"""Command-line flags, their checks, the name of a run and the flow that a script is asked for.
+
+Flags keep the names and defaults of the authors' release; the defaults are the paper's CelebA run.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from data import DATASETS, DataError
+from flow import load
+from flow.hierarchy import num_levels
+from flow.prior import PRIORS
+from flow.rg_flow import per_level
+from layers import PATCH_BIJECTORS
+from utils import checkpoint
+
+DEFAULT_NLAYERS = (8, 6, 4, 2)
+
+
+class RunError(Exception):
+    """A run that cannot start or go on; the message is one sentence for the user."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence and whose @FILEs hold flags with their values, and # comments."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            fromfile_prefix_chars="@",
+            allow_abbrev=False,
+            epilog="@FILE reads flags from a file: one flag with its value per line, # for comments; later flags win.",
+        )
+
+    def convert_arg_line_to_args(self, arg_line):
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"argument file: line {arg_line!r}: {error}")
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(kind, low, rule, high=math.inf):
+    """An argparse type: an int or a finite float of at least `low`; `rule` says so in words."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {rule}")
+        return value
+
+    return convert
+
+
+count = number(int, 0, "a whole number of at least 0")
+positive = number(int, 1, "a whole number of at least 1")
+non_negative = number(float, 0, "a number of at least 0")
+
+
+def number_list(kind):
+    """An argparse type: one `kind` or several, comma separated, as a tuple."""
+    return lambda text: tuple(kind(item) for item in text.split(","))
+
+
+def cuda_device(text):
+    """The device of `--cuda`: empty is the CPU, a number that GPU."""
+    if not text:
+        return "cpu"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be the number of one GPU, or empty for the CPU")
+    if int(text) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text!r}: no such GPU, {torch.cuda.device_count()} can be used here")
+    return f"cuda:{int(text)}"
+
+
+def build_parser(description, needs_weights=False):
+    """The flags of `main.py`; with `needs_weights` also those of a script that uses a trained flow."""
+    parser = Parser(description)
+    if needs_weights:
+        group = parser.add_argument_group("what to draw")
+        group.add_argument(
+            "--weights",
+            metavar="FILE",
+            help="checkpoint, which carries its own configuration; without it, the flags below name a run whose newest"
+            " checkpoint is used",
+        )
+        group.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
+        group.add_argument("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
+
+    group = parser.add_argument_group("dataset parameters")
+    group.add_argument(
+        "--data", choices=DATASETS, default="celeba32", help="dataset name; folder: the images in data_path"
+    )
+    group.add_argument("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
+    group.add_argument("--nchannels", type=positive, metavar="C", help="number of channels (default: the data set's)")
+    group.add_argument(
+        "--L", type=positive, metavar="PIXELS", help="edge length of images, in pixels (default: the data set's)"
+    )
+
+    group = parser.add_argument_group("network parameters")
+    group.add_argument("--prior", choices=PRIORS, default="laplace", help="prior of latent variables")
+    group.add_argument("--subnet", choices=PATCH_BIJECTORS, default="rnvp", help="type of subnet in an RG block")
+    group.add_argument(
+        "--kernel_size", type=positive, default=4, metavar="PIXELS", help="edge length of an RG block, in pixels, even"
+    )
+    group.add_argument(
+        "--nlayers",
+        type=number_list(positive),
+        metavar="N[,N…]",
+        help="number of subnet layers in an RG block, one number or one per level from h = 0 up, comma separated"
+        " (default: 8,6,4,2, cut or continued with 2 to the number of levels; 4 with --share_levels)",
+    )
+    group.add_argument(
+        "--nresblocks", type=positive, default=4, metavar="N", help="number of residual blocks in a network"
+    )
+    group.add_argument(
+        "--nmlp", type=positive, default=2, metavar="N", help="number of hidden layers in a residual block"
+    )
+    group.add_argument("--nhidden", type=positive, default=512, metavar="N", help="width of hidden layers")
+    group.add_argument(
+        "--share_levels",
+        action="store_true",
+        help="one disentangler and one decimator at all levels (scale invariance)",
+    )
+    group.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="type of all numbers")
+
+    group = parser.add_argument_group("optimizer parameters")
+    group.add_argument("--batch_size", type=positive, default=64, metavar="IMAGES", help="images per step")
+    group.add_argument(
+        "--lr", type=number(float, 1e-30, "a number above 0"), default=1e-3, help="learning rate, above 0"
+    )
+    group.add_argument(
+        "--weight_decay", type=non_negative, default=5e-2, metavar="RATE", help="weight decay; times lr per step"
+    )
+    group.add_argument("--epoch", type=positive, default=500, metavar="N", help="number of epochs")
+    group.add_argument("--max_steps", type=count, default=0, metavar="N", help="end after N steps, 0 for no such limit")
+    group.add_argument("--warmup_steps", type=count, default=0, metavar="N", help="steps over which lr rises from 0")
+    group.add_argument(
+        "--lr_schedule",
+        choices=["constant", "cosine"],
+        default="constant",
+        help="cosine: falls to 0 at the end of the run",
+    )
+    group.add_argument(
+        "--clip_grad",
+        type=non_negative,
+        default=1.0,
+        metavar="NORM",
+        help="global norm to clip gradients, 0 for disabled",
+    )
+    group.add_argument(
+        "--seed", type=count, default=0, metavar="N", help="seed of weights, order, flips, noise and samples"
+    )
+
+    group = parser.add_argument_group("system parameters")
+    group.add_argument("--no_stdout", action="store_true", help="do not print log to stdout")
+    group.add_argument("--print_step", type=count, default=1, metavar="N", help="steps between log lines, 0 for none")
+    group.add_argument(
+        "--save_epoch", type=count, default=1, metavar="N", help="epochs between checkpoints, 0 for one at the end only"
+    )
+    group.add_argument(
+        "--keep_epoch", type=count, default=10, metavar="N", help="keep the checkpoint of every Nth epoch, 0 for all"
+    )
+    group.add_argument(
+        "--plot_epoch",
+        type=count,
+        default=1,
+        metavar="N",
+        help="epochs between sample grids, 0 for one at the end only",
+    )
+    group.add_argument(
+        "--cuda", type=cuda_device, default="", metavar="ID", help="number of the GPU, empty for the CPU"
+    )
+    group.add_argument("--out_infix", default="", metavar="TEXT", help="infix in output file names, to tell runs apart")
+    group.add_argument(
+        "-o", "--out_dir", default="./saved_model", metavar="DIR", help="folder for output, empty for no output files"
+    )
+    return parser
+
+
+def get_args(argv=None, parser=None):
+    """Parse and check flags; nchannels, L and nlayers filled in. Exits with status 2 and one sentence on bad input."""
+    parser = parser or build_parser(
+        "Train RG-Flow on images; a run that is started again goes on from its newest checkpoint."
+    )
+    args = parser.parse_args(argv)
+    args.device = args.cuda
+    spec = DATASETS[args.data]
+    for name in ("nchannels", "L"):
+        given, own = getattr(args, name), getattr(spec, name)
+        if given not in (None, own) and spec.fixed_shape:
+            parser.error(f"argument --{name}: {given}: must be {own} for --data {args.data}")
+        setattr(args, name, own if given is None else given)
+    if any(separator in args.out_infix for separator in "/\\\0"):
+        parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
+    try:
+        levels = num_levels(args.L, args.kernel_size)
+        if args.nlayers is None:
+            continued = DEFAULT_NLAYERS + (2,) * levels
+            args.nlayers = 4 if args.share_levels else continued[:levels]
+        elif len(args.nlayers) == 1:
+            (args.nlayers,) = args.nlayers
+        args.nlayers = per_level(args.nlayers, levels, args.share_levels)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    return args
+
+
+def network_name(args):
+    """The folder of a network's runs, as in the release: what differs from the release's defaults, then the sizes."""
+    name = "" if args.prior == "gaussian" else f"{args.prior}_"
+    name += "" if args.subnet == "rnvp" else f"{args.subnet}_"
+    name += "share_" if args.share_levels else ""
+    name += "" if args.kernel_size == 4 else f"ks{args.kernel_size}_"
+    nlayers = args.nlayers[:1] if len(set(args.nlayers)) == 1 else args.nlayers
+    return name + f"nl{','.join(map(str, nlayers))}_nr{args.nresblocks}_nm{args.nmlp}_nh{args.nhidden}"
+
+
+def run_path(args, suffix):
+    """{out_dir}/{data}/{network}/out{infix}{suffix}, or None without --out_dir."""
+    if not args.out_dir:
+        return None
+    return Path(args.out_dir) / args.data / network_name(args) / f"out{args.out_infix}{suffix}"
+
+
+def load_flow(args):
+    """(flow, config, path) of `--weights`, or of the newest checkpoint of the run that the flags name.
+
+    Raises utils.checkpoint.CheckpointError if there is none.
+    """
+    path = args.weights
+    if not path:
+        folder = run_path(args, "_save")
+        found = checkpoint.newest(folder) if folder else None
+        if not found:
+            raise checkpoint.CheckpointError(f"no checkpoint in {folder}: train first, or name one with --weights")
+        path, _ = found
+    flow, config = load(path, args.device)
+    return flow, config, path
+
+
+def script(main):
+    """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
+    try:
+        main()
+    except (DataError, RunError, checkpoint.CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

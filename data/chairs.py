@@ -1,0 +1,46 @@
+"""3D Chairs (section 4.1): 86,366 renderings of 600 x 600 as unpacked from the authors' archive, here `chair600`.
+
+`{data_path}/rendered_chairs/<chair>/renders/*.png`, sorted by path, centre crop 300, resized to 32, split 77,730 to
+8,636 by a permutation with seed 0. Renderings are split, so a chair recurs in both splits.
+"""
+
+import hashlib
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from .arrays import DataError, Preparation, write_rows
+from .images import BROKEN, centre_crop, decode, resize, to_channels
+
+MISSING = """{}: no renderings there. The chair600 set needs
+  {}/<chair>/renders/*.png  (86,366 images)
+Fetch https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar and unpack it in {}."""
+
+
+def prepare(data_path, nchannels, L):
+    """The Preparation of chair600."""
+    root = data_path / "rendered_chairs"
+    names = sorted(path.relative_to(root).as_posix() for path in root.glob("*/renders/*.png"))
+    source = {"listing": hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()}
+    recipe = {"name": "chair600", "version": 1, "nchannels": 3, "L": 32, "crop": 300, "filter": "bicubic", "seed": 0}
+    return Preparation(recipe, source if names else None, partial(_build, root, names))
+
+
+def _build(root, names, folder, progress):
+    if not names:
+        raise DataError(MISSING.format(root, root, root.parent))
+
+    def load(name):
+        try:
+            with Image.open(root / name) as image:
+                return resize(to_channels(centre_crop(image, 300), 3), 32)
+        except BROKEN as error:
+            raise DataError(f"{root / name}: not a readable rendering ({error})") from error
+
+    train = len(names) * 77_730 // 86_366
+    order = np.random.default_rng(0).permutation(len(names))
+    for split, part in (("train", order[:train]), ("test", order[train:])):
+        paths = [names[k] for k in np.sort(part)]
+        write_rows(folder / f"{split}.npy", decode(load, paths, f"chair600 {split}", progress), (3, 32, 32))
+    return []

@@ -1,0 +1,94 @@
+"""Any folder of images as a data set (`--data folder --data_path DIR`), for images of one's own.
+
+With `train/` and `test/` inside, these are the splits. Otherwise an image is a test image when the first eight bytes of
+the SHA-256 of its relative path, as an integer, divide by 10: about one in ten, whatever else is in the folder.
+"""
+
+import hashlib
+import os
+from functools import partial
+
+from PIL import Image, ImageOps
+
+from .arrays import FOLDER, DataError, Preparation, write_rows
+from .images import BROKEN, decode, resize, to_channels
+
+
+def prepare(data_path, nchannels, L):
+    """The Preparation of the images below `data_path`, at any depth, hidden ones left out, as (nchannels, L, L).
+
+    Files are turned as their EXIF tag says, laid on white where transparent, brought to grey or RGB; the shorter side
+    is resized to L (bicubic, antialiased) and the centre kept. Raises DataError for a `data_path` that is no folder,
+    nchannels other than 1 or 3, L below 1.
+    """
+    if nchannels not in (1, 3):
+        raise DataError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
+    if L < 1:
+        raise DataError(f"--L {L}: must be at least 1")
+    if not data_path.is_dir():
+        raise DataError(f"--data_path {data_path}: there is no such folder")
+    files = sorted(_list(data_path, "", ()))
+    listing = "".join(f"{name}\0{size}\0{time}\0" for name, size, time in files)
+    source = {"listing": hashlib.sha256(os.fsencode(listing)).hexdigest()} if files else None
+    recipe = {"name": "folder", "version": 1, "nchannels": nchannels, "L": L, "filter": "bicubic"}
+    return Preparation(recipe, source, partial(_build, data_path, [name for name, *_ in files], nchannels, L))
+
+
+def _list(folder, prefix, parents):
+    """Yield (path below data_path, size, time of change) of every file. A link back to a parent is not followed."""
+    real = os.path.realpath(folder)
+    if real in parents:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == FOLDER:
+                continue
+            if entry.is_dir():
+                yield from _list(entry.path, f"{prefix}{entry.name}/", (*parents, real))
+            elif entry.is_file():
+                yield f"{prefix}{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                yield f"{prefix}{entry.name}", 0, 0  # broken link: to be named among the skipped
+
+
+def _build(root, names, nchannels, L, folder, progress):
+    skipped = []
+
+    def load(name):
+        try:
+            with Image.open(root / name) as image:
+                image = to_channels(ImageOps.exif_transpose(image), nchannels)
+            width, height = image.size
+            edge = min(width, height)
+            left, top = (width - edge) / 2, (height - edge) / 2
+            return resize(image, L, (left, top, left + edge, top + edge))  # looks beyond the box: resize, then crop
+        except BROKEN:
+            skipped.append(name)
+
+    warnings = []
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        splits = {s: [name for name in names if name.startswith(f"{s}/")] for s in ("train", "test")}
+    else:
+        splits = {"train": [], "test": []}
+        for name in names:
+            number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+            splits["train" if number % 10 else "test"].append(name)
+        for one, other in (("train", "test"), ("test", "train")):
+            if (root / one).is_dir():
+                warnings.append(f"{root}: {one}/ without {other}/, so all images are split 90/10 by a hash of the path")
+
+    counts = {}
+    for split, part in splits.items():
+        rows = (row for row in decode(load, part, f"folder {split}", progress) if row is not None)
+        counts[split] = write_rows(folder / f"{split}.npy", rows, (nchannels, L, L))
+    if not any(counts.values()):
+        raise DataError(f"--data_path {root}: no image among its {len(names)} files")
+    for split, count in counts.items():
+        if not count:
+            raise DataError(f"--data_path {root}: no image for the {split} split, make folders train/ and test/ there")
+    if skipped:
+        shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in sorted(skipped)[:10]]
+        more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+        count = f"{len(skipped)} of {len(names)} files"
+        warnings.append(f"{root}: skipped {count}, no readable images: {', '.join(shown)}{more}")
+    return warnings

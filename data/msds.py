@@ -1,0 +1,135 @@
+"""Multi-scale data sets MSDS1 and MSDS2 (Appendix B): 16 coloured ovals on black, 32 x 32, drawn with Pillow.
+
+The 4 x 4 ovals of an MSDS1 image share a base colour and turn freely; those of an MSDS2 image share a base angle and
+take any colour. An image is a function of (seed, variant, index) alone, whatever the number of processes. Nothing
+here imports torch, so that worker processes start fast.
+"""
+
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cache, partial
+from multiprocessing import get_context
+from types import ModuleType
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from .arrays import DataError, Preparation, cpu_count
+
+SIZES = 90_000, 10_000  # train, test
+CHUNK = 500  # images per task of a worker process
+CORNERS = [(8 * i, 8 * j) for i in range(4) for j in range(4)]  # x, y of the tiles, columns first: the drawing order
+
+
+def prepare(variant, data_path, nchannels, L):
+    """The Preparation of MSDS1 (variant 1) or MSDS2 (variant 2), with dataset seed 0.
+
+    Beside the images: `train_ovals.npy`, `test_ovals.npy` (N, 16, 6) and `train_base.npy`, `test_base.npy` (N, 3) or
+    (N, 1), float32, as `draw_image` gives them.
+    """
+    name, (train, test) = f"msds{variant}", SIZES
+    recipe = {"name": name, "version": 1, "nchannels": 3, "L": 32, "seed": 0, "train": train, "test": test}
+    return Preparation(recipe, None, partial(_build, variant, train, test))
+
+
+def draw_image(variant, rng):
+    """One image of MSDS1 or MSDS2 (variant 1 or 2) with numpy's Generator `rng`: image, ovals, base.
+
+    image: uint8 (3, 32, 32)
+    ovals: float32 (16, 6), in the order of drawing (columns, then rows): x, y, angle, r, g, b, where x, y is the
+        corner of the oval's 8 x 8 tile and the angle is anticlockwise in degrees
+    base: float32, the base colour (3,) of MSDS1 or the base angle (1,) of MSDS2
+
+    Raises ValueError for another variant.
+    """
+    if variant not in (1, 2):
+        raise ValueError(f"variant {variant}: must be 1 or 2")
+    corners = CORNERS + rng.integers(-1, 2, (16, 2))
+    if variant == 1:
+        base = rng.integers(32, 224, 3)
+        colours = base + rng.integers(-32, 33, (16, 3))
+        angles = rng.uniform(0, 180, (16, 1))
+    else:
+        base = rng.uniform(0, 180, 1)
+        colours = rng.integers(0, 256, (16, 3))
+        angles = base + rng.uniform(0, 45, (16, 1))
+    ovals = np.concatenate([corners, angles, colours], 1).astype(np.float32)
+
+    image = Image.new("RGB", (32, 32))
+    for x, y, angle, r, g, b in ovals.tolist():  # the float32 angle, so that the label is what was drawn
+        tile = Image.new("RGBa", (8, 8))  # premultiplied, as Pillow rotates; a fifth faster than going there and back
+        tile.paste((int(r), int(g), int(b), 255), mask=_ellipse())
+        tile = tile.rotate(angle, Image.Resampling.BICUBIC).convert("RGBA")
+        image.paste(tile, (int(x), int(y)), mask=tile)
+    return np.asarray(image).transpose(2, 0, 1), ovals, base.astype(np.float32)
+
+
+def generate(variant, seed, start, stop, processes=None, progress=False):
+    """Images start … stop - 1 of the endless sequence that (variant, seed) determines: images, ovals, base.
+
+    uint8 (N, 3, 32, 32), float32 (N, 16, 6), float32 (N, 3) or (N, 1). `processes` defaults to the processors at hand.
+    Raises DataError if a worker process dies.
+    """
+    tasks = [(variant, seed, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
+    processes = min(processes or cpu_count(), len(tasks))
+    parts = _parallel(tasks, processes) if processes > 1 else (_draw_range(*task) for task in tasks)
+    with tqdm(total=stop - start, desc=f"msds{variant}", unit="img", disable=None if progress else True) as bar:
+        done = []
+        for part in parts:
+            done.append(part)
+            bar.update(len(part[0]))
+    return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
+
+
+@cache
+def _ellipse():
+    mask = Image.new("1", (8, 8))
+    ImageDraw.Draw(mask).ellipse((1, 3, 7, 5), fill=1)
+    return mask
+
+
+def _build(variant, train, test, folder, progress):
+    arrays = generate(variant, 0, 0, train + test, progress=progress)
+    for array, kind in zip(arrays, ("", "_ovals", "_base"), strict=True):
+        np.save(folder / f"train{kind}.npy", array[:train])
+        np.save(folder / f"test{kind}.npy", array[train:])
+    return []
+
+
+def _draw_range(variant, seed, start, stop):
+    drawn = (draw_image(variant, np.random.default_rng([seed, variant, index])) for index in range(start, stop))
+    return tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True))
+
+
+def _parallel(tasks, processes):
+    # "spawn", because forking is not safe once torch has started threads, and is missing on Windows.
+    with ProcessPoolExecutor(processes, get_context("spawn"), _ignore_interrupts) as pool:
+        try:
+            with _empty_main():
+                futures = [pool.submit(_draw_range, *task) for task in tasks]
+            while futures:
+                yield futures.pop(0).result()
+        except BrokenProcessPool as error:
+            raise DataError(f"msds{tasks[0][0]}: a worker process died while drawing, perhaps out of memory") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+
+
+@contextmanager
+def _empty_main():
+    """A spawned process imports the parent's main module again. Ours need nothing of it, and it may be slow (torch),
+    without an `if __name__` guard, or no file at all: while they start, show them an empty one."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,168 @@
+"""The command line: names, defaults, grammar, and one sentence for each kind of bad input."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from args import build_parser, get_args, network_name, run_path
+
+ROOT = Path(__file__).parents[1]
+
+# The flags of the authors' release with the defaults of the paper's CelebA run.
+RELEASE = {
+    "data": "celeba32",
+    "data_path": "./datasets",
+    "nchannels": 3,
+    "L": 32,
+    "prior": "laplace",
+    "subnet": "rnvp",
+    "kernel_size": 4,
+    "nlayers": (8, 6, 4, 2),
+    "nresblocks": 4,
+    "nmlp": 2,
+    "nhidden": 512,
+    "dtype": "float32",
+    "batch_size": 64,
+    "lr": 1e-3,
+    "weight_decay": 5e-2,
+    "epoch": 500,
+    "clip_grad": 1.0,
+    "no_stdout": False,
+    "print_step": 1,
+    "save_epoch": 1,
+    "keep_epoch": 10,
+    "plot_epoch": 1,
+    "cuda": "cpu",
+    "out_infix": "",
+    "out_dir": "./saved_model",
+}
+OURS = {
+    "seed": 0,
+    "share_levels": False,
+    "max_steps": 0,
+    "warmup_steps": 0,
+    "lr_schedule": "constant",
+}
+
+
+@pytest.mark.parametrize("name", [*RELEASE, *OURS])
+def test_defaults(name):
+    assert getattr(get_args([]), name) == {**RELEASE, **OURS}[name]
+
+
+def test_release_choices():
+    choices = {action.dest: list(action.choices) for action in build_parser("")._actions if action.choices}
+    assert set(choices["data"]) >= {"celeba32", "mnist32", "cifar10", "chair600", "msds1", "msds2"}
+    assert set(choices["prior"]) >= {"gaussian", "laplace"}
+    assert set(choices["subnet"]) >= {"rnvp", "ar"}
+    assert set(choices["dtype"]) == {"float32", "float64"}
+
+
+def test_help_shows_every_default():
+    text = " ".join(build_parser("").format_help().split())
+    for name, value in {**RELEASE, **OURS}.items():
+        assert f"--{name}" in text
+    for name in ("lr", "batch_size", "weight_decay", "epoch", "nhidden", "out_dir", "data_path"):
+        assert re.search(rf"--{name} .*?\(default: {re.escape(str(RELEASE[name]))}\)", text)
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--nlayers", "4"], (4, 4, 4, 4)),
+        (["--nlayers", "4,3,2,1"], (4, 3, 2, 1)),
+        (["--share_levels"], (4,)),
+        (["--share_levels", "--nlayers", "3"], (3,)),
+        (["--data", "folder", "--L", "8"], (8, 6)),
+        (["--data", "folder", "--L", "128"], (8, 6, 4, 2, 2, 2)),
+    ],
+)
+def test_nlayers(argv, expected):
+    assert get_args(argv).nlayers == expected
+
+
+def test_shape_comes_from_the_data_set():
+    assert (get_args(["--data", "mnist32"]).nchannels, get_args(["--data", "mnist32"]).L) == (1, 32)
+    args = get_args(["--data", "folder", "--L", "64", "--nchannels", "1"])
+    assert (args.nchannels, args.L) == (1, 64)
+
+
+def test_argument_file(tmp_path):
+    file = tmp_path / "a.args"
+    file.write_text("# a comment\n--lr 2e-3   # and another\n\n--out_infix 'two words'\n--no_stdout\n")
+    args = get_args([f"@{file}", "--lr", "3e-3"])
+    assert (args.lr, args.out_infix, args.no_stdout) == (3e-3, "two words", True)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--lr", "0"], ["--lr", "'0'", "above 0"]),
+        (["--lr", "nan"], ["--lr", "'nan'", "above 0"]),
+        (["--lr", "fast"], ["--lr", "'fast'"]),
+        (["--batch_size", "0"], ["--batch_size", "'0'", "at least 1"]),
+        (["--batch_size", "1.5"], ["--batch_size", "'1.5'", "whole number"]),
+        (["--clip_grad", "-1"], ["--clip_grad", "'-1'", "at least 0"]),
+        (["--nlayers", "8,6,4"], ["--nlayers", "8,6,4", "4, one per level"]),
+        (["--nlayers", "8,,4,2"], ["--nlayers", "''"]),
+        (["--share_levels", "--nlayers", "8,6,4,2"], ["--nlayers", "8,6,4,2", "one number"]),
+        (["--kernel_size", "3"], ["--kernel_size", "3", "even"]),
+        (["--data", "folder", "--L", "24"], ["--L", "24", "power of two"]),
+        (["--data", "cifar10", "--L", "64"], ["--L", "64", "must be 32 for --data cifar10"]),
+        (["--data", "mnist32", "--nchannels", "3"], ["--nchannels", "3", "must be 1"]),
+        (["--data", "imagenet"], ["--data", "imagenet", "celeba32"]),
+        (["--prior", "cauchy"], ["--prior", "cauchy", "laplace"]),
+        (["--cuda", "x"], ["--cuda", "'x'", "number of one GPU"]),
+        (["--cuda", "0,1"], ["--cuda", "'0,1'", "one GPU"]),
+        (["--cuda", str(torch.cuda.device_count())], ["--cuda", "no such GPU"]),
+        (["--out_infix", "a/b"], ["--out_infix", "'a/b'", "path separator"]),
+        (["--epo", "3"], ["--epo"]),
+        (["@no_such_file.args"], ["no_such_file.args"]),
+    ],
+)
+def test_bad_flags(argv, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        get_args(argv)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for word in words:
+        assert word in message
+
+
+def test_unbalanced_quotes_in_an_argument_file(tmp_path, capsys):
+    file = tmp_path / "a.args"
+    file.write_text("--out_infix 'a\n")
+    with pytest.raises(SystemExit) as stop:
+        get_args([f"@{file}"])
+    assert stop.value.code == 2
+    assert "--out_infix 'a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], "laplace_nl8,6,4,2_nr4_nm2_nh512"),
+        (["--prior", "gaussian"], "nl8,6,4,2_nr4_nm2_nh512"),
+        (["--subnet", "ar", "--nlayers", "4"], "laplace_ar_nl4_nr4_nm2_nh512"),
+        (["--share_levels", "--kernel_size", "8"], "laplace_share_ks8_nl4_nr4_nm2_nh512"),
+    ],
+)
+def test_network_name(argv, expected):
+    assert network_name(get_args(argv)) == expected
+
+
+def test_run_path():
+    args = get_args(["--data", "msds1", "--nlayers", "4", "--out_infix", "_b", "-o", "runs"])
+    assert run_path(args, ".log") == Path("runs/msds1/laplace_nl4_nr4_nm2_nh512/out_b.log")
+    assert run_path(get_args(["-o", ""]), ".log") is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.args")), ids=lambda path: path.stem)
+def test_configs_parse(path):
+    args = get_args([f"@{path}"])
+    assert isinstance(args, argparse.Namespace)
+    assert args.data in path.stem or path.stem.startswith(args.data)

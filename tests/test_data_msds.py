@@ -1,0 +1,197 @@
+"""MSDS1 and MSDS2 (Appendix B): geometry, colours, labels, seeds and processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from data import msds, open_dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+class Constants:
+    """In place of numpy's Generator: integers and angles as given, by shape."""
+
+    def __init__(self, shift=0, base=128, angle=0.0):
+        self.shift, self.base, self.angle = shift, base, angle
+
+    def integers(self, low, high, size):
+        value = {(-1, 2): self.shift, (32, 224): self.base, (-32, 33): 0}[low, high]
+        return np.broadcast_to(value, size).copy()
+
+    def uniform(self, low, high, size):
+        return np.full(size, self.angle)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(msds, "SIZES", (50, 14))
+
+
+def literal(ovals):
+    """Appendix B to the letter, on RGBA tiles."""
+    image = Image.new("RGB", (32, 32), "black")
+    for x, y, angle, *colour in ovals.tolist():
+        tile = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+        ImageDraw.Draw(tile).ellipse((1, 3, 7, 5), fill=tuple(int(c) for c in colour))
+        tile = tile.rotate(angle, Image.BICUBIC)
+        image.paste(tile, (int(x), int(y)), mask=tile)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_images_are_those_of_the_labels(variant):
+    images, ovals, _ = msds.generate(variant, 0, 0, 40, processes=1)
+    for image, labels in zip(images, ovals, strict=True):
+        assert (image == literal(labels)).all()
+
+
+def test_upright_ovals():
+    image, ovals, base = msds.draw_image(1, Constants(base=[200, 100, 50]))
+    assert image.shape == (3, 32, 32) and image.dtype == np.uint8
+    assert ovals.shape == (16, 6) and ovals.dtype == np.float32 and base.tolist() == [200, 100, 50]
+    assert ovals[1].tolist() == [0, 8, 0, 200, 100, 50]  # the second oval is below the first, not beside it
+    oval = np.zeros((8, 8), bool)
+    oval[4, 1:8] = oval[3, 2:7] = oval[5, 2:7] = True  # Pillow's ellipse in the box (1, 3, 7, 5), both ends included
+    expected = np.tile(oval, (4, 4)) * np.array([200, 100, 50])[:, None, None]
+    assert (image == expected).all()
+
+
+def test_shift_moves_right_and_down():
+    shift = np.zeros((16, 2), int)
+    shift[4 * 2 + 1] = 1, -1  # column 2, row 1
+    image, ovals, _ = msds.draw_image(1, Constants(shift=shift, base=90))
+    assert ovals[9].tolist() == [17, 7, 0, 90, 90, 90]
+    columns, rows = image[0, 8:16, 16:26].any(0), image[0, 4:16, 18:24].any(1)
+    assert np.flatnonzero(columns).tolist() == [2, 3, 4, 5, 6, 7, 8, 9]  # 18 to 24, and 25 of the next oval
+    assert np.flatnonzero(rows).tolist() == [0, 1, 6, 7, 8]  # 4, 5 of the oval above, and 10 to 12
+
+
+def test_later_ovals_cover_earlier_ones():
+    shift = np.zeros((16, 2), int)
+    shift[0] = 1, 0  # its last column is 8
+    shift[4] = -1, 0  # its first column is 8 too: the oval of the next column, drawn later
+
+    class Coloured(Constants):
+        def integers(self, low, high, size):
+            value = super().integers(low, high, size)
+            if (low, high) == (-32, 33):
+                value[0], value[4] = -30, 30
+            return value
+
+    image, *_ = msds.draw_image(1, Coloured(shift=shift, base=128))
+    assert image[0, 4, 7] == 98 and image[0, 4, 8] == 158
+
+
+@pytest.mark.parametrize("angle", [20, 45, 70, 110, 160])
+def test_angles_are_anticlockwise(angle):
+    image, ovals, _ = msds.draw_image(1, Constants(angle=angle, base=200))
+    assert (ovals[:, 2] == angle).all()
+    weight = image[0, 8:16, 8:16].astype(float)
+    rows, columns = np.mgrid[:8, :8]
+    x, y = columns - np.average(columns, weights=weight), -(rows - np.average(rows, weights=weight))
+    xx, yy, xy = (np.average(product, weights=weight) for product in (x * x, y * y, x * y))
+    measured = np.degrees(np.arctan2(2 * xy, xx - yy) / 2)
+    assert abs((measured - angle + 90) % 180 - 90) < 4
+
+
+def test_label_statistics_of_msds1():
+    _, ovals, base = msds.generate(1, 0, 0, 1500, processes=1)
+    x, y, angle, colour = ovals[..., 0], ovals[..., 1], ovals[..., 2], ovals[..., 3:]
+    k = np.arange(16)
+    assert set(np.unique(x - 8 * (k // 4))) == set(np.unique(y - 8 * (k % 4))) == {-1, 0, 1}
+    assert abs((x - 8 * (k // 4)).mean()) < 0.02 and abs((y - 8 * (k % 4)).mean()) < 0.02
+    assert 0 <= angle.min() < 0.1 and 179.9 < angle.max() <= 180 and abs(angle.mean() - 90) < 2
+    assert base.shape == (1500, 3) and base.min() == 32 and base.max() == 223 and abs(base.mean() - 127.5) < 3
+    shift = colour - base[:, None]
+    assert shift.min() == -32 and shift.max() == 32 and abs(shift.mean()) < 0.5
+    assert abs(shift.std() - np.sqrt((65**2 - 1) / 12)) < 0.2 and (colour == colour.round()).all()
+    assert abs(np.corrcoef(angle[:, 0], angle[:, 1])[0, 1]) < 0.1  # ovals turn freely
+
+
+def test_label_statistics_of_msds2():
+    images, ovals, base = msds.generate(2, 0, 0, 1500, processes=1)
+    turn, colour = ovals[..., 2] - base, ovals[..., 3:]
+    assert base.shape == (1500, 1) and 0 <= base.min() < 1 and 179 < base.max() <= 180 and abs(base.mean() - 90) < 5
+    assert -1e-4 < turn.min() < 0.1 and 44.9 < turn.max() < 45.001 and abs(turn.mean() - 22.5) < 0.5
+    assert colour.min() == 0 and colour.max() == 255 and abs(colour.mean() - 127.5) < 1
+    assert abs(np.corrcoef(colour[:, 0, 0], colour[:, 1, 0])[0, 1]) < 0.1
+    assert (images == 0).mean() > 0.5  # black ground
+
+
+def test_same_bytes_whatever_the_processes(monkeypatch):
+    monkeypatch.setattr(msds, "CHUNK", 20)
+    one = msds.generate(2, 7, 3, 90, processes=1)
+    two = msds.generate(2, 7, 3, 90, processes=2)
+    later = msds.generate(2, 7, 50, 90, processes=1)
+    assert [array.shape for array in one] == [(87, 3, 32, 32), (87, 16, 6), (87, 1)]
+    for a, b, c in zip(one, two, later, strict=True):
+        assert a.dtype == b.dtype and (a == b).all() and (a[47:] == c).all()
+    assert not (one[0] == msds.generate(2, 8, 3, 90, processes=1)[0]).all()
+    assert len(np.unique(one[1][:, :, 2])) == 87 * 16  # no image twice
+
+
+@pytest.mark.parametrize("how", ["-c", "stdin", "unguarded file"])
+def test_spawned_workers_leave_the_main_module_alone(how, tmp_path):
+    code = """
+import os, sys
+print("main runs")
+sys.path.insert(0, os.environ["CODE"])
+from data import msds
+msds.CHUNK = 10
+print(msds.generate(1, 0, 0, 20, processes=2)[0].sum())
+"""
+    (tmp_path / "script.py").write_text(code)
+    arguments = {"-c": ["-c", code], "stdin": ["-"], "unguarded file": ["script.py"]}[how]
+    environment = {**os.environ, "CODE": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        input=code,
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
+    expected = msds.generate(1, 0, 0, 20, processes=1)[0].sum()
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n") == ["main runs", str(expected), ""]
+
+
+def test_registry_is_light():
+    code = "import sys, data; print({'torch', 'torchvision'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_prepared_with_labels(small, tmp_path):
+    dataset = open_dataset("msds1", tmp_path, 3, 32, progress=False)
+    images, ovals, base = msds.generate(1, 0, 0, 64, processes=1)
+    assert (dataset.train == images[:50]).all() and (dataset.test == images[50:]).all()
+    assert dataset.path == tmp_path / "prepared_arrays" / "msds1_3x32x32" and dataset.warnings == []
+    for name, array in (("ovals", ovals), ("base", base)):
+        train, test = (np.load(dataset.path / f"{split}_{name}.npy") for split in ("train", "test"))
+        assert train.dtype == np.float32 and (np.concatenate([train, test]) == array).all()
+
+
+def test_fingerprint_is_of_content_not_of_place(small, tmp_path):
+    one, two = (open_dataset("msds1", tmp_path / name, 3, 32, progress=False) for name in "ab")
+    other = open_dataset("msds2", tmp_path / "a", 3, 32, progress=False)
+    assert one.fingerprint == two.fingerprint != other.fingerprint and len(one.fingerprint) == 16
+
+
+def test_another_variant_is_refused():
+    with pytest.raises(ValueError, match="variant 3: must be 1 or 2"):
+        msds.draw_image(3, np.random.default_rng(0))
+
+
+def test_dead_worker_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(msds, "CHUNK", 10)
+    monkeypatch.setattr(msds, "_ignore_interrupts", os.abort)
+    with pytest.raises(msds.DataError, match="msds1: a worker process died"):
+        msds.generate(1, 0, 0, 20, processes=2)

@@ -1,0 +1,310 @@
+"""Training end to end on a small folder of images."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from args import RunError, get_args
+from flow import load
+from flow.preprocess import bits_per_dim
+from utils.checkpoint import read
+from utils.logging import read_records
+
+ROOT = Path(__file__).parents[1]
+SMALL = "--L 8 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --lr 1e-3 --dtype float64 --no_stdout"
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of 40 training and 6 test images, smooth ramps of random colours."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 1, 8)
+    for split, number in (("train", 40), ("test", 6)):
+        (folder / split).mkdir()
+        for n in range(number):
+            corner = rng.integers(0, 128, (2, 3))
+            image = corner[0] + ramp[:, None, None] * corner[1] * ramp[None, :, None]
+            Image.fromarray(image.astype(np.uint8)).save(folder / split / f"{n}.png")
+    return folder
+
+
+@pytest.fixture
+def start(images, tmp_path):
+    """Start or continue a run with extra flags; returns the Run."""
+
+    def start(flags="", out="run"):
+        argv = f"--data folder --data_path {images} -o {tmp_path / out} {SMALL} {flags}".split()
+        run = main.Run(get_args(argv))
+        run.train()
+        return run
+
+    return start
+
+
+def records(run, kind):
+    return [record for record in read_records(run.log.records_path) if record["kind"] == kind]
+
+
+def test_files_of_a_run(start, tmp_path):
+    run = start("--epoch 3 --keep_epoch 2 --plot_epoch 2 --out_infix _x")
+    base = tmp_path / "run" / "folder" / "laplace_nl1_nr1_nm1_nh8"
+    assert sorted(path.name for path in base.iterdir()) == ["out_x.jsonl", "out_x.log", "out_x_samples", "out_x_save"]
+    assert sorted(path.name for path in (base / "out_x_save").iterdir()) == ["2.state", "3.state"]
+    assert sorted(path.name for path in (base / "out_x_samples").iterdir()) == ["epoch2.png", "epoch3.png"]
+    assert [record["step"] for record in records(run, "train")] == list(range(1, 16))
+    tests = records(run, "test")
+    assert [(record["epoch"], record["step"]) for record in tests] == [(1, 5), (2, 10), (3, 15)]
+    assert all(set(record) >= {"bpd", "bpd_stderr"} for record in tests)
+    state = read(base / "out_x_save" / "3.state")
+    assert (state["epoch"], state["step"]) == (3, 15)
+    assert "nlayers=[1, 1]" in (base / "out_x.log").read_text()
+
+
+def test_a_run_that_ends_inside_an_epoch(start):
+    run = start("--max_steps 7 --print_step 3")
+    assert [path.name for path in sorted(run.folder.iterdir())] == ["1.state", "last.state"]
+    assert [record["step"] for record in records(run, "train")] == [3, 6]
+    assert [record["step"] for record in records(run, "test")] == [5, 7]
+    assert (run.folder.parent / "out_samples" / "step7.png").exists()
+
+
+def test_checkpoint_alone_gives_the_trained_flow(start):
+    run = start("--epoch 1")
+    flow, config = load(run.folder / "1.state")
+    assert not flow.training
+    assert config["data"] == "folder"
+    images = torch.from_numpy(np.array(run.dataset.test))
+    values = [bits_per_dim(each, images, torch.Generator().manual_seed(0)) for each in (flow, run.flow)]
+    assert torch.equal(*values)
+    z, _ = flow(torch.randn(2, 3, 8, 8))
+    assert z.dtype == torch.float64
+
+
+def test_reported_test_bpd(start):
+    """The mean over the split and its standard error, computed here from the loaded weights with other noise."""
+    run = start("--epoch 4 --lr 1e-2")
+    flow, _ = load(run.folder / "4.state")
+    images = torch.from_numpy(np.array(run.dataset.test))
+    draws = torch.stack([bits_per_dim(flow, images).detach() for _ in range(200)])
+    reported = records(run, "test")[-1]
+    assert reported["images"] == 6
+    assert reported["bpd"] == pytest.approx(draws.mean().item(), abs=5 * draws.mean(1).std().item())
+    spread = draws.mean(0).std().item() / math.sqrt(6)
+    assert reported["bpd_stderr"] == pytest.approx(spread, rel=0.5)
+
+
+@pytest.mark.parametrize("cut", [5, 7, 10])
+def test_stop_and_continue_equals_an_uninterrupted_run(start, cut):
+    flags = "--lr_schedule cosine --warmup_steps 3 --epoch 3"
+    whole = start(flags, "whole")
+    # The cosine must know where the run ends, so the first part is stopped from outside rather than by --max_steps.
+    first = main.Run(get_args(whole_argv(whole, "parts")))
+    first.total_steps, schedule_end = cut, first.total_steps
+    first.learning_rate = lambda step: main.Run.learning_rate(with_end(first, schedule_end), step)
+    first.train()
+    parts = start(flags, "parts")
+    assert parts.step == whole.step == 15
+    for name, tensor in whole.flow.state_dict().items():
+        assert torch.equal(tensor, parts.flow.state_dict()[name]), name
+    states = [run.optimizer.state_dict()["state"] for run in (whole, parts)]
+    for index, state in states[0].items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, states[1][index][name])
+    logs = [
+        [{k: r[k] for k in ("step", "bpd", "lr", "grad_norm")} for r in records(run, "train")] for run in (whole, parts)
+    ]
+    assert logs[0] == logs[1]
+
+
+def whole_argv(run, out):
+    args = run.args
+    return (
+        f"--data folder --data_path {args.data_path} -o {Path(args.out_dir).parent / out} {SMALL}"
+        " --lr_schedule cosine --warmup_steps 3 --epoch 3"
+    ).split()
+
+
+def with_end(run, total_steps):
+    """A view of a run that ends at another step."""
+    view = main.Run.__new__(main.Run)
+    view.__dict__.update(run.__dict__, total_steps=total_steps)
+    return view
+
+
+def test_records_beyond_the_checkpoint_are_written_anew(start):
+    run = start("--max_steps 5")
+    with open(run.log.records_path, "a") as file:
+        file.write(json.dumps({"kind": "train", "epoch": 2, "step": 6, "bpd": 0.0}) + '\n{"kind": "tr')
+    run = start("--max_steps 7")
+    assert [record["step"] for record in records(run, "train")] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(record["bpd"] > 0 for record in records(run, "train"))
+
+
+def test_other_settings_need_another_infix(start):
+    start("--max_steps 2")
+    with pytest.raises(RunError, match=r"seed 0 -> 1.*--out_infix"):
+        start("--max_steps 4 --seed 1")
+    with pytest.raises(RunError, match="batch_size 8 -> 4"):
+        start("--max_steps 4 --batch_size 4")
+    run = start("--max_steps 4 --lr 5e-4 --weight_decay 0.1")
+    assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
+    text = run.log.text_path.read_text()
+    assert "continuing from" in text
+    assert "lr 0.001 -> 0.0005" in text
+    start("--max_steps 2 --seed 1 --out_infix _other")
+
+
+def test_a_finished_run_stays_as_it_is(start):
+    first = start("--max_steps 3")
+    before = (first.folder / "last.state").read_bytes()
+    start("--max_steps 3")
+    assert (first.folder / "last.state").read_bytes() == before
+
+
+def test_seeds_give_different_runs_and_the_same_seed_the_same(start):
+    weights = [
+        start(f"--max_steps 3 --seed {seed}", out).flow.state_dict() for seed, out in ((0, "a"), (0, "b"), (1, "c"))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_learning_rate(start):
+    run = start("--max_steps 1 --lr 0.1 --warmup_steps 4 --lr_schedule cosine")
+    run.total_steps = 24
+    assert [run.learning_rate(step) for step in range(4)] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert run.learning_rate(14) == pytest.approx(0.05)
+    assert run.learning_rate(24) == pytest.approx(0, abs=1e-12)
+    run.args.lr_schedule = "constant"
+    assert run.learning_rate(14) == 0.1
+
+
+@pytest.mark.parametrize("where, level", [("disentanglers.0", 0), ("decimators.1", 1)])
+def test_a_step_that_is_not_finite_never_reaches_the_weights(start, monkeypatch, where, level):
+    run = start("--epoch 1")
+    good = (run.folder / "1.state").read_bytes()
+    run = main.Run(get_args(whole_argv(run, Path(run.args.out_dir).name) + ["--lr_schedule", "constant"]))
+    assert run.step == 5
+    bijector = run.flow.get_submodule(where)
+    forward = bijector.forward
+
+    def broken(x):
+        y, log_det = forward(x)
+        return (y * math.inf, log_det) if run.step >= 7 or run.failed_step >= 0 else (y, log_det)
+
+    bijector.forward = broken
+    steps = []
+    update = run.optimizer.step
+    monkeypatch.setattr(run.optimizer, "step", lambda: (update(), steps.append(weights(run)))[0])
+    with pytest.raises(RunError, match=rf"epoch 2, step 8: loss is not finite, first at level h = {level}"):
+        run.train()
+    assert all(value.isfinite().all() for value in steps[-1])
+    assert all(torch.equal(*pair) for pair in zip(steps[-1], steps[-2], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(steps[-2], steps[-3], strict=True))
+    assert (run.folder / "1.state").read_bytes() == good
+    assert [path.name for path in run.folder.iterdir()] == ["1.state"]
+
+
+def weights(run):
+    return [parameter.detach().clone() for parameter in run.flow.parameters()]
+
+
+def test_overfitting_16_images(start, images, tmp_path):
+    """More than 3 bits off the untrained flow's BPD on the training images themselves."""
+    folder = tmp_path / "sixteen"
+    for split, number in (("train", 16), ("test", 2)):
+        (folder / split).mkdir(parents=True)
+        for n in range(number):
+            (folder / split / f"{n}.png").write_bytes((images / "train" / f"{n}.png").read_bytes())
+    flags = f"--data_path {folder} --batch_size 16 --nlayers 2 --nhidden 32 --lr 5e-3 --max_steps 400 --dtype float32"
+    run = start(f"{flags} --save_epoch 0 --plot_epoch 0")
+    curve = [record["bpd"] for record in records(run, "train")]
+    assert curve[0] - np.mean(curve[-5:]) > 3
+
+
+def test_gradient_is_clipped(start):
+    """With a tiny clip the first Adam step does not change, but the reported norm is that before clipping."""
+    plain, clipped = start("--max_steps 1", "a"), start("--max_steps 1 --clip_grad 1e-3", "b")
+    norms = [records(run, "train")[0]["grad_norm"] for run in (plain, clipped)]
+    assert norms[0] == norms[1] > 1e-3
+    moments = [
+        torch.cat([state["exp_avg"].flatten() for state in run.optimizer.state.values()]).norm().item()
+        for run in (plain, clipped)
+    ]
+    assert moments[1] == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    assert moments[0] == pytest.approx(0.1 * min(1.0, norms[0]), rel=1e-3)
+
+
+def test_no_output_files(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = main.Run(
+        get_args(["--data", "folder", "--data_path", str(images), *SMALL.split(), "--max_steps=2", "-o", ""])
+    )
+    run.train()
+    assert run.step == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def command(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_scripts_from_the_command_line(images, tmp_path):
+    """main.py and plot_mix_temperature.py as a user runs them, by flags and by --weights."""
+    flags = f"--data folder --data_path {images} -o {tmp_path / 'run'} {SMALL} --max_steps 2".split()
+    trained = command("main.py", *flags)
+    assert trained.returncode == 0, trained.stderr
+    by_flags = command("plot_mix_temperature.py", *flags, "--fig_dir", str(tmp_path / "a"))
+    assert by_flags.returncode == 0, by_flags.stderr
+    weights = next((tmp_path / "run").rglob("last.state"))
+    by_file = command(
+        "plot_mix_temperature.py",
+        "--weights",
+        str(weights),
+        "--temperatures",
+        "0.2,0.6",
+        "--fig_dir",
+        str(tmp_path / "b"),
+    )
+    assert by_file.returncode == 0, by_file.stderr
+    pictures = [tmp_path / folder / "mix_temperature_folder_laplace.png" for folder in "ab"]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert pictures[0].with_suffix(".pdf").exists()
+    bad = command("plot_mix_temperature.py", "--weights", str(weights), "--temperatures", "1,1,1")
+    assert bad.returncode == 2
+    assert "--temperatures" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["main.py", "--data", "celeba32", "--data_path", "{tmp}"], ["list_eval_partition.txt"]),
+        (["main.py", "--data", "folder", "--data_path", "{tmp}/nothing"], ["nothing"]),
+        (["main.py", "--data", "folder", "--data_path", "{images}", "--batch_size", "41"], ["--batch_size 41", "40"]),
+        (["plot_mix_temperature.py", "--weights", "{tmp}/no.state"], ["no.state", "no such file"]),
+        (["plot_mix_temperature.py", "--weights", "{tmp}/text.state"], ["text.state", "damaged"]),
+        (["plot_mix_temperature.py", "-o", "{tmp}"], ["no checkpoint", "--weights"]),
+    ],
+)
+def test_bad_files(arguments, words, images, tmp_path):
+    (tmp_path / "text.state").write_text("not a checkpoint")
+    small = ["--nlayers", "1", "--nhidden", "4", "-o", str(tmp_path / "out")] if arguments[0] == "main.py" else []
+    arguments = [argument.format(tmp=tmp_path, images=images) for argument in arguments]
+    done = command(*arguments, *small)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
