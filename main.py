@@ -21,6 +21,7 @@ from flow.load import build
 from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
 from utils.logging import RunLog
+from utils.memory import keep_freed_memory
 from utils.plotting import grid_figure, save_figure
 from utils.random import derived_seed, generator
 
@@ -246,7 +247,9 @@ class Run:
 
 
 def main(argv=None):
-    run = Run(flags.get_args(argv))
+    args = flags.get_args(argv)
+    keep_freed_memory()
+    run = Run(args)
     if run.step >= run.total_steps:
         run.log.text(f"nothing to do: step {run.step} of {run.total_steps} is reached")
     run.train()

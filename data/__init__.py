@@ -45,8 +45,8 @@ DATASETS = {
 def open_dataset(name, data_path, nchannels, L, progress=True):
     """The set `name` below the folder `data_path`, prepared first where that is not done yet.
 
-    `train` and `test` of the result are copy-on-write uint8 memmaps (N, C, L, L), `fingerprint` identifies preparation and
-    content, `warnings` holds sentences to print. Raises DataError for a name, a shape or source files that will not
+    `train` and `test` of the result are copy-on-write uint8 memmaps (N, C, L, L), `fingerprint` identifies preparation
+    and content, `warnings` holds sentences to print. Raises DataError for a name, a shape or source files that will not
     do, OSError where the disk is full or the folder cannot be written.
     """
     if name not in DATASETS:

@@ -30,27 +30,26 @@ class Autoregressive(nn.Module):
         # Behind the first block, strictly masked and without skip, entry i depends on x_<i; all later ones keep that.
         masks = [autoregressive_masks(self.size, nhidden, nmlp, strict=block == 0) for block in range(nresblocks)]
         skips = [block > 0 for block in range(nresblocks)]
-        self.networks = nn.ModuleList(
-            ResidualNetworks(2, self.size, nhidden, nresblocks, nmlp, masks, skips) for _ in range(nlayers)
-        )
+        self.nlayers = nlayers
+        self.networks = ResidualNetworks(nlayers, 2, self.size, nhidden, nresblocks, nmlp, masks, skips)
 
     def forward(self, x):
         """x: (N, C, m, m) -> z of the same shape, log_det (N,)."""
         shape, x, log_det = x.shape, x.flatten(1), 0
-        for networks in self.networks:
+        for networks in self.networks.steps():
             s, t = scale_and_shift(networks, x)
             x = torch.addcmul(t, x, s.exp()).flip(1)  # the next block sees the reverse order
             log_det = log_det + s.sum(1)
-        if len(self.networks) % 2:
+        if self.nlayers % 2:
             x = x.flip(1)
         return x.reshape(shape), log_det
 
     def inverse(self, z):
         """z: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
         shape, z, log_det = z.shape, z.flatten(1), 0
-        if len(self.networks) % 2:
+        if self.nlayers % 2:
             z = z.flip(1)
-        for networks in reversed(self.networks):
+        for networks in reversed(self.networks.steps()):
             z = z.flip(1)
             x = torch.zeros_like(z)
             for i in range(self.size):  # entries 0 … i of x are right after pass i, the others stay 0
@@ -65,12 +64,12 @@ def autoregressive_masks(size, nhidden, nmlp, strict):
     """Masks of a multilayer perceptron whose output i depends on inputs j <= i (j < i if strict).
 
     Entry i has degree i; hidden units get degrees spread over the entries, and no connection goes from a higher degree
-    to a lower one. Returns one (out, in) tensor of zeros and ones per linear layer.
+    to a lower one. Returns one (in, out) tensor of zeros and ones per linear layer.
     """
     outer = torch.arange(size)
     hidden = torch.arange(nhidden) * size // nhidden
     degrees = [outer] + [hidden] * nmlp + [outer]
-    masks = [after[:, None] >= before[None, :] for before, after in pairwise(degrees)]
+    masks = [after[None, :] >= before[:, None] for before, after in pairwise(degrees)]
     if strict:
-        masks[-1] = degrees[-1][:, None] > degrees[-2][None, :]
+        masks[-1] = degrees[-1][None, :] > degrees[-2][:, None]
     return [mask.to(torch.get_default_dtype()) for mask in masks]

@@ -19,14 +19,14 @@ class RNVP(nn.Module):
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()
         half = nchannels * kernel_size**2 // 2
-        self.networks = nn.ModuleList(ResidualNetworks(2, half, nhidden, nresblocks, nmlp) for _ in range(2 * nlayers))
+        self.networks = ResidualNetworks(2 * nlayers, 2, half, nhidden, nresblocks, nmlp)
 
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
         shape = x.shape
         kept, moved = split_checkerboard(x)
         log_scale = 0
-        for networks in self.networks:
+        for networks in self.networks.steps():
             s, t = scale_and_shift(networks, kept)
             kept, moved = torch.addcmul(t, moved, s.exp()), kept
             log_scale = log_scale + s
@@ -37,7 +37,7 @@ class RNVP(nn.Module):
         shape = y.shape
         kept, moved = split_checkerboard(y)
         log_scale = 0
-        for networks in reversed(self.networks):
+        for networks in reversed(self.networks.steps()):
             s, t = scale_and_shift(networks, moved)
             kept, moved = moved, (kept - t) * (-s).exp()
             log_scale = log_scale - s

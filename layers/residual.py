@@ -7,12 +7,14 @@ multiplied by a learnable scale that starts at 0, so that an untrained coupling 
 
 The networks of one coupling half-step do not depend on each other and have equal sizes, so they run side by side as
 batched matrix products: G networks, N patches, n features. What depends on parameters alone is folded into the
-matrices beforehand: since  x sigmoid(beta x) = silu(beta x) / beta, the factor beta goes into the rows of the matrix
-before the activation and 1 / beta into the columns of the matrix after it, together with norm, gain, 1 / sqrt(2) and
-the final scale. Between two products only the silu is left.
+matrices beforehand: since  x sigmoid(beta x) = silu(beta x) / beta, the factor beta goes into the matrix before the
+activation and 1 / beta into the matrix after it, together with norm, gain, 1 / sqrt(2) and the final scale. Between two
+products only the silu is left. All K half-steps of a bijector are folded at once: their parameters lie in common
+tensors, S = K G networks long.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -21,112 +23,124 @@ from torch import nn
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
-# A row of weights with a smaller norm counts as 0, as one does that a mask clears entirely.
+# A column of weights with a smaller norm counts as 0, as one does that a mask clears entirely.
 NORM_MIN = 1e-12
+# Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations.
+PIECE = 2**19
 
 
 class ResidualBlock(nn.Module):
-    """The parameters of G residual blocks n -> n with `nmlp` hidden layers of width `nhidden`.
+    """The parameters of one residual block n -> n, with `nmlp` hidden layers of width `nhidden`, of S networks.
 
-    Linear layer k is  gain (V / |V|) x + bias  with V = weight * mask and |V| the norm of each row.
+    Linear layer k is  gain * (x V / |V|) + bias  with V = weight * mask (in, out) and |V| the norm of each column.
 
-    masks: one (out, in) tensor of zeros and ones per linear layer, or None
+    masks: one (in, out) tensor of zeros and ones per linear layer, or None
     skip: whether x is added; without, the block is f(x) alone
     """
 
-    def __init__(self, ngroups, nfeatures, nhidden, nmlp, masks=None, skip=True):
+    def __init__(self, nnetworks, nfeatures, nhidden, nmlp, masks=None, skip=True):
         super().__init__()
         sizes = [nfeatures] + [nhidden] * nmlp + [nfeatures]
         self.skip = skip
         self.num_linear = nmlp + 1
         for k, mask in enumerate(masks or [None] * self.num_linear):
             self.register_buffer(f"mask{k}", mask, persistent=False)
-        self.betas = nn.ParameterList(torch.ones(ngroups, nin) for nin in sizes[:-1])
+        self.betas = nn.ParameterList(torch.ones(nnetworks, nin) for nin in sizes[:-1])
         self.weights = nn.ParameterList()
         self.gains = nn.ParameterList()
         for k, (nin, nout) in enumerate(pairwise(sizes)):
             bound = math.sqrt(2.81 * 3 / nin)  # 1 / 2.81 is the second moment of a swish of a standard normal variable
-            weight = torch.empty(ngroups, nout, nin).uniform_(-bound, bound)
+            weight = torch.empty(nnetworks, nin, nout).uniform_(-bound, bound)
             self.weights.append(weight)
-            self.gains.append(torch.linalg.vector_norm(weight if masks is None else weight * masks[k], dim=2))
-        self.biases = nn.ParameterList(torch.zeros(ngroups, nout) for nout in sizes[1:])
+            self.gains.append(torch.linalg.vector_norm(weight if masks is None else weight * masks[k], dim=1))
+        self.biases = nn.ParameterList(torch.zeros(nnetworks, nout) for nout in sizes[1:])
 
-    def fold(self, scale):
-        """[beta, factor, matrix, bias, matrix, bias, …] for `ResidualNetworks.forward`; scale: (G, n) multiplies the
-        block's output."""
+    def fold(self, ngroups, scale=None):
+        """What `evaluate` needs of this block for each half-step, a list of K tuples; `scale` (S, n), if given,
+        multiplies the block's output."""
+        if scale is None:
+            scale = torch.ones_like(self.biases[-1])
         masks = [getattr(self, f"mask{k}") for k in range(self.num_linear)]
-        arguments = masks, self.skip, scale, *self.betas, *self.weights, *self.gains, *self.biases
-        if torch.is_grad_enabled() and self.biases[0].requires_grad:
-            return Fold.apply(*arguments)
-        return fold(*arguments)[0]
+        arguments = ngroups, masks, self.skip, scale, *self.betas, *self.weights, *self.gains, *self.biases
+        if torch.is_grad_enabled() and self.biases[-1].requires_grad:
+            outputs = Fold.apply(*arguments)
+        else:
+            outputs, _ = fold(*arguments)
+        per_step = 2 + 2 * self.num_linear
+        return [outputs[k : k + per_step] for k in range(0, len(outputs), per_step)]
 
 
 class ResidualNetworks(nn.Module):
-    """G residual networks n -> n side by side, each with its own parameters.
+    """K times G residual networks n -> n, each with its own parameters; the G of one half-step run side by side.
 
     masks, skips: per residual block, see `ResidualBlock`.
     """
 
-    def __init__(self, ngroups, nfeatures, nhidden, nresblocks, nmlp, masks=None, skips=None):
+    def __init__(self, nsteps, ngroups, nfeatures, nhidden, nresblocks, nmlp, masks=None, skips=None):
         super().__init__()
+        self.ngroups = ngroups
         self.blocks = nn.ModuleList(
-            ResidualBlock(ngroups, nfeatures, nhidden, nmlp, mask, skip)
+            ResidualBlock(nsteps * ngroups, nfeatures, nhidden, nmlp, mask, skip)
             for mask, skip in zip(masks or [None] * nresblocks, skips or [True] * nresblocks, strict=True)
         )
-        self.scale = nn.Parameter(torch.zeros(ngroups, nfeatures))
-        self.register_buffer("one", torch.ones(1, 1), persistent=False)
+        self.scale = nn.Parameter(torch.zeros(nsteps * ngroups, nfeatures))
         self._folded = self._folded_from = None
 
-    def forward(self, x):
-        """x: (N, n), the same for all networks -> (G, N, n)."""
-        for block, (beta, factor, *layers) in zip(self.blocks, self.folded(), strict=True):
-            y = F.silu(x * beta)  # (G, N, n)
-            while len(layers) > 2:
-                matrix, bias, *layers = layers
-                y = F.silu(torch.baddbmm(bias, y, matrix))  # (G, N, nhidden)
-            matrix, bias = layers
-            y = torch.baddbmm(bias, y, matrix)  # (G, N, n)
-            x = torch.addcmul(y, x, factor) if block.skip else y
-        return x
+    def steps(self):
+        """One function per half-step, (N, n) -> (G, N, n), of the parameters as they are now.
 
-    def folded(self):
-        """The folded parameters of each block; kept until the parameters change, where no gradient is asked for.
-
-        Fused optimisers do not count up the version of what they change, so nothing is kept while a gradient is there.
+        Where no gradient is asked for, the folded parameters are kept until the parameters change. Fused optimisers do
+        not count up the version of what they change, so nothing is kept while a gradient is there.
         """
-        asked = torch.is_grad_enabled() and self.scale.requires_grad
-        if asked or self.scale.grad is not None:
-            self._folded_from = None
-            return self._fold()
-        state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
-        if self._folded_from != state:
-            self._folded, self._folded_from = self._fold(), state
-        return self._folded
+        if (torch.is_grad_enabled() and self.scale.requires_grad) or self.scale.grad is not None:
+            folded, self._folded, self._folded_from = self.fold(), None, None
+        else:
+            state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+            if self._folded_from != state:
+                self._folded, self._folded_from = self.fold(), state
+            folded = self._folded
+        return [partial(evaluate, blocks) for blocks in folded]
 
-    def _fold(self):
+    def fold(self):
+        """The folded parameters: a list over half-steps of lists over blocks."""
         *first, last = self.blocks
-        return [block.fold(self.one) for block in first] + [last.fold(self.scale)]
+        blocks = [block.fold(self.ngroups) for block in first] + [last.fold(self.ngroups, self.scale)]
+        return list(zip(*blocks, strict=True))
 
 
-def fold(masks, skip, scale, *parameters):
-    """[beta, factor, matrix, bias, matrix, bias, …] of one residual block, and what the derivative needs.
+def evaluate(blocks, x):
+    """G residual networks with the folded parameters of each block, at x (N, n), the same for all: (G, N, n)."""
+    for beta, factor, *layers in blocks:
+        y = x * beta  # (G, N, n)
+        for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
+            y = torch.baddbmm(bias, F.silu(y), matrix)  # (G, N, nhidden), at last (G, N, n)
+        x = torch.addcmul(y, x, factor)
+    return x
 
-    parameters: n each of beta (G, in), weight (G, out, in), gain (G, out) and bias (G, out).
+
+def fold(ngroups, masks, skip, scale, *parameters):
+    """beta (G, 1, n), factor of the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …
+    of one residual block, half-step after half-step; and what the derivative needs.
+
+    parameters: n each of beta (S, in), weight (S, in, out), gain (S, out) and bias (S, out).
     """
-    n = len(masks)
+    n, nsteps = len(masks), len(scale) // ngroups
     betas, weights, gains, biases = (parameters[k : k + n] for k in range(0, 4 * n, n))
     betas = [torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta) for beta in betas]
-    factor = (scale * math.sqrt(0.5) if skip else scale).expand_as(biases[-1])
-    outputs, saved = [betas[0][:, None, :], factor[:, None, :]], []
+    factor = scale * math.sqrt(0.5) if skip else scale
+    folded, saved = [split(betas[0], ngroups), split(factor * skip, ngroups)], []
     for k, after in enumerate([*betas[1:], factor]):  # what the output of linear layer k is multiplied by
-        weight = weights[k] if masks[k] is None else weights[k] * masks[k]
-        norm = torch.linalg.vector_norm(weight, dim=2).clamp_min_(NORM_MIN)
-        unit = gains[k] / norm
-        rows, columns = unit * after, betas[k].reciprocal()
-        matrix = (weight * rows[:, :, None]).mul_(columns[:, None, :])
-        outputs += [matrix.transpose(1, 2), (biases[k] * after)[:, None, :]]
-        saved += [weight, norm, unit, rows, columns, biases[k], after]
-    return outputs, saved
+        norms, matrices = [], []
+        before = betas[k].reciprocal()
+        for piece in pieces(weights[k], ngroups):
+            weight = weights[k][piece] if masks[k] is None else weights[k][piece] * masks[k]
+            norm = weight.square().sum(1).sqrt_().clamp_min_(NORM_MIN)
+            matrix = weight * (gains[k][piece] * after[piece] / norm)[:, None, :]
+            matrices += matrix.mul_(before[piece][:, :, None]).split(ngroups)
+            norms.append(norm)
+        folded += [matrices, split(biases[k] * after, ngroups)]
+        saved += [weights[k], torch.cat(norms), gains[k], biases[k], before, after]
+    return [tensors[step] for step in range(nsteps) for tensors in folded], saved
 
 
 class Fold(torch.autograd.Function):
@@ -137,35 +151,56 @@ class Fold(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, masks, skip, scale, *parameters):
-        outputs, saved = fold(masks, skip, scale, *parameters)
-        ctx.masks, ctx.skip = masks, skip
+    def forward(ctx, ngroups, masks, skip, scale, *parameters):
+        outputs, saved = fold(ngroups, masks, skip, scale, *parameters)
+        ctx.ngroups, ctx.masks, ctx.skip = ngroups, masks, skip
         ctx.save_for_backward(*saved)
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx, grad_beta, grad_factor, *grads):
-        n, saved = len(ctx.masks), ctx.saved_tensors
-        betas, weights, gains, biases = ([None] * n for _ in range(4))
-        grad_after = grad_factor[:, 0] if ctx.skip else 0
+    def backward(ctx, *grads):
+        n, ngroups, saved = len(ctx.masks), ctx.ngroups, ctx.saved_tensors
+        grads = [grads[k :: 2 + 2 * n] for k in range(2 + 2 * n)]  # per kind of output, over half-steps
+        grad_betas, grad_weights, grad_gains, grad_biases = ([None] * n for _ in range(4))
+        grad_after = torch.cat(grads[1])[:, 0]
         for k in reversed(range(n)):
-            weight, norm, unit, rows, columns, bias, after = saved[7 * k : 7 * k + 7]
-            grad, grad_bias = grads[2 * k].transpose(1, 2), grads[2 * k + 1][:, 0]
-            product = grad * weight
-            grad_rows = torch.bmm(product, columns[:, :, None])[:, :, 0]
-            grad_columns = torch.bmm(rows[:, None, :], product)[:, 0]
-            grad = torch.mul(grad, columns[:, None, :], out=product).mul_(rows[:, :, None])
-            grad.addcmul_(weight, (grad_rows * rows / norm.square())[:, :, None], value=-1)
-            weights[k] = grad if ctx.masks[k] is None else grad.mul_(ctx.masks[k])
-            gains[k] = grad_rows * after / norm
-            biases[k] = grad_bias * after
-            grad_after = grad_rows * unit + grad_bias * bias + grad_after
-            if k == n - 1:
-                grad_scale = grad_after * math.sqrt(0.5) if ctx.skip else grad_after
+            weights, norm, gain, bias, before, after = saved[6 * k : 6 * k + 6]
+            grad_bias = torch.cat(grads[3 + 2 * k])[:, 0]
+            unit = gain / norm
+            grad_columns, grad_rows = torch.empty_like(norm), torch.empty_like(before)
+            grad_weights[k] = torch.empty_like(weights)
+            for piece in pieces(weights, ngroups):
+                mask, weight, grad_weight = ctx.masks[k], weights[piece], grad_weights[k][piece]
+                steps = grads[2 + 2 * k][piece.start // ngroups : piece.stop // ngroups]
+                grad = steps[0] if len(steps) == 1 else torch.cat(steps)
+                if mask is not None:
+                    grad, weight = grad * mask, weight * mask
+                rows, columns = before[piece][:, :, None], (unit[piece] * after[piece])[:, None, :]
+                torch.mul(grad, weight, out=grad_weight)
+                torch.bmm(rows.transpose(1, 2), grad_weight, out=grad_columns[piece][:, None, :])
+                torch.bmm(grad_weight, columns.transpose(1, 2), out=grad_rows[piece][:, :, None])
+                # The norm's part: d|V|/dV = V / |V| for each column.
+                shrink = grad_columns[piece][:, None, :] * columns / norm[piece][:, None, :].square()
+                torch.mul(grad, rows, out=grad_weight).mul_(columns).addcmul_(weight, shrink, value=-1)
+            grad_gains[k] = grad_columns * after / norm
+            grad_biases[k] = grad_bias * after
+            grad_betas[k] = -grad_rows * before.square()
+            grad_after_k = grad_columns * unit + grad_bias * bias
+            if k < n - 1:
+                grad_betas[k + 1] += grad_after_k
             else:
-                betas[k + 1] += grad_after
-            betas[k] = -grad_columns * columns.square()
-            grad_after = 0
-        betas[0] += grad_beta[:, 0]
-        grad_scale = grad_scale if ctx.needs_input_grad[2] else None
-        return None, None, grad_scale, *betas, *weights, *gains, *biases
+                grad_scale = (grad_after_k + grad_after * ctx.skip) * (math.sqrt(0.5) if ctx.skip else 1)
+        grad_betas[0] += torch.cat(grads[0])[:, 0]
+        grad_scale = grad_scale if ctx.needs_input_grad[3] else None
+        return None, None, None, grad_scale, *grad_betas, *grad_weights, *grad_gains, *grad_biases
+
+
+def split(tensor, ngroups):
+    """(S, n) -> K of (G, 1, n)."""
+    return tensor[:, None, :].split(ngroups)
+
+
+def pieces(weights, ngroups):
+    """Slices of whole half-steps that cover the S networks of `weights` (S, in, out), `PIECE` entries or so each."""
+    length = ngroups * max(1, PIECE // (ngroups * weights[0].numel()))
+    return [slice(start, min(start + length, len(weights))) for start in range(0, len(weights), length)]

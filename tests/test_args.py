@@ -63,7 +63,7 @@ def test_release_choices():
 
 def test_help_shows_every_default():
     text = " ".join(build_parser("").format_help().split())
-    for name, value in {**RELEASE, **OURS}.items():
+    for name in (*RELEASE, *OURS):
         assert f"--{name}" in text
     for name in ("lr", "batch_size", "weight_decay", "epoch", "nhidden", "out_dir", "data_path"):
         assert re.search(rf"--{name} .*?\(default: {re.escape(str(RELEASE[name]))}\)", text)

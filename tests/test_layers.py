@@ -1,6 +1,7 @@
 """Patch bijectors and the residual networks in them."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from checks import check_bijector, jacobian, randomise
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from layers import PATCH_BIJECTORS
+from layers import PATCH_BIJECTORS, residual
 from layers.autoregressive import autoregressive_masks
 from layers.coupling import join_checkerboard, split_checkerboard
 from layers.residual import ResidualNetworks
@@ -57,9 +58,9 @@ class Plain(nn.Module):
         self.linears, self.betas, self.skips, self.masks = nn.ModuleList(), [], [], []
         for block in networks.blocks:
             for k, weight in enumerate(block.weights):
-                linear = nn.Linear(weight.shape[2], weight.shape[1])
+                linear = nn.Linear(*weight.shape[1:])
                 mask = getattr(block, f"mask{k}")
-                linear.weight.data = weight[g].detach() * (1 if mask is None else mask)
+                linear.weight.data = (weight[g].detach() * (1 if mask is None else mask)).T.contiguous()
                 linear.bias.data = block.biases[k][g].detach().clone()
                 linear = weight_norm(linear, dim=0)
                 linear.parametrizations.weight.original0.data = block.gains[k][g].detach()[:, None].clone()
@@ -78,24 +79,27 @@ class Plain(nn.Module):
         return x * self.scale
 
 
-def build_networks(skips=(True, True), masks=None):
-    networks = ResidualNetworks(2, 6, 11, len(skips), 2, masks, skips)
+def build_networks(skips=(True, True), masks=None, nsteps=1):
+    networks = ResidualNetworks(nsteps, 2, 6, 11, len(skips), 2, masks, skips)
     randomise(networks, 0.5).requires_grad_(True)
     return networks
 
 
+@pytest.mark.parametrize("piece", [1, 2**19])  # one half-step at a time, all at once
 @pytest.mark.parametrize("skips", [(True,), (True, True), (False, True, True)])
-def test_residual_networks_follow_the_formulas(skips):
-    """Values and the gradient of every parameter and of the input."""
-    networks = build_networks(skips)
+def test_residual_networks_follow_the_formulas(skips, piece, monkeypatch):
+    """Values and the gradient of every parameter and of the input, for three half-steps of two networks."""
+    monkeypatch.setattr(residual, "PIECE", piece)
+    networks = build_networks(skips, nsteps=3)
     x = torch.randn(5, 6, requires_grad=True)
-    target = torch.randn(2, 5, 6)
-    (networks(x) * target).sum().backward()
+    target = torch.randn(6, 5, 6)
+    outputs = torch.cat([step(x) for step in networks.steps()])
+    (outputs * target).sum().backward()
     grad_x, x.grad = x.grad, None
-    for g in range(2):
+    for g in range(6):
         plain = Plain(networks, g)
         y = plain(x)
-        torch.testing.assert_close(networks(x)[g], y)
+        torch.testing.assert_close(outputs[g], y)
         (y * target[g]).sum().backward()
         torch.testing.assert_close(networks.scale.grad[g], plain.scale.grad)
         linears, betas = iter(plain.linears), iter(plain.betas)
@@ -103,7 +107,7 @@ def test_residual_networks_follow_the_formulas(skips):
             for weight, gain, bias, beta in zip(block.weights, block.gains, block.biases, block.betas, strict=True):
                 linear = next(linears)
                 originals = linear.parametrizations.weight
-                torch.testing.assert_close(weight.grad[g], originals.original1.grad)
+                torch.testing.assert_close(weight.grad[g].T, originals.original1.grad)
                 torch.testing.assert_close(gain.grad[g], originals.original0.grad[:, 0])
                 torch.testing.assert_close(bias.grad[g], linear.bias.grad)
                 torch.testing.assert_close(beta.grad[g], next(betas).grad)
@@ -114,7 +118,7 @@ def test_masked_residual_networks_follow_the_formulas():
     masks = [autoregressive_masks(6, 11, 2, strict) for strict in (True, False)]
     networks = build_networks((False, True), masks)
     x = torch.randn(5, 6)
-    networks(x).square().sum().backward()
+    networks.steps()[0](x).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in networks.parameters())
     for block in networks.blocks:
         for k, weight in enumerate(block.weights):
@@ -122,15 +126,15 @@ def test_masked_residual_networks_follow_the_formulas():
     # PyTorch's weight normalisation makes 0 / 0 of the row that is masked entirely, so it is compared below it.
     networks = build_networks((True, True), [masks[1]] * 2)
     for g in range(2):
-        torch.testing.assert_close(networks(x)[g], Plain(networks, g)(x))
+        torch.testing.assert_close(networks.steps()[0](x)[g], Plain(networks, g)(x))
 
 
 def test_autoregressive_masks_by_gradients():
     """Output i depends on inputs j < i, all of them (j <= i without strict)."""
     for strict in (True, False):
         masks = autoregressive_masks(6, 13, 2, strict)
-        networks = randomise(ResidualNetworks(1, 6, 13, 1, 2, [masks], [False]), 0.5)
-        matrix = jacobian(lambda x, networks=networks: networks(x), torch.randn(1, 6))
+        (network,) = randomise(ResidualNetworks(1, 1, 6, 13, 1, 2, [masks], [False])).steps()
+        matrix = jacobian(network, torch.randn(1, 6))
         expected = torch.ones(6, 6, dtype=bool).tril(-1 if strict else 0)
         assert torch.equal(matrix != 0, expected)
 
@@ -142,11 +146,11 @@ def test_swish_near_zero_beta():
         for beta in networks.blocks[0].betas:
             beta[:, ::2] = 0
     x = torch.randn(5, 6)
-    networks(x).sum().backward()
+    networks.steps()[0](x).sum().backward()
     for g in range(2):
         plain = Plain(networks, g)
         y = plain(x)
-        torch.testing.assert_close(networks(x)[g], y, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(networks.steps()[0](x)[g], y, rtol=1e-3, atol=1e-3)
         y.sum().backward()
         for beta, other in zip(networks.blocks[0].betas, plain.betas, strict=True):
             torch.testing.assert_close(beta.grad[g], other.grad, rtol=2e-3, atol=2e-3)
@@ -158,39 +162,40 @@ def test_folded_weights_follow_every_change_of_the_parameters():
 
     def value():
         with torch.no_grad():
-            return networks(x)
+            return networks.steps()[0](x)
 
     before = value()
-    assert networks.folded()[0][2].requires_grad  # in training nothing is kept
-    with torch.no_grad():
-        first = networks.folded()
-        assert networks.folded() is first
+    networks.fold = counted = Mock(side_effect=networks.fold)
+    value()
+    assert counted.call_count == 0  # kept
+    networks.steps()
+    assert counted.call_count == 1  # not in training
     optimizer = torch.optim.AdamW(networks.parameters(), lr=0.1, fused=True)
     state = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
-    networks(x).sum().backward()
+    networks.steps()[0](x).sum().backward()
     optimizer.step()
     assert not torch.equal(value(), before)
     networks.load_state_dict(state)
     assert torch.equal(value(), before)
     networks.float()
-    assert torch.allclose(networks(x.float()).double(), before, atol=1e-4)
+    assert torch.allclose(networks.steps()[0](x.float()).double(), before, atol=1e-4)
 
 
 def test_parameters_of_a_default_network():
     """24 -> 24 with 4 residual blocks of 3 linear layers and width 512, counted by hand."""
     block = (24 * 512 + 512 * 512 + 512 * 24) + 2 * (512 + 512 + 24) + (24 + 512 + 512)
     assert 4 * block + 24 == 1_159_480
-    networks = ResidualNetworks(1, 24, 512, 4, 2)
+    networks = ResidualNetworks(1, 1, 24, 512, 4, 2)
     assert sum(parameter.numel() for parameter in networks.parameters()) == 1_159_480
 
 
 def test_initial_weights():
     """Uniform within sqrt(2.81 * 3 / fan_in), gains equal to the norms, biases 0, beta 1."""
-    block = ResidualNetworks(2, 24, 64, 1, 2).blocks[0]
+    block = ResidualNetworks(1, 2, 24, 64, 1, 2).blocks[0]
     for weight, gain, bias, beta in zip(block.weights, block.gains, block.biases, block.betas, strict=True):
-        bound = math.sqrt(2.81 * 3 / weight.shape[2])
+        bound = math.sqrt(2.81 * 3 / weight.shape[1])
         assert 0.95 * bound < weight.abs().max() <= bound
-        assert weight.var().item() == pytest.approx(2.81 / weight.shape[2], rel=0.1)
-        torch.testing.assert_close(gain, weight.square().sum(2).sqrt())
+        assert weight.var().item() == pytest.approx(2.81 / weight.shape[1], rel=0.1)
+        torch.testing.assert_close(gain, weight.square().sum(1).sqrt())
         assert (bias == 0).all()
         assert (beta == 1).all()

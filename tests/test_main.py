@@ -193,7 +193,7 @@ def test_learning_rate(start):
 def test_a_step_that_is_not_finite_never_reaches_the_weights(start, monkeypatch, where, level):
     run = start("--epoch 1")
     good = (run.folder / "1.state").read_bytes()
-    run = main.Run(get_args(whole_argv(run, Path(run.args.out_dir).name) + ["--lr_schedule", "constant"]))
+    run = main.Run(get_args([*whole_argv(run, Path(run.args.out_dir).name), "--lr_schedule", "constant"]))
     assert run.step == 5
     bijector = run.flow.get_submodule(where)
     forward = bijector.forward
