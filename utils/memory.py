@@ -16,6 +16,6 @@ def keep_freed_memory():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+        mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, -1)
         mallopt(M_TOP_PAD, 2**26)
