@@ -1,24 +1,12 @@
 """A flow from its configuration or from a checkpoint file."""
 
+import inspect
+
 import torch
 
 from utils import checkpoint
 
 from .rg_flow import RGFlow
-
-# What of a run's configuration goes into the constructor.
-RG_FLOW_KEYS = (
-    "nchannels",
-    "L",
-    "kernel_size",
-    "nlayers",
-    "nresblocks",
-    "nmlp",
-    "nhidden",
-    "subnet",
-    "prior",
-    "share_levels",
-)
 
 
 def build(config):
@@ -26,7 +14,7 @@ def build(config):
 
     Raises ValueError for values that the constructor refuses.
     """
-    flow = RGFlow(**{key: config[key] for key in RG_FLOW_KEYS})
+    flow = RGFlow(**{name: config[name] for name in inspect.signature(RGFlow).parameters})
     return flow.to(getattr(torch, config["dtype"]))
 
 

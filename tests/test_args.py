@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from args import build_parser, get_args, network_name, run_path
 
@@ -166,3 +168,21 @@ def test_configs_parse(path):
     args = get_args([f"@{path}"])
     assert isinstance(args, argparse.Namespace)
     assert args.data in path.stem or path.stem.startswith(args.data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(
+        ["--nlayers", "--lr", "--L", "--kernel_size", "--batch_size", "--data", "--cuda", "--out_infix", "@"]
+    ),
+    st.text(max_size=8),
+)
+def test_any_value_is_taken_or_refused(flag, text):
+    """No value makes the parser fail in another way than with status 2."""
+    argv = [flag + text] if flag == "@" else [f"{flag}={text}"]
+    try:
+        args = get_args(argv)
+    except SystemExit as stop:
+        assert stop.code == 2
+    else:
+        assert all(isinstance(n, int) and n > 0 for n in args.nlayers)
