@@ -5,6 +5,7 @@ Flags keep the names and defaults of the authors' release; the defaults are the 
 
 import argparse
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import torch
 
 from data import DATASETS, DataError
-from flow import load
 from flow.hierarchy import num_levels
+from flow.load import from_state, load
 from flow.prior import PRIORS
 from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
@@ -26,46 +27,68 @@ class RunError(Exception):
     """A run that cannot start or go on; the message is one sentence for the user."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every flag that has one and does not explain it itself."""
+
+    def _get_help_string(self, action):
+        explained = "(default" in (action.help or "") or action.default in (None, "", False)
+        return action.help if explained else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one sentence and whose @FILEs hold flags with their values, and # comments."""
 
     def __init__(self, description):
         super().__init__(
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
             fromfile_prefix_chars="@",
             allow_abbrev=False,
-            epilog="@FILE reads flags from a file: one flag with its value per line, # for comments; later flags win.",
+            epilog="@FILE reads flags from a file: one flag with its value per line, quotes round a value with spaces,"
+            " a comment after # and a space or at the start of a line; later flags win.",
         )
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, wrong as they may be
 
     def convert_arg_line_to_args(self, arg_line):
+        lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", arg_line.lstrip("\ufeff")), posix=True)
+        lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
         try:
-            return shlex.split(arg_line, comments=True)
+            return list(lexer)
         except ValueError as error:
             self.error(f"argument file: line {arg_line!r}: {error}")
+
+    def parse_args(self, args=None, namespace=None):
+        try:
+            return super().parse_args(args, namespace)
+        except RecursionError:
+            self.error("argument file: reads itself")
+        except ValueError as error:  # a name or content that is no text
+            self.error(f"argument file: {error}")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def number(kind, low, rule, high=math.inf):
-    """An argparse type: an int or a finite float of at least `low`; `rule` says so in words."""
+def number(kind, low, high, rule):
+    """An argparse type: an int or float from `low` to `high`; `rule` says so in words."""
 
     def convert(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and math.isfinite(value)):
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r}: must be {rule}")
         return value
 
     return convert
 
 
-count = number(int, 0, "a whole number of at least 0")
-positive = number(int, 1, "a whole number of at least 1")
-non_negative = number(float, 0, "a number of at least 0")
+LARGEST = 2**31 - 1
+count = number(int, 0, LARGEST, f"a whole number of at least 0 and at most {LARGEST}")
+positive = number(int, 1, LARGEST, f"a whole number of at least 1 and at most {LARGEST}")
+above_zero = number(float, 1e-30, 1e30, "a number above 0 and at most 1e30")
+non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
 
 
 def number_list(kind):
@@ -137,9 +160,7 @@ def build_parser(description, needs_weights=False):
 
     group = parser.add_argument_group("optimizer parameters")
     group.add_argument("--batch_size", type=positive, default=64, metavar="IMAGES", help="images per step")
-    group.add_argument(
-        "--lr", type=number(float, 1e-30, "a number above 0"), default=1e-3, help="learning rate, above 0"
-    )
+    group.add_argument("--lr", type=above_zero, default=1e-3, help="learning rate, above 0")
     group.add_argument(
         "--weight_decay", type=non_negative, default=5e-2, metavar="RATE", help="weight decay; times lr per step"
     )
@@ -180,7 +201,7 @@ def build_parser(description, needs_weights=False):
         help="epochs between sample grids, 0 for one at the end only",
     )
     group.add_argument(
-        "--cuda", type=cuda_device, default="", metavar="ID", help="number of the GPU, empty for the CPU"
+        "--cuda", type=cuda_device, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)"
     )
     group.add_argument("--out_infix", default="", metavar="TEXT", help="infix in output file names, to tell runs apart")
     group.add_argument(
@@ -195,13 +216,14 @@ def get_args(argv=None, parser=None):
         "Train RG-Flow on images; a run that is started again goes on from its newest checkpoint."
     )
     args = parser.parse_args(argv)
-    args.device = args.cuda
     spec = DATASETS[args.data]
     for name in ("nchannels", "L"):
         given, own = getattr(args, name), getattr(spec, name)
         if given not in (None, own) and spec.fixed_shape:
             parser.error(f"argument --{name}: {given}: must be {own} for --data {args.data}")
         setattr(args, name, own if given is None else given)
+    if args.nchannels not in (1, 3):
+        parser.error(f"argument --nchannels: {args.nchannels}: must be 1 (grey) or 3 (colour)")
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
     try:
@@ -239,15 +261,16 @@ def load_flow(args):
 
     Raises utils.checkpoint.CheckpointError if there is none.
     """
-    path = args.weights
-    if not path:
-        folder = run_path(args, "_save")
-        found = checkpoint.newest(folder) if folder else None
-        if not found:
-            raise checkpoint.CheckpointError(f"no checkpoint in {folder}: train first, or name one with --weights")
-        path, _ = found
-    flow, config = load(path, args.device)
-    return flow, config, path
+    if args.weights is not None:
+        return *load(args.weights, args.cuda), args.weights
+    folder = run_path(args, "_save")
+    found = checkpoint.newest(folder) if folder else None
+    if not found:
+        raise checkpoint.CheckpointError(
+            f"no checkpoint in {folder or '--out_dir'}: train first, or name one with --weights"
+        )
+    path, state = found
+    return *from_state(state, path, args.cuda), path
 
 
 def script(main):
@@ -258,5 +281,9 @@ def script(main):
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        sys.exit(f"error: out of memory, try a smaller batch or network ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -18,7 +18,7 @@ import args as flags
 from data import DATASETS, open_dataset
 from data.batches import Batches
 from flow.load import build
-from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
+from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
 from utils.logging import RunLog
 from utils.memory import keep_freed_memory
@@ -33,13 +33,23 @@ GRID = 8
 
 
 class Run:
-    """One training run: a flow, its optimiser, its data and the step it has reached."""
+    """One training run: a flow, its optimiser, its data and the step it has reached.
 
-    def __init__(self, args):
+    args: of `args.get_args`
+    dataset: what `data.open_dataset` gives, instead of opening the one of the flags
+    """
+
+    def __init__(self, args, dataset=None):
         self.args = args
-        self.device = torch.device(args.device)
-        self.dataset = open_dataset(args.data, args.data_path, args.nchannels, args.L)
-        self.config = {name: value for name, value in vars(args).items() if name != "weights"}
+        self.device = torch.device(args.cuda)
+        base = flags.run_path(args, "")
+        if base is not None:
+            try:
+                base.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise flags.RunError(f"--out_dir {args.out_dir}: cannot be written ({error.strerror})") from error
+        self.dataset = dataset or open_dataset(args.data, args.data_path, args.nchannels, args.L)
+        self.config = vars(args).copy()
         self.config.update(nlayers=list(args.nlayers), fingerprint=self.dataset.fingerprint)
         torch.manual_seed(derived_seed(args.seed, "weights"))
         self.flow = build(self.config).to(self.device)
@@ -56,9 +66,10 @@ class Run:
         if args.max_steps:
             self.total_steps = min(self.total_steps, args.max_steps)
         self.step = 0
+        self.window = torch.zeros(2, dtype=torch.float64, device=self.device)  # sum and number of losses since a print
         self.folder = flags.run_path(args, "_save")
         notes = self.resume()
-        self.log = RunLog(flags.run_path(args, ""), not args.no_stdout, self.step)
+        self.log = RunLog(base, not args.no_stdout, self.step)
         # The first step whose loss or gradient was not finite, -1 for none: from there on the weights stay as they are.
         self.failed_step = torch.full((), -1, device=self.device)
         for line in [*self.describe(), *self.dataset.warnings, *notes]:
@@ -86,8 +97,12 @@ class Run:
             raise flags.RunError(
                 f"{path} was trained with other settings ({'; '.join(fixed)}): set --out_infix to start a new run"
             )
-        self.flow.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.flow.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.window.copy_(state["window"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.args.weight_decay  # the flag counts, not the old value
         self.step = state["step"]
@@ -97,8 +112,13 @@ class Run:
 
     @property
     def epoch(self):
-        """Finished epochs."""
-        return self.step // self.batches.steps_per_epoch
+        """The epoch of the latest step, from 1."""
+        return max(0, self.step - 1) // self.batches.steps_per_epoch + 1
+
+    @property
+    def mid_epoch(self):
+        """Whether the latest step was not the last of its epoch."""
+        return self.step % self.batches.steps_per_epoch != 0
 
     def learning_rate(self, step):
         """Warm-up, then constant or a cosine that ends with the run."""
@@ -116,7 +136,7 @@ class Run:
         return self.batches.train(step, noise), noise
 
     def train_step(self):
-        """One update; returns loss (nats per dimension) and gradient norm, on the device. Nothing is read from it.
+        """One update; returns the gradient norm before clipping. Nothing is read from the device.
 
         A loss or gradient norm that is not finite blocks this update and all after it.
         """
@@ -132,7 +152,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return loss.detach(), norm
+        self.window += torch.stack((loss.detach().double(), torch.ones_like(self.window[0])))
+        return norm
 
     def stop_if_failed(self):
         """Raises RunError with epoch, step and level if a loss or gradient was not finite."""
@@ -143,45 +164,50 @@ class Run:
         loss = nats_per_dim(self.flow, images, noise).mean()
         loss.backward()
         noise = self.batch(failed)[1]
-        level = self.flow.first_nonfinite_level(to_model(images, noise, dtype=loss.dtype)[0])
-        epoch = failed // self.batches.steps_per_epoch + 1
+        self.step = failed + 1
+        self.fail("gradient" if loss.isfinite() else "loss", images, noise)
+
+    def fail(self, what, images, noise):
+        """Raises RunError with epoch, step and the level at which the latents of the images first are not finite."""
+        level = self.flow.first_nonfinite_level(to_model(images, noise, dtype=next(self.flow.parameters()).dtype)[0])
+        where = "in the sum over all levels" if level is None else f"first at level h = {level}"
         raise flags.RunError(
-            f"epoch {epoch}, step {failed + 1}: {'loss' if not loss.isfinite() else 'gradient'} is not finite, first at"
-            f" level h = {level}; the weights are still those of step {failed}, the last checkpoint is untouched"
+            f"epoch {self.epoch}, step {self.step}: {what} is not finite, {where}; nothing is saved,"
+            " the last checkpoint is untouched"
         )
 
     def train(self):
         """All steps that are left, with tests, checkpoints and sample grids at the end of each epoch and of the run."""
         args = self.args
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True)
-        losses, start = [], time.perf_counter()
+        start, first = time.perf_counter(), self.step
         while self.step < self.total_steps:
-            loss, norm = self.train_step()
-            losses.append(loss)
+            norm = self.train_step()
             bar.update()
             finished = self.step == self.total_steps
-            epoch_end = self.step % self.batches.steps_per_epoch == 0
+            epoch_end = not self.mid_epoch
             printing = args.print_step and self.step % args.print_step == 0
             if printing or finished or epoch_end or self.device.type == "cpu":
                 self.stop_if_failed()
             if printing:
-                seconds = time.perf_counter() - start
-                self.report_training(bar, torch.stack(losses).mean().item(), norm.item(), seconds / len(losses))
-                losses, start = [], time.perf_counter()
+                self.report_training(bar, norm.item(), (time.perf_counter() - start) / (self.step - first))
+                start, first = time.perf_counter(), self.step
             if epoch_end or finished:
                 pause = time.perf_counter()
                 self.test()
-                if finished or (args.save_epoch and self.epoch % args.save_epoch == 0):
-                    self.save()
                 if finished or (args.plot_epoch and self.epoch % args.plot_epoch == 0):
                     self.plot()
+                if finished or (args.save_epoch and self.epoch % args.save_epoch == 0):
+                    self.save()
                 start += time.perf_counter() - pause
         bar.close()
 
-    def report_training(self, bar, loss, norm, seconds):
-        """One line and one record: mean loss since the last one, gradient norm, seconds per step."""
-        epoch = (self.step - 1) // self.batches.steps_per_epoch + 1
-        bpd, rate, lr = nats_to_bits(loss), self.args.batch_size / seconds, self.learning_rate(self.step - 1)
+    def report_training(self, bar, norm, seconds):
+        """One line and one record: mean loss since the last one, gradient norm, images per second."""
+        total, number = self.window.tolist()
+        self.window.zero_()
+        epoch, bpd = self.epoch, nats_to_bits(total / number)
+        rate, lr = self.args.batch_size / seconds, self.learning_rate(self.step - 1)
         bar.set_postfix_str(f"{bpd:.3f} bits/dim, {rate:.1f} images/s")
         self.log.text(
             f"epoch {epoch} step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g} lr {lr:.3g} images/s {rate:.1f}"
@@ -199,13 +225,19 @@ class Run:
 
     @torch.no_grad()
     def test(self):
-        """Bits per dimension of the whole test split, with the same dequantisation noise at every test."""
+        """Bits per dimension of the whole test split, with the same dequantisation noise at every test.
+
+        Raises RunError if it is not finite.
+        """
         images, values = self.dataset.test, []
         for k in tqdm(range(0, len(images), TEST_BATCH), desc="test", leave=False, disable=None):
             batch = torch.from_numpy(images[k : k + TEST_BATCH]).to(self.device)
-            values.append(nats_to_bits(nats_per_dim(self.flow, batch, generator(0, "test", k, self.device))))
+            values.append(bits_per_dim(self.flow, batch, generator(0, "test", k, self.device)))
+            if not values[-1].isfinite().all():
+                self.fail("BPD of test images", batch, generator(0, "test", k, self.device))
         values = torch.cat(values).double()
-        bpd, stderr = values.mean().item(), (values.std(correction=0) / max(1, len(values) - 1) ** 0.5).item()
+        bpd = values.mean().item()
+        stderr = (values - bpd).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
         self.log.text(
             f"test: epoch {self.epoch} step {self.step} bpd {bpd:.4f} +- {stderr:.4f} on {len(values):,} images"
         )
@@ -224,9 +256,10 @@ class Run:
             return
         state = {
             "config": self.config,
-            "epoch": self.epoch,
+            "epoch": self.step // self.batches.steps_per_epoch,  # finished ones
             "step": self.step,
-            "mid_epoch": self.step % self.batches.steps_per_epoch != 0,
+            "mid_epoch": self.mid_epoch,
+            "window": self.window,
             "model": self.flow.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -241,7 +274,7 @@ class Run:
             return
         z = self.flow.sample_prior(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
         images = to_image(self.flow.inverse(z)[0]).cpu()
-        name = f"epoch{self.epoch}" if self.step % self.batches.steps_per_epoch == 0 else f"step{self.step}"
+        name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
         (path,) = save_figure(grid_figure(images, GRID), base / name, [".png"])
         self.log.text(f"samples: {path}")
 

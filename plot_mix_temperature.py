@@ -6,6 +6,7 @@ python plot_mix_temperature.py --data celeba32 --temperatures 0.2,0.6,0.6,0.6
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import args as flags
 from flow.preprocess import to_image
@@ -35,8 +36,9 @@ def main(argv=None):
         temperatures *= flow.num_levels
     if len(temperatures) != flow.num_levels:
         parser.error(f"argument --temperatures: must be one number or {flow.num_levels}, one per level of {path}")
-    images = to_image(flow.sample(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.device)))
-    name = f"mix_temperature_{config['data']}_{config['prior']}"
+    images = to_image(flow.sample(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
+    run = SimpleNamespace(**config)
+    name = f"mix_temperature_{run.data}_{flags.network_name(run)}{run.out_infix}"
     for picture in save_figure(grid_figure(images.cpu(), args.grid), Path(args.fig_dir) / name):
         print(picture)
     listing = ", ".join(f"T_{h} = {T:g}" for h, T in enumerate(temperatures))

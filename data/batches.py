@@ -8,7 +8,7 @@ from utils.random import generator
 class Batches:
     """uint8 batches (B, C, L, L) of one split, on `device`.
 
-    The split lies on the device if it fits in a quarter of the memory that is free there, else in (pinned) host memory.
+    The split lies on the device if it fits in a quarter of the memory that is free there, else in host memory.
 
     images: numpy array, uint8 (N, C, L, L)
     flips: whether training batches are mirrored left to right at random
@@ -25,8 +25,8 @@ class Batches:
         self.images = torch.from_numpy(images)
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
-            fits = self.images.numel() < free / 4
-            self.images = self.images.to(self.device) if fits else self.images.pin_memory()
+            if self.images.numel() < free / 4:
+                self.images = self.images.to(self.device)
         self.steps_per_epoch = len(images) // batch_size  # the last partial batch is dropped: equal shapes
         self._epoch = None
 
@@ -37,7 +37,8 @@ class Batches:
             order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.images.device)
         batch = self.images[self._order[position * self.batch_size : (position + 1) * self.batch_size]]
-        batch = batch.to(self.device, non_blocking=True)
+        if batch.device != self.device:
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
         if self.flips:
             flip = torch.rand(len(batch), 1, 1, 1, generator=noise, device=self.device) < 0.5
             batch = torch.where(flip, batch.flip(3), batch)

@@ -26,7 +26,7 @@ def prepare(data_path, nchannels, L):
     if L < 1:
         raise DataError(f"--L {L}: must be at least 1")
     if not data_path.is_dir():
-        raise DataError(f"--data_path {data_path}: there is no such folder")
+        raise DataError(f"--data_path {data_path}: not a folder")
     files = sorted(_list(data_path, "", ()))
     listing = "".join(f"{name}\0{size}\0{time}\0" for name, size, time in files)
     source = {"listing": hashlib.sha256(os.fsencode(listing)).hexdigest()} if files else None

@@ -54,15 +54,18 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def first_nonfinite_level(self, x):
-        """The lowest level with a latent that is not finite for images x (B, C, L, L) in model space; with finite
-        latents, the highest level with a gradient that is not finite, which is where backpropagation met it first. None
-        if all is finite."""
-        bad = ~self(x)[0].isfinite().all(0)
+        """The lowest level with a latent, or its prior, that is not finite for images x (B, C, L, L) in model space.
+
+        With finite latents, the highest level with a gradient that is not finite or has no finite norm, which is where
+        backpropagation met it first. None if all is finite.
+        """
+        z, _ = self(x)
+        bad = ~(z.isfinite() & self.prior.log_prob(z).isfinite()).all(0)
         if bad.any():
             return int(self.level_map[bad].min())
         for h in reversed(range(self.num_levels)):
             gradients = [parameter.grad for parameter in self.level_parameters(h) if parameter.grad is not None]
-            if not all(gradient.isfinite().all() for gradient in gradients):
+            if not all(gradient.norm().isfinite() for gradient in gradients):
                 return h
         return None
 

@@ -23,7 +23,11 @@ def load(path, device="cpu"):
 
     Raises utils.checkpoint.CheckpointError if the file cannot be used.
     """
-    state = checkpoint.read(path, device)
+    return from_state(checkpoint.read(path, device), path, device)
+
+
+def from_state(state, path, device="cpu"):
+    """The same from the dict that `utils.checkpoint.read` gave for `path`."""
     try:
         flow = build(state["config"])
         flow.load_state_dict(state["model"])

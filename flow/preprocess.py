@@ -44,7 +44,10 @@ def to_image(x):
 
 
 def to_uint8(x):
-    """Model space (B, C, L, L) -> uint8 images; undoes `to_model` whatever the noise was."""
+    """Model space (B, C, L, L) -> uint8 images; undoes `to_model`.
+
+    Exact where u is further from 0 and 1 than the rounding of the logit, about 1e-12 in float64 and 1e-4 in float32.
+    """
     return (to_unit(x) * 256).floor().clamp(0, 255).to(torch.uint8)
 
 

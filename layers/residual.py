@@ -20,6 +20,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
@@ -55,14 +56,14 @@ class ResidualBlock(nn.Module):
             self.gains.append(torch.linalg.vector_norm(weight if masks is None else weight * masks[k], dim=1))
         self.biases = nn.ParameterList(torch.zeros(nnetworks, nout) for nout in sizes[1:])
 
-    def fold(self, ngroups, scale=None):
+    def fold(self, ngroups, scale=None, differentiable=False):
         """What `evaluate` needs of this block for each half-step, a list of K tuples; `scale` (S, n), if given,
         multiplies the block's output."""
         if scale is None:
             scale = torch.ones_like(self.biases[-1])
         masks = [getattr(self, f"mask{k}") for k in range(self.num_linear)]
         arguments = ngroups, masks, self.skip, scale, *self.betas, *self.weights, *self.gains, *self.biases
-        if torch.is_grad_enabled() and self.biases[-1].requires_grad:
+        if differentiable:
             outputs = Fold.apply(*arguments)
         else:
             outputs, _ = fold(*arguments)
@@ -89,22 +90,38 @@ class ResidualNetworks(nn.Module):
     def steps(self):
         """One function per half-step, (N, n) -> (G, N, n), of the parameters as they are now.
 
-        Where no gradient is asked for, the folded parameters are kept until the parameters change. Fused optimisers do
-        not count up the version of what they change, so nothing is kept while a gradient is there.
+        In evaluation mode, where no gradient is asked for, the folded parameters are kept until the parameters change:
+        until their versions do, or a gradient is there, since fused optimisers do not count up the version of what they
+        change. A change through `.data` is not seen; `train()` and `eval()` forget what was kept.
         """
-        if (torch.is_grad_enabled() and self.scale.requires_grad) or self.scale.grad is not None:
-            folded, self._folded, self._folded_from = self.fold(), None, None
+        parameters = list(self.parameters())
+        differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
+            self._folded_from = self._folded = None
+            folded = self.fold(differentiable)
         else:
-            state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+            state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
             if self._folded_from != state:
-                self._folded, self._folded_from = self.fold(), state
+                with torch.inference_mode(False), torch.no_grad():
+                    self._folded, self._folded_from = self.fold(), state
             folded = self._folded
         return [partial(evaluate, blocks) for blocks in folded]
 
-    def fold(self):
-        """The folded parameters: a list over half-steps of lists over blocks."""
+    def train(self, mode=True):
+        self._folded_from = self._folded = None
+        return super().train(mode)
+
+    def __repr__(self):
+        block, (steps, networks) = self.blocks[0], (len(self.scale) // self.ngroups, self.ngroups)
+        sizes = [weight.shape[1] for weight in block.weights] + [block.weights[-1].shape[2]]
+        blocks = f"{len(self.blocks)} residual blocks {' -> '.join(map(str, sizes))}"
+        return f"{type(self).__name__}({steps} half-steps x {networks} networks of {blocks})"
+
+    def fold(self, differentiable=False):
+        """The folded parameters: a list over half-steps of tuples over blocks."""
         *first, last = self.blocks
-        blocks = [block.fold(self.ngroups) for block in first] + [last.fold(self.ngroups, self.scale)]
+        blocks = [block.fold(self.ngroups, None, differentiable) for block in first]
+        blocks.append(last.fold(self.ngroups, self.scale, differentiable))
         return list(zip(*blocks, strict=True))
 
 
@@ -158,6 +175,7 @@ class Fold(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         n, ngroups, saved = len(ctx.masks), ctx.ngroups, ctx.saved_tensors
         grads = [grads[k :: 2 + 2 * n] for k in range(2 + 2 * n)]  # per kind of output, over half-steps

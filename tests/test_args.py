@@ -65,10 +65,12 @@ def test_release_choices():
 
 def test_help_shows_every_default():
     text = " ".join(build_parser("").format_help().split())
-    for name in (*RELEASE, *OURS):
+    for name, value in {**RELEASE, **OURS}.items():
         assert f"--{name}" in text
-    for name in ("lr", "batch_size", "weight_decay", "epoch", "nhidden", "out_dir", "data_path"):
-        assert re.search(rf"--{name} .*?\(default: {re.escape(str(RELEASE[name]))}\)", text)
+        own = value in (False, "") or name in ("nchannels", "L", "nlayers", "cuda")  # switches, or said in words
+        assert own or re.search(rf"--{name} .*?\(default: {re.escape(str(value))}\)", text), name
+    assert "None" not in text
+    assert "(default: )" not in text
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,21 @@ def test_shape_comes_from_the_data_set():
 
 def test_argument_file(tmp_path):
     file = tmp_path / "a.args"
-    file.write_text("# a comment\n--lr 2e-3   # and another\n\n--out_infix 'two words'\n--no_stdout\n")
+    file.write_text(
+        "# a comment, don't mind\n--lr 2e-3   # and another\n\n--out_infix 'two words'\n--no_stdout\n-o a#b\\c\n"
+    )
     args = get_args([f"@{file}", "--lr", "3e-3"])
-    assert (args.lr, args.out_infix, args.no_stdout) == (3e-3, "two words", True)
+    assert (args.lr, args.out_infix, args.no_stdout, args.out_dir) == (3e-3, "two words", True, "a#b\\c")
+
+
+@pytest.mark.parametrize("content", [b"@%s", b"\xff\xfe--lr 1"])
+def test_bad_argument_files(content, tmp_path, capsys):
+    file = tmp_path / "a.args"
+    file.write_bytes(content.replace(b"%s", str(file).encode()))
+    with pytest.raises(SystemExit) as stop:
+        get_args([f"@{file}"])
+    assert stop.value.code == 2
+    assert "argument file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,10 @@ def test_argument_file(tmp_path):
         (["--cuda", str(torch.cuda.device_count())], ["--cuda", "no such GPU"]),
         (["--out_infix", "a/b"], ["--out_infix", "'a/b'", "path separator"]),
         (["--epo", "3"], ["--epo"]),
+        (["--epoch", "9" * 400], ["--epoch", "at most"]),
+        (["--lr", "-1e-3"], ["--lr", "'-1e-3'", "above 0"]),
+        (["--nlayers", "-1,2,2,2"], ["--nlayers", "'-1'", "at least 1"]),
+        (["--data", "folder", "--nchannels", "2"], ["--nchannels", "2", "1 (grey) or 3"]),
         (["@no_such_file.args"], ["no_such_file.args"]),
     ],
 )
@@ -161,6 +179,10 @@ def test_run_path():
     args = get_args(["--data", "msds1", "--nlayers", "4", "--out_infix", "_b", "-o", "runs"])
     assert run_path(args, ".log") == Path("runs/msds1/laplace_nl4_nr4_nm2_nh512/out_b.log")
     assert run_path(get_args(["-o", ""]), ".log") is None
+
+
+def test_the_celeba_config_is_the_default():
+    assert get_args([f"@{ROOT / 'configs' / 'celeba32.args'}"]) == get_args([])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.args")), ids=lambda path: path.stem)

@@ -269,7 +269,7 @@ def test_registry():
         (("msds1", ".", 3, 64), "--L 64: must be 32 for msds1"),
         (("folder", ".", 2, 32), "--nchannels 2: must be 1"),
         (("folder", ".", 3, 0), "--L 0: must be at least 1"),
-        (("folder", "/does/not/exist", 3, 32), "--data_path /does/not/exist: there is no such folder"),
+        (("folder", "/does/not/exist", 3, 32), "--data_path /does/not/exist: not a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):

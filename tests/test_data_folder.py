@@ -257,7 +257,7 @@ def test_no_images_at_all(tmp_path):
     assert "no image among its 0 files" in refused(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     assert "no image among its 1 files" in refused(tmp_path)
-    assert "no such folder" in refused(tmp_path / "notes.txt")
+    assert "not a folder" in refused(tmp_path / "notes.txt")
 
 
 def test_one_empty_split(tmp_path):

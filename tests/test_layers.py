@@ -164,6 +164,7 @@ def test_folded_weights_follow_every_change_of_the_parameters():
         with torch.no_grad():
             return networks.steps()[0](x)
 
+    networks.eval()
     before = value()
     networks.fold = counted = Mock(side_effect=networks.fold)
     value()
@@ -179,6 +180,22 @@ def test_folded_weights_follow_every_change_of_the_parameters():
     assert torch.equal(value(), before)
     networks.float()
     assert torch.allclose(networks.steps()[0](x.float()).double(), before, atol=1e-4)
+
+
+def test_a_sample_first_then_the_gradient_of_the_input():
+    """What was folded in inference mode serves autograd afterwards, twice, also with only some parameters frozen."""
+    for frozen in (
+        lambda networks: networks.requires_grad_(False),
+        lambda networks: networks.scale.requires_grad_(False),
+    ):
+        networks = build_networks().eval()
+        frozen(networks)
+        with torch.inference_mode():
+            networks.steps()[0](torch.randn(5, 6))
+        for _ in range(2):
+            x = torch.randn(5, 6, requires_grad=True)
+            networks.steps()[0](x).sum().backward()
+            assert x.grad.abs().sum() > 0
 
 
 def test_parameters_of_a_default_network():

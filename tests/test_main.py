@@ -74,7 +74,7 @@ def test_a_run_that_ends_inside_an_epoch(start):
     run = start("--max_steps 7 --print_step 3")
     assert [path.name for path in sorted(run.folder.iterdir())] == ["1.state", "last.state"]
     assert [record["step"] for record in records(run, "train")] == [3, 6]
-    assert [record["step"] for record in records(run, "test")] == [5, 7]
+    assert [(record["epoch"], record["step"]) for record in records(run, "test")] == [(1, 5), (2, 7)]
     assert (run.folder.parent / "out_samples" / "step7.png").exists()
 
 
@@ -105,7 +105,7 @@ def test_reported_test_bpd(start):
 
 @pytest.mark.parametrize("cut", [5, 7, 10])
 def test_stop_and_continue_equals_an_uninterrupted_run(start, cut):
-    flags = "--lr_schedule cosine --warmup_steps 3 --epoch 3"
+    flags = "--lr_schedule cosine --warmup_steps 3 --epoch 3 --print_step 4"
     whole = start(flags, "whole")
     # The cosine must know where the run ends, so the first part is stopped from outside rather than by --max_steps.
     first = main.Run(get_args(whole_argv(whole, "parts")))
@@ -130,7 +130,7 @@ def whole_argv(run, out):
     args = run.args
     return (
         f"--data folder --data_path {args.data_path} -o {Path(args.out_dir).parent / out} {SMALL}"
-        " --lr_schedule cosine --warmup_steps 3 --epoch 3"
+        " --lr_schedule cosine --warmup_steps 3 --epoch 3 --print_step 4"
     ).split()
 
 
@@ -215,6 +215,57 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(start, monkeypatch,
     assert [path.name for path in run.folder.iterdir()] == ["1.state"]
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(start):
+    run = start("--max_steps 1")
+    before = weights(run)
+    run.total_steps = 5
+    run.flow.decimators[1].networks.scale.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(RunError, match="epoch 1, step 2: gradient is not finite, first at level h = 1"):
+        run.train()
+    assert all(torch.equal(*pair) for pair in zip(weights(run), before, strict=True))
+
+
+def test_weights_that_give_no_finite_bpd_are_not_saved(start):
+    """The very last update can blow up what no later step would see."""
+    run = start("--epoch 1")
+    good = (run.folder / "1.state").read_bytes()
+    with pytest.raises(RunError, match=r"epoch 2, step 10: BPD of test images is not finite, first at level h = 0"):
+        run.total_steps = 10
+        step = run.train_step
+
+        def last():
+            norm = step()
+            if run.step == 10:
+                for parameter in run.flow.parameters():
+                    parameter.data.mul_(1e200)
+            return norm
+
+        run.train_step = last
+        run.train()
+    assert [path.name for path in run.folder.iterdir()] == ["1.state"]
+    assert (run.folder / "1.state").read_bytes() == good
+    assert [record["step"] for record in records(run, "test")] == [5]
+
+
+def test_every_draw_is_a_function_of_seed_epoch_and_step(start):
+    run, same, other = start("--max_steps 1", "a"), start("--max_steps 1", "b"), start("--max_steps 1 --seed 1", "c")
+
+    def draw(run, step):
+        images, noise = run.batch(step)
+        return torch.cat((images.double().flatten(), torch.rand(4, generator=noise)))
+
+    assert torch.equal(draw(run, 3), draw(same, 3))
+    assert not torch.equal(draw(run, 3)[-4:], draw(run, 4)[-4:])
+    assert not torch.equal(draw(run, 3), draw(other, 3))
+    run.test()
+    tests = records(run, "test")
+    assert tests[0]["bpd"] == tests[1]["bpd"]
+    picture = run.folder.parent / "out_samples" / "step1.png"
+    before = picture.read_bytes()
+    run.plot()
+    assert picture.read_bytes() == before
+
+
 def weights(run):
     return [parameter.detach().clone() for parameter in run.flow.parameters()]
 
@@ -280,7 +331,7 @@ def test_scripts_from_the_command_line(images, tmp_path):
         str(tmp_path / "b"),
     )
     assert by_file.returncode == 0, by_file.stderr
-    pictures = [tmp_path / folder / "mix_temperature_folder_laplace.png" for folder in "ab"]
+    pictures = [tmp_path / folder / "mix_temperature_folder_laplace_nl1_nr1_nm1_nh8.png" for folder in "ab"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert pictures[0].with_suffix(".pdf").exists()
     bad = command("plot_mix_temperature.py", "--weights", str(weights), "--temperatures", "1,1,1")

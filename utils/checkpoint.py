@@ -21,15 +21,26 @@ def save(path, state):
     """Write the dict `state` to `path`, replacing it only when the new file is complete on disk. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder):
+    """Make renames in a folder last through a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read(path, device="cpu"):
@@ -39,7 +50,7 @@ def read(path, device="cpu"):
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
+        raise CheckpointError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -49,12 +60,14 @@ def read(path, device="cpu"):
     except Exception as error:  # whatever reading a damaged file raises, it means damage
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"checkpoint {path}: damaged, or not a checkpoint of this program ({cause})") from error
-    if not isinstance(state, dict) or "format" not in state or "config" not in state:
+    if not isinstance(state, dict) or not {"format", "config"} <= state.keys():
         raise CheckpointError(
             f"checkpoint {path}: not of this program (those of other RG-Flow code are not interchangeable)"
         )
     if state["format"] != FORMAT:
         raise CheckpointError(f"checkpoint {path}: format {state['format']}, this program reads format {FORMAT}")
+    if not {"epoch", "step", "model"} <= state.keys():
+        raise CheckpointError(f"checkpoint {path}: incomplete, it must hold epoch, step and model")
     return state
 
 

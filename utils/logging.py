@@ -30,8 +30,8 @@ class RunLog:
         append(self.text_path, line)
 
     def record(self, **fields):
-        """One JSON record."""
-        append(self.records_path, json.dumps(fields))
+        """One JSON record. Raises ValueError for numbers that are not finite, which JSON does not have."""
+        append(self.records_path, json.dumps(fields, allow_nan=False))
 
 
 def append(path, line):
@@ -41,20 +41,20 @@ def append(path, line):
 
 
 def read_records(path):
-    """The records of a `.jsonl` file; a last line that is incomplete is left out."""
+    """The records of a `.jsonl` file; lines that are no JSON, such as an incomplete last one, are left out."""
     records = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            continue
     return records
 
 
 def cut_records(path, step):
     if not path.exists():
         return
-    kept = [json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step]
+    kept = [json.dumps(record) + "\n" for record in read_records(path) if record.get("step", 0) <= step]
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
