@@ -203,6 +203,24 @@ def build_parser(description, needs_weights=False):
     group.add_argument(
         "--cuda", type=cuda_device, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)"
     )
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="run networks as compiled kernels and, on a GPU, the training step as one CUDA graph; compiling takes"
+        " minutes on a CPU (default: on a GPU only)",
+    )
+    group.add_argument(
+        "--amp",
+        choices=["none", "tf32", "bf16"],
+        default="none",
+        help="precision of the matrix products in the networks, instead of dtype; couplings, log-determinants, prior"
+        " and loss keep dtype. tf32 needs a GPU",
+    )
+    group.add_argument(
+        "--grad_checkpoint",
+        action="store_true",
+        help="recompute the networks in the backward pass instead of keeping them: less memory, a third more work",
+    )
     group.add_argument("--out_infix", default="", metavar="TEXT", help="infix in output file names, to tell runs apart")
     group.add_argument(
         "-o", "--out_dir", default="./saved_model", metavar="DIR", help="folder for output, empty for no output files"
@@ -224,6 +242,12 @@ def get_args(argv=None, parser=None):
         setattr(args, name, own if given is None else given)
     if args.nchannels not in (1, 3):
         parser.error(f"argument --nchannels: {args.nchannels}: must be 1 (grey) or 3 (colour)")
+    if args.amp != "none" and args.dtype != "float32":
+        parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
+    if args.amp == "tf32" and args.cuda == "cpu":
+        parser.error("argument --amp: tf32: needs a GPU, see --cuda")
+    if args.compile is None:
+        args.compile = args.cuda != "cpu"
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
     try:

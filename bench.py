@@ -1,109 +1,207 @@
 #!/usr/bin/env python3
 """Measure training steps and sampling: time, images per second, memory, and the useful share of the matrix rate.
 
-    python bench.py --batch_sizes 8,32                     the default configuration on the CPU
+    python bench.py --batch_sizes 8,32                            the default configuration on the CPU
+    python bench.py --cuda 0 --amp bf16 --batch_sizes 64,1024
     python bench.py @configs/msds1_cpu.args --profile
     python bench.py --edges 32,64,128 --nlayers 2 --nhidden 256 --nresblocks 1
+    python bench.py @configs/msds1_cpu.args --compare 256 --weights saved_model/…/last.state
 
 The step is the one of `main.py`, on random images. The matrix rate (2048 x 2048 products on a CPU, 8192 on a GPU, in
-float32 or the type of the run) is measured between the steps, since it drifts. MFU counts the multiply-adds of the
-networks alone, once forward and twice backward, once for a sample.
+the precision of the networks) is measured between the steps, since it drifts. MFU counts the multiply-adds of the
+networks alone, once forward and twice backward, once for a sample: recomputation is no useful work.
 """
 
+import copy
 import json
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import args as flags
+from data import open_dataset
+from flow import load
+from flow.load import build
+from flow.preprocess import bits_per_dim, to_model, uniform_noise
 from main import Run
+from utils.compilation import WARMUP, compiles
 from utils.memory import keep_freed_memory
+from utils.random import generator
 
-WARMUP = 2
+COLUMNS = {
+    "batch": "batch_size",
+    "L": "L",
+    "ms/step": "ms_per_step",
+    "images/s": "train_images_per_s",
+    "MFU": "train_mfu",
+    "samples/s": "samples_per_s",
+    "MFU sampling": "sample_mfu",
+    "data %": "data_percent",
+    "log %": "log_percent",
+    "optimizer %": "optimizer_percent",
+    "GFLOP/s": "matrix_gflop_per_s",
+    "step x fp32": "step_times_fp32_gflop",
+    "MiB": "peak_memory_mib",
+}
 
 
-def timed(function, device):
-    """Seconds that `function` takes on `device`."""
+def synchronize(device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
-def summary(seconds):
-    """Median and spread (largest minus smallest over the median) of a list of times."""
-    median = statistics.median(seconds)
-    return median, (max(seconds) - min(seconds)) / median
+def timed(function, device, times):
+    """`function`, made to append the seconds that each call takes on `device` to the list `times`."""
+
+    def call(*arguments):
+        synchronize(device)
+        start = time.perf_counter()
+        result = function(*arguments)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+        return result
+
+    return call
+
+
+def spread(seconds):
+    """Largest minus smallest over the median."""
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+
+def random_run(args):
+    """A training run of `main.py` on random images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2 * args.batch_size, args.nchannels, args.L, args.L), dtype=np.uint8)
+    return Run(args, SimpleNamespace(train=images, test=images, fingerprint="", warnings=[]))
 
 
 def measure(args, repeats):
-    """Time `repeats` training steps, samplings and matrix products in turn; a dict of results."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2 * args.batch_size, args.nchannels, args.L, args.L), dtype=np.uint8)
-    run = Run(args, SimpleNamespace(train=images, test=images, fingerprint="", warnings=[]))
-    device, dtype = run.device, next(run.flow.parameters()).dtype
+    """Time `repeats` training steps and matrix products in turn, then samplings and products; a dict of results."""
+    run = random_run(args)
+    device = run.device
     size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    tasks = {
-        "train": run.train_step,
-        "sample": lambda: run.flow.sample(args.batch_size),
-        "matrix": lambda: left @ right,
-    }
-    if device.type == "cuda":
+    networks = torch.bfloat16 if args.amp == "bf16" else run.dtype
+    factors = {dtype: torch.randn(2, size, size, device=device, dtype=dtype) for dtype in {networks, torch.float32}}
+    times = {name: [] for name in ("step", "data", "optimizer", "log", "sample", "matrix", "float32")}
+    step = timed(run.train_step, device, times["step"])
+    sample = timed(run.flow.sample, device, times["sample"])
+    log = timed(run.report_training, device, times["log"])
+    matrix = timed(lambda: torch.matmul(*factors[networks]), device, times["matrix"])
+    float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, times["float32"])
+    run.batch = timed(run.batch, device, times["data"])
+    if device.type == "cpu":  # on a GPU it is part of one graph
+        run.descend = timed(run.descend, device, times["optimizer"])
+    else:
         torch.cuda.reset_peak_memory_stats(device)
-    times = {name: [] for name in tasks}
-    for k in range(WARMUP + repeats):
-        for name, task in tasks.items():
-            seconds = timed(task, device)
-            if k >= WARMUP:
-                times[name].append(seconds)
+    bar = tqdm(disable=True)
+    for _ in range(WARMUP + 1 + repeats):
+        norm = step()
+        log(bar, norm.item(), 1.0)
+        matrix()
+        float32()
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    (train, train_spread), (sample, sample_spread), (matrix, matrix_spread) = map(summary, times.values())
-    rate = 2 * size**3 / matrix
-    operations = 2 * run.flow.multiply_adds()  # per image, forward
+    with run.evaluation():
+        for _ in range(1 + repeats):
+            sample(args.batch_size)
+            matrix()
+    rates = {"train": times["matrix"][:-repeats], "sample": times["matrix"]}
+    times = {name: seconds[-repeats:] for name, seconds in times.items() if seconds}
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    rates = {name: 2 * size**3 / statistics.median(seconds[-repeats:]) for name, seconds in rates.items()}
+    forward, inverse = (2 * run.flow.multiply_adds(inverse) * args.batch_size for inverse in (False, True))
     return {
         "batch_size": args.batch_size,
         "L": args.L,
-        "nlayers": list(args.nlayers),
         "parameters": sum(parameter.numel() for parameter in run.flow.parameters()),
-        "gflop_per_image": operations / 1e9,
-        "ms_per_step": 1e3 * train,
-        "step_spread": train_spread,
-        "train_images_per_s": args.batch_size / train,
-        "sample_images_per_s": args.batch_size / sample,
-        "sample_spread": sample_spread,
-        "matrix_gflop_per_s": rate / 1e9,
-        "matrix_spread": matrix_spread,
-        "train_mfu": 3 * operations * args.batch_size / train / rate,
-        "sample_mfu": operations * args.batch_size / sample / rate,
+        "gflop_per_image": forward / args.batch_size / 1e9,
+        "ms_per_step": 1e3 * median["step"],
+        "step_spread": spread(times["step"]),
+        "train_images_per_s": args.batch_size / median["step"],
+        "train_mfu": 3 * forward / median["step"] / rates["train"],
+        "executed_gflop_per_s": (3 + args.grad_checkpoint) * forward / median["step"] / 1e9,
+        "samples_per_s": args.batch_size / median["sample"],
+        "sample_spread": spread(times["sample"]),
+        "sample_mfu": inverse / median["sample"] / rates["sample"],
+        "data_percent": 100 * median["data"] / median["step"],
+        "log_percent": 100 * median["log"] / median["step"],
+        "optimizer_percent": 100 * median["optimizer"] / median["step"] if "optimizer" in median else None,
+        "matrix_gflop_per_s": rates["train"] / 1e9,
+        "matrix_spread": spread(times["matrix"]),
+        "step_times_fp32_gflop": median["step"] * 2 * size**3 / median["float32"] / 1e9,
         "peak_memory_mib": memory / 2**20,
     }
 
 
 def profile(args):
-    """Print where the time of training steps goes."""
-    images = np.zeros((args.batch_size, args.nchannels, args.L, args.L), np.uint8)
-    run = Run(args, SimpleNamespace(train=images, test=images, fingerprint="", warnings=[]))
-    for _ in range(WARMUP):
+    """Print where the time of a training step goes."""
+    run = random_run(args)
+    for _ in range(WARMUP + 1):
         run.train_step()
     with torch.profiler.profile() as result:
         run.train_step()
+        synchronize(run.device)
     order = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
     print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
+
+
+def compare(args, count):
+    """What the switches change: BPD and round trip of `count` test images, one dict per way to compute.
+
+    The flow is that of --weights, or the untrained one of the flags. Differences are from float64.
+    """
+    device = torch.device(args.cuda)
+    if args.weights:
+        flow, config = load(args.weights, device)
+    else:
+        flow, config = build(vars(args)).to(device).eval(), vars(args)
+    data = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
+    images = torch.from_numpy(data.test[:count]).to(device)
+    noise = uniform_noise(images, generator(args.draw_seed, "compare", 0, device), torch.float64)
+    ways = {"float64": {}, "float32": {}, "bf16": {"dtype": torch.bfloat16}}
+    if compiles(device):
+        ways.update({f"{name} --compile": {**way, "compile": True} for name, way in ways.items() if name != "float64"})
+    exact, results = None, []
+    for name, way in ways.items():
+        dtype = torch.float64 if name == "float64" else torch.float32
+        own = copy.deepcopy(flow).to(dtype)
+        own.accelerate(**way)
+        with torch.no_grad():
+            bpd = bits_per_dim(own, images, noise=noise.to(dtype)).double()
+            x, _ = to_model(images, noise=noise.to(dtype), dtype=dtype)
+            back, _ = own.inverse(own(x)[0])
+        if name == "float64":
+            exact = bpd
+        difference = bpd - exact
+        results.append(
+            {
+                "networks": name,
+                "bpd": bpd.mean().item(),
+                "mean_difference": difference.mean().item(),
+                "largest_difference": difference.abs().max().item(),
+                "largest_round_trip_error": (back - x).abs().max().item(),
+                "median_round_trip_error": (back - x).abs().median().item(),
+            }
+        )
+        print(
+            ", ".join(
+                f"{key} {value:.3g}" if key != "networks" else f"{value:18}" for key, value in results[-1].items()
+            )
+        )
+    return results
 
 
 def machine(device):
@@ -124,36 +222,45 @@ def commit():
     return done.stdout.strip() or None
 
 
+def row(values):
+    return "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, values, strict=True))
+
+
 def main(argv=None):
-    parser = flags.build_parser(__doc__.split("\n")[0])
+    parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True)
     group = parser.add_argument_group("what to measure")
     sizes = flags.number_list(flags.positive)
     group.add_argument("--batch_sizes", type=sizes, metavar="N[,N…]", help="sweep over these (default: --batch_size)")
     group.add_argument("--edges", type=sizes, metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
     group.add_argument("--repeats", type=flags.positive, default=7, metavar="N", help="measurements, after a warm-up")
     group.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
+    group.add_argument(
+        "--compare",
+        type=flags.positive,
+        metavar="N",
+        help="instead: BPD and round trip of N test images, of --weights or untrained, with each way to compute",
+    )
     group.add_argument("--json", metavar="FILE", help="write the results there")
     argv = sys.argv[1:] if argv is None else list(argv)
     first = flags.get_args(argv, parser)
     keep_freed_memory()
     results = []
-    for edge in first.edges or [first.L]:
+    if first.compare:
+        results = compare(first, first.compare)
+    else:
+        print(row(COLUMNS))
+    for edge in (first.edges or [first.L]) if not first.compare else []:
         for batch_size in first.batch_sizes or [first.batch_size]:
-            own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels)]
-            own += ["--batch_size", str(batch_size), "--out_dir", "", "--no_stdout"]
-            args = flags.get_args([*argv, *own], parser)
-            results.append(measure(args, first.repeats))
-            print(
-                ", ".join(
-                    f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                    for name, value in results[-1].items()
-                ),
-                flush=True,
-            )
-            if first.profile:
-                profile(args)
+            with tempfile.TemporaryDirectory() as folder:
+                own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels), "--no_stdout"]
+                args = flags.get_args([*argv, *own, "--batch_size", str(batch_size), "--out_dir", folder], parser)
+                results.append(measure(args, first.repeats))
+                values = (results[-1][key] for key in COLUMNS.values())
+                print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
+                if first.profile:
+                    profile(args)
     if first.json:
-        about = {"machine": machine(torch.device(first.device)), "torch": torch.__version__, "commit": commit()}
+        about = {"machine": machine(torch.device(first.cuda)), "torch": torch.__version__, "commit": commit()}
         about["command"] = " ".join(["python", "bench.py", *argv])
         Path(first.json).write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
 

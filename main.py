@@ -10,6 +10,7 @@ the epoch and the step.
 
 import math
 import time
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
@@ -18,8 +19,9 @@ import args as flags
 from data import DATASETS, open_dataset
 from data.batches import Batches
 from flow.load import build
-from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model
+from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model, uniform_noise
 from utils import checkpoint
+from utils.compilation import CapturedFunction, compiles
 from utils.logging import RunLog
 from utils.memory import keep_freed_memory
 from utils.plotting import grid_figure, save_figure
@@ -53,9 +55,22 @@ class Run:
         self.config.update(nlayers=list(args.nlayers), fingerprint=self.dataset.fingerprint)
         torch.manual_seed(derived_seed(args.seed, "weights"))
         self.flow = build(self.config).to(self.device)
+        self.dtype = next(self.flow.parameters()).dtype
+        precisions = {"bf16": torch.bfloat16}
+        self.flow.accelerate(args.compile and compiles(self.device), precisions.get(args.amp), args.grad_checkpoint)
+        torch.backends.cuda.matmul.allow_tf32 = args.amp == "tf32"
+        # What changes from step to step lies on the device, so that a step can be one CUDA graph.
+        self.learning_rate_now = torch.tensor(args.lr, device=self.device)
+        self.step_now = torch.zeros((), dtype=torch.long, device=self.device)
         self.optimizer = torch.optim.AdamW(
-            self.flow.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+            self.flow.parameters(),
+            lr=self.learning_rate_now,
+            weight_decay=args.weight_decay,
+            fused=True,
+            capturable=self.device.type == "cuda",
         )
+        if args.compile and self.device.type == "cuda":
+            self.update = CapturedFunction(self.update)
         try:
             self.batches = Batches(
                 self.dataset.train, args.batch_size, self.device, args.seed, DATASETS[args.data].flips
@@ -103,8 +118,9 @@ class Run:
             self.window.copy_(state["window"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.args.weight_decay  # the flag counts, not the old value
+        for group in self.optimizer.param_groups:  # the flags count, not the old values
+            group.update(lr=self.learning_rate_now, weight_decay=self.args.weight_decay)
+            group.update(capturable=self.device.type == "cuda")
         self.step = state["step"]
         return [f"continuing from {path}, step {self.step}"] + (
             [f"changed: {'; '.join(changed.values())}"] if changed else []
@@ -131,9 +147,10 @@ class Run:
         return self.args.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def batch(self, step):
-        """The images of a step and the generator of its dequantisation noise."""
-        noise = generator(self.args.seed, "step", step, self.device)
-        return self.batches.train(step, noise), noise
+        """The images of a step, uint8 (B, C, L, L), and its dequantisation noise of the same shape."""
+        draws = generator(self.args.seed, "step", step, self.device)
+        images = self.batches.train(step, draws)
+        return images, uniform_noise(images, draws, self.dtype)
 
     def train_step(self):
         """One update; returns the gradient norm before clipping. Nothing is read from the device.
@@ -141,18 +158,30 @@ class Run:
         A loss or gradient norm that is not finite blocks this update and all after it.
         """
         images, noise = self.batch(self.step)
-        loss = nats_per_dim(self.flow, images, noise).mean()
+        self.learning_rate_now.fill_(self.learning_rate(self.step))
+        self.step_now.fill_(self.step)
+        norm = self.update(images, noise)
+        self.step += 1
+        return norm
+
+    def update(self, images, noise):
+        """The part of a step that is the same every time: loss, gradient, clipping, AdamW."""
+        loss = nats_per_dim(self.flow, images, noise=noise).mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.args.clip_grad or math.inf)
-        finite = loss.isfinite() & norm.isfinite()
-        self.failed_step = torch.where((self.failed_step < 0) & ~finite, self.step, self.failed_step)
+        return self.descend(loss.detach())
+
+    def descend(self, loss):
+        """Clip the gradients and move the weights, unless something is not finite; returns the gradient norm."""
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.flow.parameters())
+        failed = ~(loss.isfinite() & norm.isfinite())
+        self.failed_step.copy_(torch.where(failed & (self.failed_step < 0), self.step_now, self.failed_step))
         self.optimizer.found_inf = (self.failed_step >= 0).float()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+        if self.args.clip_grad:  # AdamW divides the gradients by this
+            self.optimizer.grad_scale = (norm / self.args.clip_grad).clamp_min(1).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step += 1
-        self.window += torch.stack((loss.detach().double(), torch.ones_like(self.window[0])))
+        self.window[0] += loss
+        self.window[1] += 1
         return norm
 
     def stop_if_failed(self):
@@ -161,15 +190,14 @@ class Run:
         if failed < 0:
             return
         images, noise = self.batch(failed)
-        loss = nats_per_dim(self.flow, images, noise).mean()
+        loss = nats_per_dim(self.flow, images, noise=noise).mean()
         loss.backward()
-        noise = self.batch(failed)[1]
         self.step = failed + 1
         self.fail("gradient" if loss.isfinite() else "loss", images, noise)
 
     def fail(self, what, images, noise):
         """Raises RunError with epoch, step and the level at which the latents of the images first are not finite."""
-        level = self.flow.first_nonfinite_level(to_model(images, noise, dtype=next(self.flow.parameters()).dtype)[0])
+        level = self.flow.first_nonfinite_level(to_model(images, noise=noise, dtype=self.dtype)[0])
         where = "in the sum over all levels" if level is None else f"first at level h = {level}"
         raise flags.RunError(
             f"epoch {self.epoch}, step {self.step}: {what} is not finite, {where}; nothing is saved,"
@@ -223,18 +251,27 @@ class Run:
             time=time.time(),
         )
 
-    @torch.no_grad()
+    @contextmanager
+    def evaluation(self):
+        """Without gradients, with folded parameters kept from batch to batch."""
+        self.flow.eval()
+        with torch.no_grad():
+            yield
+        self.flow.train()
+
     def test(self):
         """Bits per dimension of the whole test split, with the same dequantisation noise at every test.
 
         Raises RunError if it is not finite.
         """
         images, values = self.dataset.test, []
-        for k in tqdm(range(0, len(images), TEST_BATCH), desc="test", leave=False, disable=None):
-            batch = torch.from_numpy(images[k : k + TEST_BATCH]).to(self.device)
-            values.append(bits_per_dim(self.flow, batch, generator(0, "test", k, self.device)))
-            if not values[-1].isfinite().all():
-                self.fail("BPD of test images", batch, generator(0, "test", k, self.device))
+        with self.evaluation():
+            for k in tqdm(range(0, len(images), TEST_BATCH), desc="test", leave=False, disable=None):
+                batch = torch.from_numpy(images[k : k + TEST_BATCH]).to(self.device)
+                noise = uniform_noise(batch, generator(0, "test", k, self.device), self.dtype)
+                values.append(bits_per_dim(self.flow, batch, noise=noise))
+                if not values[-1].isfinite().all():
+                    self.fail("BPD of test images", batch, noise)
         values = torch.cat(values).double()
         bpd = values.mean().item()
         stderr = (values - bpd).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
@@ -266,14 +303,14 @@ class Run:
         path = checkpoint.save_run(self.folder, state, self.args.keep_epoch)
         self.log.text(f"weights: {path}")
 
-    @torch.no_grad()
     def plot(self):
         """Samples at T = 1 from the same latents every time."""
         base = flags.run_path(self.args, "_samples")
         if not base:
             return
-        z = self.flow.sample_prior(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
-        images = to_image(self.flow.inverse(z)[0]).cpu()
+        with self.evaluation():
+            images = self.flow.sample(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
+            images = to_image(images).cpu()
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
         (path,) = save_figure(grid_figure(images, GRID), base / name, [".png"])
         self.log.text(f"samples: {path}")

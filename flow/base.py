@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from layers.residual import ResidualNetworks
+
 from .prior import PRIORS
 
 
@@ -29,6 +31,18 @@ class Flow(nn.Module):
         self.L = L
         self.prior = PRIORS[prior]()
         self.register_buffer("level_map", level_map.expand(nchannels, L, L).clone(), persistent=False)
+
+    def accelerate(self, compile=False, dtype=None, recompute=False):
+        """Set how the networks run; what is computed, and what a checkpoint holds, stays the same but for rounding.
+
+        compile: run the networks, couplings and the folding of their parameters as kernels of torch.compile
+        dtype: type of the networks' matrix products, such as torch.bfloat16; couplings, log-determinants, prior and
+            parameters keep theirs
+        recompute: keep only the variables between coupling layers for the backward pass and compute the rest again
+        """
+        for module in self.modules():
+            if isinstance(module, ResidualNetworks):
+                module.accelerate(compile, dtype, recompute)
 
     def log_prob(self, x):
         """log p(x) of equation 1, nats: (B, C, L, L) -> (B,)."""

@@ -3,13 +3,12 @@
 x = (image + u) / 256,  u uniform in [0, 1)      dequantisation
 y = 0.05 + 0.9 x                                 restriction, keeps the logit finite
 l = log y - log(1 - y)                           model space
-log |dl/dx| = sum (softplus(l) + softplus(-l) + log 0.9)
+log |dl/dx| = sum log(0.9 / (y (1 - y))) = sum (softplus(l) + softplus(-l) + log 0.9)
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 
 MARGIN = 0.05
 SPAN = 1 - 2 * MARGIN
@@ -27,10 +26,15 @@ def to_model(images, generator=None, noise=None, dtype=None):
         raise ValueError(f"images of type {images.dtype}: must be torch.uint8")
     dtype = dtype or torch.get_default_dtype()
     if noise is None:
-        noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=images.device)
-    l = torch.logit(MARGIN + SPAN / 256 * (images.to(dtype) + noise))
-    log_det = F.softplus(l) + F.softplus(-l) + math.log(SPAN)
-    return l, log_det.sum((1, 2, 3))
+        noise = uniform_noise(images, generator, dtype)
+    y = MARGIN + SPAN / 256 * (images.to(dtype) + noise)
+    density = y * (1 - y) / SPAN  # dx/dl; its logarithm is -(softplus(l) + softplus(-l) + log 0.9)
+    return torch.logit(y), -density.log().sum((1, 2, 3))
+
+
+def uniform_noise(images, generator=None, dtype=None):
+    """The dequantisation noise u of a batch of images, in [0, 1), of their shape and on their device."""
+    return torch.rand(images.shape, generator=generator, dtype=dtype, device=images.device)
 
 
 def to_unit(x):
@@ -56,12 +60,15 @@ def nats_to_bits(nats_per_dim):
     return nats_per_dim / math.log(2) + 8
 
 
-def nats_per_dim(flow, images, generator=None):
-    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats. Its mean is the training loss."""
-    x, log_det = to_model(images, generator, dtype=next(flow.parameters()).dtype)
+def nats_per_dim(flow, images, generator=None, noise=None):
+    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats. Its mean is the training loss.
+
+    generator, noise: see `to_model`
+    """
+    x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
     return -(flow.log_prob(x) + log_det) / x[0].numel()
 
 
-def bits_per_dim(flow, images, generator=None):
-    """Bits per dimension of uint8 images (B, C, L, L): (B,), with uniform dequantisation."""
-    return nats_to_bits(nats_per_dim(flow, images, generator))
+def bits_per_dim(flow, images, generator=None, noise=None):
+    """Bits per dimension of uint8 images (B, C, L, L): (B,), with uniform dequantisation; see `to_model`."""
+    return nats_to_bits(nats_per_dim(flow, images, generator, noise))

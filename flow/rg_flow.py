@@ -67,6 +67,17 @@ class RGFlow(Flow):
             return []
         return [parameter for bijector in self.level(h) for parameter in bijector.parameters()]
 
+    def multiply_adds(self, inverse=False):
+        """Multiply-adds of the networks' matrix products for one image, forward or inverse: every weight of a bijector
+        is used once per patch, by each pass that the direction takes."""
+        total = 0
+        for h in range(self.num_levels):
+            for bijector in self.level(h):
+                weights = sum(parameter.numel() for parameter in bijector.parameters() if parameter.dim() == 3)
+                passes = bijector.inverse_passes if inverse else 1
+                total += (self.L // 2**h // self.kernel_size) ** 2 * passes * weights
+        return total
+
     def extra_repr(self):
         image, block = f"{self.nchannels}x{self.L}x{self.L}", f"{self.kernel_size}x{self.kernel_size}"
         return f"{image} image, {self.num_levels} levels, {block} blocks"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .coupling import scale_and_shift
+from .coupling import couple, uncouple
 from .residual import ResidualNetworks
 
 
@@ -26,7 +26,7 @@ class Autoregressive(nn.Module):
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()
-        self.size = nchannels * kernel_size**2
+        self.size = self.inverse_passes = nchannels * kernel_size**2
         # Behind the first block, strictly masked and without skip, entry i depends on x_<i; all later ones keep that.
         masks = [autoregressive_masks(self.size, nhidden, nmlp, strict=block == 0) for block in range(nresblocks)]
         skips = [block > 0 for block in range(nresblocks)]
@@ -36,9 +36,9 @@ class Autoregressive(nn.Module):
     def forward(self, x):
         """x: (N, C, m, m) -> z of the same shape, log_det (N,)."""
         shape, x, log_det = x.shape, x.flatten(1), 0
-        for networks in self.networks.steps():
-            s, t = scale_and_shift(networks, x)
-            x = torch.addcmul(t, x, s.exp()).flip(1)  # the next block sees the reverse order
+        for folded in self.networks.steps():
+            x, s = self.networks.run(couple, folded, x, x)
+            x = x.flip(1)  # the next block sees the reverse order
             log_det = log_det + s.sum(1)
         if self.nlayers % 2:
             x = x.flip(1)
@@ -49,12 +49,12 @@ class Autoregressive(nn.Module):
         shape, z, log_det = z.shape, z.flatten(1), 0
         if self.nlayers % 2:
             z = z.flip(1)
-        for networks in reversed(self.networks.steps()):
+        for folded in reversed(self.networks.steps()):
             z = z.flip(1)
             x = torch.zeros_like(z)
             for i in range(self.size):  # entries 0 … i of x are right after pass i, the others stay 0
-                s, t = scale_and_shift(networks, x)
-                x = F.pad(((z - t) * (-s).exp())[:, : i + 1], (0, self.size - i - 1))
+                x, s = self.networks.run(uncouple, folded, x, z)
+                x = F.pad(x[:, : i + 1], (0, self.size - i - 1))
             log_det = log_det - s.sum(1)
             z = x
         return z.reshape(shape), log_det

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .residual import ResidualNetworks
+from .residual import ResidualNetworks, evaluate
 
 
 class RNVP(nn.Module):
@@ -18,6 +18,7 @@ class RNVP(nn.Module):
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()
+        self.inverse_passes = 1
         half = nchannels * kernel_size**2 // 2
         self.networks = ResidualNetworks(2 * nlayers, 2, half, nhidden, nresblocks, nmlp)
 
@@ -26,9 +27,8 @@ class RNVP(nn.Module):
         shape = x.shape
         kept, moved = split_checkerboard(x)
         log_scale = 0
-        for networks in self.networks.steps():
-            s, t = scale_and_shift(networks, kept)
-            kept, moved = torch.addcmul(t, moved, s.exp()), kept
+        for folded in self.networks.steps():
+            (kept, s), moved = self.networks.run(couple, folded, kept, moved), kept
             log_scale = log_scale + s
         return join_checkerboard(kept, moved, shape), log_scale.sum(1)
 
@@ -37,33 +37,37 @@ class RNVP(nn.Module):
         shape = y.shape
         kept, moved = split_checkerboard(y)
         log_scale = 0
-        for networks in reversed(self.networks.steps()):
-            s, t = scale_and_shift(networks, moved)
-            kept, moved = moved, (kept - t) * (-s).exp()
+        for folded in reversed(self.networks.steps()):
+            kept, (moved, s) = moved, self.networks.run(uncouple, folded, moved, kept)
             log_scale = log_scale - s
         return join_checkerboard(kept, moved, shape), log_scale.sum(1)
 
 
-def scale_and_shift(networks, x):
-    """s and t, each (N, n), from two networks side by side at x (N, n)."""
-    s, t = networks(x).unbind(0)
-    return s.tanh(), t
+def couple(folded, x, moved):
+    """moved * exp(s(x)) + t(x) and s(x), all (N, n)."""
+    s, t = evaluate(folded, x).unbind(0)
+    s = s.tanh()
+    return torch.addcmul(t, moved, s.exp()), s
+
+
+def uncouple(folded, x, moved):
+    """The inverse of `couple`: (moved - t(x)) * exp(-s(x)) and s(x)."""
+    s, t = evaluate(folded, x).unbind(0)
+    s = s.tanh()
+    return (moved - t) * (-s).exp(), s
 
 
 def split_checkerboard(x):
     """x: (N, C, m, m) -> the entries with even and those with odd row + column, (N, C m^2 / 2) each."""
     N, C, m, _ = x.shape
-    x = x.reshape(N, C, m // 2, 2, m // 2, 2)
-    even = torch.stack((x[:, :, :, 0, :, 0], x[:, :, :, 1, :, 1]), 1)  # (N, 2, C, m/2, m/2)
-    odd = torch.stack((x[:, :, :, 0, :, 1], x[:, :, :, 1, :, 0]), 1)
-    return even.flatten(1), odd.flatten(1)
+    upper, lower = x.reshape(N, C, m // 2, 2, m // 2, 2).unbind(3)  # rows 0, 2, … and rows 1, 3, …
+    (even0, odd0), (odd1, even1) = upper.unbind(-1), lower.unbind(-1)
+    return torch.stack((even0, even1), 1).flatten(1), torch.stack((odd0, odd1), 1).flatten(1)
 
 
 def join_checkerboard(even, odd, shape):
     """The inverse of `split_checkerboard`; shape: (N, C, m, m)."""
     N, C, m, _ = shape
-    even = even.reshape(N, 2, C, m // 2, m // 2)
-    odd = odd.reshape(N, 2, C, m // 2, m // 2)
-    upper = torch.stack((even[:, 0], odd[:, 0]), 4)  # (N, C, m/2, m/2, 2), rows 0, 2, …
-    lower = torch.stack((odd[:, 1], even[:, 1]), 4)
+    (even0, even1), (odd0, odd1) = (half.reshape(N, 2, C, m // 2, m // 2).unbind(1) for half in (even, odd))
+    upper, lower = torch.stack((even0, odd0), 4), torch.stack((odd1, even1), 4)  # (N, C, m/2, m/2, 2)
     return torch.stack((upper, lower), 3).reshape(shape)  # (N, C, m/2, 2, m/2, 2) -> (N, C, m, m)

@@ -11,16 +11,20 @@ matrices beforehand: since  x sigmoid(beta x) = silu(beta x) / beta, the factor 
 activation and 1 / beta into the matrix after it, together with norm, gain, 1 / sqrt(2) and the final scale. Between two
 products only the silu is left. All K half-steps of a bijector are folded at once: their parameters lie in common
 tensors, S = K G networks long.
+
+`accelerate` sets how the products run, never what is computed or saved: compiled kernels, bfloat16, recomputation.
 """
 
 import math
-from functools import partial
+from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
@@ -56,13 +60,13 @@ class ResidualBlock(nn.Module):
             self.gains.append(torch.linalg.vector_norm(weight if masks is None else weight * masks[k], dim=1))
         self.biases = nn.ParameterList(torch.zeros(nnetworks, nout) for nout in sizes[1:])
 
-    def fold(self, ngroups, scale=None, differentiable=False):
+    def fold(self, settings, scale=None, differentiable=False):
         """What `evaluate` needs of this block for each half-step, a list of K tuples; `scale` (S, n), if given,
         multiplies the block's output."""
         if scale is None:
             scale = torch.ones_like(self.biases[-1])
         masks = [getattr(self, f"mask{k}") for k in range(self.num_linear)]
-        arguments = ngroups, masks, self.skip, scale, *self.betas, *self.weights, *self.gains, *self.biases
+        arguments = settings, masks, self.skip, scale, *self.betas, *self.weights, *self.gains, *self.biases
         if differentiable:
             outputs = Fold.apply(*arguments)
         else:
@@ -85,27 +89,42 @@ class ResidualNetworks(nn.Module):
             for mask, skip in zip(masks or [None] * nresblocks, skips or [True] * nresblocks, strict=True)
         )
         self.scale = nn.Parameter(torch.zeros(nsteps * ngroups, nfeatures))
+        self.accelerate()
+
+    def accelerate(self, compile=False, dtype=None, recompute=False):
+        """compile: run half-steps and the folding of parameters as compiled kernels
+        dtype: type of the networks' products, None for that of the parameters
+        recompute: keep only the variables between half-steps for the backward pass and compute the rest again
+        """
+        self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
         self._folded = self._folded_from = None
 
     def steps(self):
-        """One function per half-step, (N, n) -> (G, N, n), of the parameters as they are now.
+        """The folded parameters of the K half-steps as they are now, for `run`.
 
-        In evaluation mode, where no gradient is asked for, the folded parameters are kept until the parameters change:
-        until their versions do, or a gradient is there, since fused optimisers do not count up the version of what they
-        change. A change through `.data` is not seen; `train()` and `eval()` forget what was kept.
+        In evaluation mode, where no gradient is asked for, they are kept until the parameters change: until their
+        versions do, or a gradient is there, since fused optimisers do not count up the version of what they change. A
+        change through `.data` is not seen; `train()` and `eval()` forget what was kept.
         """
         parameters = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
             self._folded_from = self._folded = None
-            folded = self.fold(differentiable)
-        else:
-            state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
-            if self._folded_from != state:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._folded, self._folded_from = self.fold(), state
-            folded = self._folded
-        return [partial(evaluate, blocks) for blocks in folded]
+            return self.fold(differentiable)
+        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._folded_from != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded, self._folded_from = self.fold(), state
+        return self._folded
+
+    def run(self, function, folded, *variables):
+        """function(folded, *variables): one half-step, a function that calls `evaluate`, with one entry of `steps()`
+        and tensors (N, n)."""
+        if self.compile_kernels:
+            function = compiled(function)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(function, folded, *variables, use_reentrant=False, preserve_rng_state=False)
+        return function(folded, *variables)
 
     def train(self, mode=True):
         self._folded_from = self._folded = None
@@ -119,45 +138,93 @@ class ResidualNetworks(nn.Module):
 
     def fold(self, differentiable=False):
         """The folded parameters: a list over half-steps of tuples over blocks."""
+        settings = Settings(self.ngroups, self.dtype or self.scale.dtype, self.compile_kernels)
         *first, last = self.blocks
-        blocks = [block.fold(self.ngroups, None, differentiable) for block in first]
-        blocks.append(last.fold(self.ngroups, self.scale, differentiable))
+        blocks = [block.fold(settings, None, differentiable) for block in first]
+        blocks.append(last.fold(settings, self.scale, differentiable))
         return list(zip(*blocks, strict=True))
 
 
-def evaluate(blocks, x):
-    """G residual networks with the folded parameters of each block, at x (N, n), the same for all: (G, N, n)."""
-    for beta, factor, *layers in blocks:
+class Settings(NamedTuple):
+    """ngroups: G
+    dtype: type of the folded parameters
+    compile: whether weights are folded by compiled kernels
+    """
+
+    ngroups: int
+    dtype: torch.dtype
+    compile: bool
+
+
+@cache
+def compiled(function):
+    """`function` as compiled kernels, the same for any number of patches."""
+    return torch.compile(function, dynamic=True)
+
+
+def evaluate(folded, x):
+    """G residual networks with the folded parameters of each block, at x (N, n), the same for all: (G, N, n).
+
+    The products are computed in the type of the folded parameters, the result is of the type of x.
+    """
+    dtype, x = x.dtype, x.to(folded[0][0].dtype)
+    for beta, factor, *layers in folded:
         y = x * beta  # (G, N, n)
         for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
             y = torch.baddbmm(bias, F.silu(y), matrix)  # (G, N, nhidden), at last (G, N, n)
         x = torch.addcmul(y, x, factor)
-    return x
+    return x.to(dtype)
 
 
-def fold(ngroups, masks, skip, scale, *parameters):
+def fold(settings, masks, skip, scale, *parameters):
     """beta (G, 1, n), factor of the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …
     of one residual block, half-step after half-step; and what the derivative needs.
 
     parameters: n each of beta (S, in), weight (S, in, out), gain (S, out) and bias (S, out).
     """
-    n, nsteps = len(masks), len(scale) // ngroups
+    n, (ngroups, dtype, compile) = len(masks), settings
+    nsteps = len(scale) // ngroups
+    fold_piece = compiled(fold_weight) if compile else fold_weight
     betas, weights, gains, biases = (parameters[k : k + n] for k in range(0, 4 * n, n))
     betas = [torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta) for beta in betas]
     factor = scale * math.sqrt(0.5) if skip else scale
-    folded, saved = [split(betas[0], ngroups), split(factor * skip, ngroups)], []
+    folded, saved = [split(betas[0], settings), split(factor * skip, settings)], []
     for k, after in enumerate([*betas[1:], factor]):  # what the output of linear layer k is multiplied by
         norms, matrices = [], []
-        before = betas[k].reciprocal()
+        before, columns = betas[k].reciprocal(), gains[k] * after
         for piece in pieces(weights[k], ngroups):
             weight = weights[k][piece] if masks[k] is None else weights[k][piece] * masks[k]
-            norm = weight.square().sum(1).sqrt_().clamp_min_(NORM_MIN)
-            matrix = weight * (gains[k][piece] * after[piece] / norm)[:, None, :]
-            matrices += matrix.mul_(before[piece][:, :, None]).split(ngroups)
+            matrix, norm = fold_piece(weight, before[piece], columns[piece], dtype)
+            matrices += matrix.split(ngroups)
             norms.append(norm)
-        folded += [matrices, split(biases[k] * after, ngroups)]
+        folded += [matrices, split(biases[k] * after, settings)]
         saved += [weights[k], torch.cat(norms), gains[k], biases[k], before, after]
     return [tensors[step] for step in range(nsteps) for tensors in folded], saved
+
+
+def fold_weight(weight, rows, columns, dtype):
+    """weight (S, in, out) -> weight * rows * columns / norm in `dtype`, norm (S, out) of its columns."""
+    norm = weight.square().sum(1).sqrt_().clamp_min_(NORM_MIN)
+    matrix = (weight * (columns / norm)[:, None, :]).mul_(rows[:, :, None])
+    return matrix.to(dtype), norm
+
+
+def unfold_weight(grad, weight, norm, rows, columns, out):
+    """The derivative of `fold_weight`, columns being divided by norm here.
+
+    Writes the gradient of the weight to `out` (S, in, out) and returns those of columns (S, out) and rows (S, in).
+    """
+    rows, columns = rows[:, :, None], columns[:, None, :]
+    if torch.compiler.is_compiling():  # sums, which fuse with the products; a library's product is one pass more
+        product = grad * weight
+        grad_columns, grad_rows = (product * rows).sum(1), (product * columns).sum(2)
+    else:
+        torch.mul(grad, weight, out=out)
+        grad_columns, grad_rows = torch.bmm(rows.mT, out)[:, 0], torch.bmm(out, columns.mT)[:, :, 0]
+    # The norm's part: d|V|/dV = V / |V| for each column.
+    shrink = grad_columns[:, None, :] * columns / norm[:, None, :].square()
+    torch.mul(grad, rows, out=out).mul_(columns).addcmul_(weight, shrink, value=-1)
+    return grad_columns, grad_rows
 
 
 class Fold(torch.autograd.Function):
@@ -168,38 +235,37 @@ class Fold(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, ngroups, masks, skip, scale, *parameters):
-        outputs, saved = fold(ngroups, masks, skip, scale, *parameters)
-        ctx.ngroups, ctx.masks, ctx.skip = ngroups, masks, skip
+    def forward(ctx, settings, masks, skip, scale, *parameters):
+        outputs, saved = fold(settings, masks, skip, scale, *parameters)
+        ctx.settings, ctx.masks, ctx.skip = settings, masks, skip
         ctx.save_for_backward(*saved)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        n, ngroups, saved = len(ctx.masks), ctx.ngroups, ctx.saved_tensors
+        n, ngroups, saved = len(ctx.masks), ctx.settings.ngroups, ctx.saved_tensors
+        unfold_piece = compiled(unfold_weight) if ctx.settings.compile else unfold_weight
         grads = [grads[k :: 2 + 2 * n] for k in range(2 + 2 * n)]  # per kind of output, over half-steps
         grad_betas, grad_weights, grad_gains, grad_biases = ([None] * n for _ in range(4))
-        grad_after = torch.cat(grads[1])[:, 0]
+        dtype = saved[0].dtype
+        grad_after = torch.cat(grads[1])[:, 0].to(dtype)
         for k in reversed(range(n)):
             weights, norm, gain, bias, before, after = saved[6 * k : 6 * k + 6]
-            grad_bias = torch.cat(grads[3 + 2 * k])[:, 0]
+            grad_bias = torch.cat(grads[3 + 2 * k])[:, 0].to(dtype)
             unit = gain / norm
-            grad_columns, grad_rows = torch.empty_like(norm), torch.empty_like(before)
+            columns = unit * after
             grad_weights[k] = torch.empty_like(weights)
+            sums = []
             for piece in pieces(weights, ngroups):
-                mask, weight, grad_weight = ctx.masks[k], weights[piece], grad_weights[k][piece]
+                mask, weight = ctx.masks[k], weights[piece]
                 steps = grads[2 + 2 * k][piece.start // ngroups : piece.stop // ngroups]
-                grad = steps[0] if len(steps) == 1 else torch.cat(steps)
+                grad = (steps[0] if len(steps) == 1 else torch.cat(steps)).to(dtype)
                 if mask is not None:
                     grad, weight = grad * mask, weight * mask
-                rows, columns = before[piece][:, :, None], (unit[piece] * after[piece])[:, None, :]
-                torch.mul(grad, weight, out=grad_weight)
-                torch.bmm(rows.transpose(1, 2), grad_weight, out=grad_columns[piece][:, None, :])
-                torch.bmm(grad_weight, columns.transpose(1, 2), out=grad_rows[piece][:, :, None])
-                # The norm's part: d|V|/dV = V / |V| for each column.
-                shrink = grad_columns[piece][:, None, :] * columns / norm[piece][:, None, :].square()
-                torch.mul(grad, rows, out=grad_weight).mul_(columns).addcmul_(weight, shrink, value=-1)
+                out = grad_weights[k][piece]
+                sums.append(unfold_piece(grad, weight, norm[piece], before[piece], columns[piece], out))
+            grad_columns, grad_rows = map(torch.cat, zip(*sums, strict=True))
             grad_gains[k] = grad_columns * after / norm
             grad_biases[k] = grad_bias * after
             grad_betas[k] = -grad_rows * before.square()
@@ -213,12 +279,14 @@ class Fold(torch.autograd.Function):
         return None, None, None, grad_scale, *grad_betas, *grad_weights, *grad_gains, *grad_biases
 
 
-def split(tensor, ngroups):
+def split(tensor, settings):
     """(S, n) -> K of (G, 1, n)."""
-    return tensor[:, None, :].split(ngroups)
+    return tensor[:, None, :].to(settings.dtype).split(settings.ngroups)
 
 
 def pieces(weights, ngroups):
-    """Slices of whole half-steps that cover the S networks of `weights` (S, in, out), `PIECE` entries or so each."""
-    length = ngroups * max(1, PIECE // (ngroups * weights[0].numel()))
+    """Slices of whole half-steps that cover the S networks of `weights` (S, in, out): `PIECE` entries or so each on a
+    CPU, all on a GPU."""
+    size = weights.numel() if weights.is_cuda else PIECE
+    length = ngroups * max(1, size // (ngroups * weights[0].numel()))
     return [slice(start, min(start + length, len(weights))) for start in range(0, len(weights), length)]

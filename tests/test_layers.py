@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from layers import PATCH_BIJECTORS, residual
 from layers.autoregressive import autoregressive_masks
 from layers.coupling import join_checkerboard, split_checkerboard
-from layers.residual import ResidualNetworks
+from layers.residual import ResidualNetworks, evaluate
 
 
 @pytest.mark.parametrize("name", PATCH_BIJECTORS)
@@ -93,7 +93,7 @@ def test_residual_networks_follow_the_formulas(skips, piece, monkeypatch):
     networks = build_networks(skips, nsteps=3)
     x = torch.randn(5, 6, requires_grad=True)
     target = torch.randn(6, 5, 6)
-    outputs = torch.cat([step(x) for step in networks.steps()])
+    outputs = torch.cat([evaluate(folded, x) for folded in networks.steps()])
     (outputs * target).sum().backward()
     grad_x, x.grad = x.grad, None
     for g in range(6):
@@ -118,7 +118,7 @@ def test_masked_residual_networks_follow_the_formulas():
     masks = [autoregressive_masks(6, 11, 2, strict) for strict in (True, False)]
     networks = build_networks((False, True), masks)
     x = torch.randn(5, 6)
-    networks.steps()[0](x).square().sum().backward()
+    evaluate(networks.steps()[0], x).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in networks.parameters())
     for block in networks.blocks:
         for k, weight in enumerate(block.weights):
@@ -126,15 +126,15 @@ def test_masked_residual_networks_follow_the_formulas():
     # PyTorch's weight normalisation makes 0 / 0 of the row that is masked entirely, so it is compared below it.
     networks = build_networks((True, True), [masks[1]] * 2)
     for g in range(2):
-        torch.testing.assert_close(networks.steps()[0](x)[g], Plain(networks, g)(x))
+        torch.testing.assert_close(evaluate(networks.steps()[0], x)[g], Plain(networks, g)(x))
 
 
 def test_autoregressive_masks_by_gradients():
     """Output i depends on inputs j < i, all of them (j <= i without strict)."""
     for strict in (True, False):
         masks = autoregressive_masks(6, 13, 2, strict)
-        (network,) = randomise(ResidualNetworks(1, 1, 6, 13, 1, 2, [masks], [False])).steps()
-        matrix = jacobian(network, torch.randn(1, 6))
+        (folded,) = randomise(ResidualNetworks(1, 1, 6, 13, 1, 2, [masks], [False])).steps()
+        matrix = jacobian(lambda x, folded=folded: evaluate(folded, x), torch.randn(1, 6))
         expected = torch.ones(6, 6, dtype=bool).tril(-1 if strict else 0)
         assert torch.equal(matrix != 0, expected)
 
@@ -146,11 +146,11 @@ def test_swish_near_zero_beta():
         for beta in networks.blocks[0].betas:
             beta[:, ::2] = 0
     x = torch.randn(5, 6)
-    networks.steps()[0](x).sum().backward()
+    evaluate(networks.steps()[0], x).sum().backward()
     for g in range(2):
         plain = Plain(networks, g)
         y = plain(x)
-        torch.testing.assert_close(networks.steps()[0](x)[g], y, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(evaluate(networks.steps()[0], x)[g], y, rtol=1e-3, atol=1e-3)
         y.sum().backward()
         for beta, other in zip(networks.blocks[0].betas, plain.betas, strict=True):
             torch.testing.assert_close(beta.grad[g], other.grad, rtol=2e-3, atol=2e-3)
@@ -162,7 +162,7 @@ def test_folded_weights_follow_every_change_of_the_parameters():
 
     def value():
         with torch.no_grad():
-            return networks.steps()[0](x)
+            return evaluate(networks.steps()[0], x)
 
     networks.eval()
     before = value()
@@ -173,13 +173,13 @@ def test_folded_weights_follow_every_change_of_the_parameters():
     assert counted.call_count == 1  # not in training
     optimizer = torch.optim.AdamW(networks.parameters(), lr=0.1, fused=True)
     state = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
-    networks.steps()[0](x).sum().backward()
+    evaluate(networks.steps()[0], x).sum().backward()
     optimizer.step()
     assert not torch.equal(value(), before)
     networks.load_state_dict(state)
     assert torch.equal(value(), before)
     networks.float()
-    assert torch.allclose(networks.steps()[0](x.float()).double(), before, atol=1e-4)
+    assert torch.allclose(evaluate(networks.steps()[0], x.float()).double(), before, atol=1e-4)
 
 
 def test_a_sample_first_then_the_gradient_of_the_input():
@@ -191,10 +191,10 @@ def test_a_sample_first_then_the_gradient_of_the_input():
         networks = build_networks().eval()
         frozen(networks)
         with torch.inference_mode():
-            networks.steps()[0](torch.randn(5, 6))
+            evaluate(networks.steps()[0], torch.randn(5, 6))
         for _ in range(2):
             x = torch.randn(5, 6, requires_grad=True)
-            networks.steps()[0](x).sum().backward()
+            evaluate(networks.steps()[0], x).sum().backward()
             assert x.grad.abs().sum() > 0
 
 
