@@ -38,6 +38,8 @@ class ResidualBlock(nn.Module):
     """The parameters of one residual block n -> n, with `nmlp` hidden layers of width `nhidden`, of S networks.
 
     Linear layer k is  gain * (x V / |V|) + bias  with V = weight * mask (in, out) and |V| the norm of each column.
+    `weights` holds one (S, in, out) per layer; `beta` (S, sum of in), `gain` and `bias` (S, sum of out) hold those of
+    all layers side by side.
 
     masks: one (in, out) tensor of zeros and ones per linear layer, or None
     skip: whether x is added; without, the block is f(x) alone
@@ -50,23 +52,25 @@ class ResidualBlock(nn.Module):
         self.num_linear = nmlp + 1
         for k, mask in enumerate(masks or [None] * self.num_linear):
             self.register_buffer(f"mask{k}", mask, persistent=False)
-        self.betas = nn.ParameterList(torch.ones(nnetworks, nin) for nin in sizes[:-1])
         self.weights = nn.ParameterList()
-        self.gains = nn.ParameterList()
-        for k, (nin, nout) in enumerate(pairwise(sizes)):
+        for nin, nout in pairwise(sizes):
             bound = math.sqrt(2.81 * 3 / nin)  # 1 / 2.81 is the second moment of a swish of a standard normal variable
-            weight = torch.empty(nnetworks, nin, nout).uniform_(-bound, bound)
-            self.weights.append(weight)
-            self.gains.append(torch.linalg.vector_norm(weight if masks is None else weight * masks[k], dim=1))
-        self.biases = nn.ParameterList(torch.zeros(nnetworks, nout) for nout in sizes[1:])
+            self.weights.append(torch.empty(nnetworks, nin, nout).uniform_(-bound, bound))
+        norms = [torch.linalg.vector_norm(masked(*pair), dim=1) for pair in zip(self.weights, self.masks, strict=True)]
+        self.beta = nn.Parameter(torch.ones(nnetworks, sum(sizes[:-1])))
+        self.gain = nn.Parameter(torch.cat(norms, 1).detach())
+        self.bias = nn.Parameter(torch.zeros(nnetworks, sum(sizes[1:])))
+
+    @property
+    def masks(self):
+        return [getattr(self, f"mask{k}") for k in range(self.num_linear)]
 
     def fold(self, settings, scale=None, differentiable=False):
         """What `evaluate` needs of this block for each half-step, a list of K tuples; `scale` (S, n), if given,
         multiplies the block's output."""
         if scale is None:
-            scale = torch.ones_like(self.biases[-1])
-        masks = [getattr(self, f"mask{k}") for k in range(self.num_linear)]
-        arguments = settings, masks, self.skip, scale, *self.betas, *self.weights, *self.gains, *self.biases
+            scale = torch.ones_like(self.bias[:, : self.weights[0].shape[1]])
+        arguments = settings, self.masks, self.skip, scale, self.beta, self.gain, self.bias, *self.weights
         if differentiable:
             outputs = Fold.apply(*arguments)
         else:
@@ -176,30 +180,29 @@ def evaluate(folded, x):
     return x.to(dtype)
 
 
-def fold(settings, masks, skip, scale, *parameters):
+def fold(settings, masks, skip, scale, beta, gain, bias, *weights):
     """beta (G, 1, n), factor of the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …
     of one residual block, half-step after half-step; and what the derivative needs.
 
-    parameters: n each of beta (S, in), weight (S, in, out), gain (S, out) and bias (S, out).
+    For the parameters see `ResidualBlock`, for `scale` its `fold`.
     """
-    n, (ngroups, dtype, compile) = len(masks), settings
-    nsteps = len(scale) // ngroups
-    fold_piece = compiled(fold_weight) if compile else fold_weight
-    betas, weights, gains, biases = (parameters[k : k + n] for k in range(0, 4 * n, n))
-    betas = [torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta) for beta in betas]
+    n, nsteps = scale.shape[1], len(scale) // settings.ngroups
+    fold_piece = compiled(fold_weight) if settings.compile else fold_weight
+    beta = torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta)
     factor = scale * math.sqrt(0.5) if skip else scale
-    folded, saved = [split(betas[0], settings), split(factor * skip, settings)], []
-    for k, after in enumerate([*betas[1:], factor]):  # what the output of linear layer k is multiplied by
-        norms, matrices = [], []
-        before, columns = betas[k].reciprocal(), gains[k] * after
-        for piece in pieces(weights[k], ngroups):
-            weight = weights[k][piece] if masks[k] is None else weights[k][piece] * masks[k]
-            matrix, norm = fold_piece(weight, before[piece], columns[piece], dtype)
-            matrices += matrix.split(ngroups)
-            norms.append(norm)
-        folded += [matrices, split(biases[k] * after, settings)]
-        saved += [weights[k], torch.cat(norms), gains[k], biases[k], before, after]
-    return [tensors[step] for step in range(nsteps) for tensors in folded], saved
+    after = torch.cat((beta[:, n:], factor), 1)  # what the output of each linear layer is multiplied by
+    rows, columns = beta.reciprocal(), gain * after
+    folded, norms = [split(beta[:, :n], settings), split(factor * skip, settings)], []
+    layers = zip(weights, masks, *by_layer(weights, rows, columns, bias * after), strict=True)
+    for weight, mask, rows_k, columns_k, bias_k in layers:
+        done = [
+            fold_piece(masked(weight[piece], mask), rows_k[piece], columns_k[piece], settings.dtype)
+            for piece in pieces(weight, settings.ngroups)
+        ]
+        folded += [[step for matrix, _ in done for step in matrix.split(settings.ngroups)], split(bias_k, settings)]
+        norms.append(joined([norm for _, norm in done]))
+    outputs = [tensors[step] for step in range(nsteps) for tensors in folded]
+    return outputs, (rows, after, torch.cat(norms, 1), gain, bias, *weights)
 
 
 def fold_weight(weight, rows, columns, dtype):
@@ -209,22 +212,22 @@ def fold_weight(weight, rows, columns, dtype):
     return matrix.to(dtype), norm
 
 
-def unfold_weight(grad, weight, norm, rows, columns, out):
-    """The derivative of `fold_weight`, columns being divided by norm here.
+def unfold_weight(grad, weight, rows, columns, norm, out):
+    """The derivative of `fold_weight`; `columns` are divided by norm here.
 
-    Writes the gradient of the weight to `out` (S, in, out) and returns those of columns (S, out) and rows (S, in).
+    Writes the gradient of the weight to `out` (S, in, out) and returns those of rows (S, in) and of columns (S, out).
     """
     rows, columns = rows[:, :, None], columns[:, None, :]
     if torch.compiler.is_compiling():  # sums, which fuse with the products; a library's product is one pass more
         product = grad * weight
-        grad_columns, grad_rows = (product * rows).sum(1), (product * columns).sum(2)
+        grad_rows, grad_columns = (product * columns).sum(2), (product * rows).sum(1)
     else:
         torch.mul(grad, weight, out=out)
-        grad_columns, grad_rows = torch.bmm(rows.mT, out)[:, 0], torch.bmm(out, columns.mT)[:, :, 0]
+        grad_rows, grad_columns = torch.bmm(out, columns.mT)[:, :, 0], torch.bmm(rows.mT, out)[:, 0]
     # The norm's part: d|V|/dV = V / |V| for each column.
-    shrink = grad_columns[:, None, :] * columns / norm[:, None, :].square()
+    shrink = (grad_columns / norm.square())[:, None, :] * columns
     torch.mul(grad, rows, out=out).mul_(columns).addcmul_(weight, shrink, value=-1)
-    return grad_columns, grad_rows
+    return grad_rows, grad_columns
 
 
 class Fold(torch.autograd.Function):
@@ -244,39 +247,61 @@ class Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        n, ngroups, saved = len(ctx.masks), ctx.settings.ngroups, ctx.saved_tensors
-        unfold_piece = compiled(unfold_weight) if ctx.settings.compile else unfold_weight
-        grads = [grads[k :: 2 + 2 * n] for k in range(2 + 2 * n)]  # per kind of output, over half-steps
-        grad_betas, grad_weights, grad_gains, grad_biases = ([None] * n for _ in range(4))
-        dtype = saved[0].dtype
-        grad_after = torch.cat(grads[1])[:, 0].to(dtype)
-        for k in reversed(range(n)):
-            weights, norm, gain, bias, before, after = saved[6 * k : 6 * k + 6]
-            grad_bias = torch.cat(grads[3 + 2 * k])[:, 0].to(dtype)
-            unit = gain / norm
-            columns = unit * after
-            grad_weights[k] = torch.empty_like(weights)
-            sums = []
-            for piece in pieces(weights, ngroups):
-                mask, weight = ctx.masks[k], weights[piece]
-                steps = grads[2 + 2 * k][piece.start // ngroups : piece.stop // ngroups]
-                grad = (steps[0] if len(steps) == 1 else torch.cat(steps)).to(dtype)
-                if mask is not None:
-                    grad, weight = grad * mask, weight * mask
-                out = grad_weights[k][piece]
-                sums.append(unfold_piece(grad, weight, norm[piece], before[piece], columns[piece], out))
-            grad_columns, grad_rows = map(torch.cat, zip(*sums, strict=True))
-            grad_gains[k] = grad_columns * after / norm
-            grad_biases[k] = grad_bias * after
-            grad_betas[k] = -grad_rows * before.square()
-            grad_after_k = grad_columns * unit + grad_bias * bias
-            if k < n - 1:
-                grad_betas[k + 1] += grad_after_k
-            else:
-                grad_scale = (grad_after_k + grad_after * ctx.skip) * (math.sqrt(0.5) if ctx.skip else 1)
-        grad_betas[0] += torch.cat(grads[0])[:, 0]
+        settings, (rows, after, norm, gain, bias, *weights) = ctx.settings, ctx.saved_tensors
+        n, dtype, ngroups = weights[0].shape[1], norm.dtype, settings.ngroups
+        unfold_piece = compiled(unfold_weight) if settings.compile else unfold_weight
+        outputs = [grads[k :: 2 + 2 * len(weights)] for k in range(2 + 2 * len(weights))]  # each over half-steps
+        grad_beta, grad_factor, *grad_biases = (
+            torch.cat(steps)[:, 0].to(dtype) for steps in outputs[:2] + outputs[3::2]
+        )
+        grad_bias = torch.cat(grad_biases, 1)
+        unit = gain / norm
+        columns = unit * after
+        sums, grad_weights = [], []
+        layers = zip(weights, ctx.masks, outputs[2::2], *by_layer(weights, rows, norm, columns), strict=True)
+        for weight, mask, steps, rows_k, norm_k, columns_k in layers:
+            grad_weights.append(torch.empty_like(weight))
+            done = []
+            for piece in pieces(weight, ngroups):
+                grad = joined(steps[piece.start // ngroups : piece.stop // ngroups]).to(dtype)
+                pair, out = (masked(grad, mask), masked(weight[piece], mask)), grad_weights[-1][piece]
+                done.append(unfold_piece(*pair, rows_k[piece], columns_k[piece], norm_k[piece], out))
+            sums.append([joined(parts) for parts in zip(*done, strict=True)])
+        grad_rows, grad_columns = (torch.cat(parts, 1) for parts in zip(*sums, strict=True))
+        grad_after = grad_columns * unit + grad_bias * bias
+        grad_all_betas = -grad_rows * rows.square()
+        grad_all_betas[:, n:] += grad_after[:, :-n]
+        grad_all_betas[:, :n] += grad_beta
+        grad_scale = grad_after[:, -n:]
+        if ctx.skip:
+            grad_scale = (grad_scale + grad_factor) * math.sqrt(0.5)
         grad_scale = grad_scale if ctx.needs_input_grad[3] else None
-        return None, None, None, grad_scale, *grad_betas, *grad_weights, *grad_gains, *grad_biases
+        return (
+            None,
+            None,
+            None,
+            grad_scale,
+            grad_all_betas,
+            grad_columns * after / norm,
+            grad_bias * after,
+            *grad_weights,
+        )
+
+
+def masked(tensor, mask):
+    return tensor if mask is None else tensor * mask
+
+
+def joined(tensors):
+    """The tensors one after the other."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def by_layer(weights, rows, *columns):
+    """Side by side for all layers -> one per layer: rows (S, sum of in), each of columns (S, sum of out)."""
+    yield rows.split([weight.shape[1] for weight in weights], 1)
+    for each in columns:
+        yield each.split([weight.shape[2] for weight in weights], 1)
 
 
 def split(tensor, settings):

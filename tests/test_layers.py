@@ -50,6 +50,15 @@ def test_first_rnvp_half_step_keeps_the_even_entries():
     assert (matrix[even[0]] != 0).all()
 
 
+def layers(block, pick=lambda parameter: parameter):
+    """(weight, gain, bias, beta) of each linear layer of a residual block, or `pick` of the parameters."""
+    weights = [pick(weight) for weight in block.weights]
+    sizes = [weight.shape[-2:] for weight in block.weights]
+    outs, ins = [nout for _, nout in sizes], [nin for nin, _ in sizes]
+    vectors = [pick(block.gain).split(outs, -1), pick(block.bias).split(outs, -1), pick(block.beta).split(ins, -1)]
+    return list(zip(weights, *vectors, strict=True))
+
+
 class Plain(nn.Module):
     """One residual network, written down as the formulas stand, on PyTorch's own weight normalisation."""
 
@@ -57,15 +66,15 @@ class Plain(nn.Module):
         super().__init__()
         self.linears, self.betas, self.skips, self.masks = nn.ModuleList(), [], [], []
         for block in networks.blocks:
-            for k, weight in enumerate(block.weights):
-                linear = nn.Linear(*weight.shape[1:])
-                mask = getattr(block, f"mask{k}")
-                linear.weight.data = (weight[g].detach() * (1 if mask is None else mask)).T.contiguous()
-                linear.bias.data = block.biases[k][g].detach().clone()
+            own = layers(block, lambda parameter: parameter[g].detach().clone())
+            for (weight, gain, bias, beta), mask in zip(own, block.masks, strict=True):
+                linear = nn.Linear(*weight.shape)
+                linear.weight.data = (weight * (1 if mask is None else mask)).T.contiguous()
+                linear.bias.data = bias
                 linear = weight_norm(linear, dim=0)
-                linear.parametrizations.weight.original0.data = block.gains[k][g].detach()[:, None].clone()
+                linear.parametrizations.weight.original0.data = gain[:, None]
                 self.linears.append(linear)
-                self.betas.append(block.betas[k][g].detach().clone().requires_grad_())
+                self.betas.append(beta.requires_grad_())
             self.skips.append(block.skip)
         self.scale = networks.scale[g].detach().clone().requires_grad_()
 
@@ -104,13 +113,13 @@ def test_residual_networks_follow_the_formulas(skips, piece, monkeypatch):
         torch.testing.assert_close(networks.scale.grad[g], plain.scale.grad)
         linears, betas = iter(plain.linears), iter(plain.betas)
         for block in networks.blocks:
-            for weight, gain, bias, beta in zip(block.weights, block.gains, block.biases, block.betas, strict=True):
+            for weight, gain, bias, beta in layers(block, lambda parameter, g=g: parameter.grad[g]):
                 linear = next(linears)
                 originals = linear.parametrizations.weight
-                torch.testing.assert_close(weight.grad[g].T, originals.original1.grad)
-                torch.testing.assert_close(gain.grad[g], originals.original0.grad[:, 0])
-                torch.testing.assert_close(bias.grad[g], linear.bias.grad)
-                torch.testing.assert_close(beta.grad[g], next(betas).grad)
+                torch.testing.assert_close(weight.T, originals.original1.grad)
+                torch.testing.assert_close(gain, originals.original0.grad[:, 0])
+                torch.testing.assert_close(bias, linear.bias.grad)
+                torch.testing.assert_close(beta, next(betas).grad)
     torch.testing.assert_close(grad_x, x.grad)
 
 
@@ -143,8 +152,7 @@ def test_swish_near_zero_beta():
     """beta = 0 is x / 2, and beta passes through 0 in training: value and gradient stay right there."""
     networks = build_networks((True,))
     with torch.no_grad():
-        for beta in networks.blocks[0].betas:
-            beta[:, ::2] = 0
+        networks.blocks[0].beta[:, ::2] = 0
     x = torch.randn(5, 6)
     evaluate(networks.steps()[0], x).sum().backward()
     for g in range(2):
@@ -152,8 +160,8 @@ def test_swish_near_zero_beta():
         y = plain(x)
         torch.testing.assert_close(evaluate(networks.steps()[0], x)[g], y, rtol=1e-3, atol=1e-3)
         y.sum().backward()
-        for beta, other in zip(networks.blocks[0].betas, plain.betas, strict=True):
-            torch.testing.assert_close(beta.grad[g], other.grad, rtol=2e-3, atol=2e-3)
+        betas = torch.cat([beta.grad for beta in plain.betas])
+        torch.testing.assert_close(networks.blocks[0].beta.grad[g], betas, rtol=2e-3, atol=2e-3)
 
 
 def test_folded_weights_follow_every_change_of_the_parameters():
@@ -209,7 +217,7 @@ def test_parameters_of_a_default_network():
 def test_initial_weights():
     """Uniform within sqrt(2.81 * 3 / fan_in), gains equal to the norms, biases 0, beta 1."""
     block = ResidualNetworks(1, 2, 24, 64, 1, 2).blocks[0]
-    for weight, gain, bias, beta in zip(block.weights, block.gains, block.biases, block.betas, strict=True):
+    for weight, gain, bias, beta in layers(block):
         bound = math.sqrt(2.81 * 3 / weight.shape[1])
         assert 0.95 * bound < weight.abs().max() <= bound
         assert weight.var().item() == pytest.approx(2.81 / weight.shape[1], rel=0.1)
