@@ -105,8 +105,11 @@ def measure(args, repeats):
     else:
         torch.cuda.reset_peak_memory_stats(device)
     bar = tqdm(disable=True)
-    for _ in range(WARMUP + 1 + repeats):
-        norm = step()
+    for k in range(WARMUP + 1 + repeats):
+        for _ in range(steps if k > WARMUP else 1):
+            norm = step()
+        if k == WARMUP:  # small networks do several steps in a row, as training does, with caches as they leave them
+            steps = max(1, round(0.3 / times["step"][-1]))
         log(bar, norm.item(), 1.0)
         matrix()
         float32()
@@ -115,11 +118,13 @@ def measure(args, repeats):
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     with run.evaluation():
-        for _ in range(1 + repeats):
-            sample(args.batch_size)
+        for k in range(1 + repeats):
+            for _ in range(steps if k else 1):
+                sample(args.batch_size)
             matrix()
-    rates = {"train": times["matrix"][:-repeats], "sample": times["matrix"]}
-    times = {name: seconds[-repeats:] for name, seconds in times.items() if seconds}
+    rates = {"train": times["matrix"][: -1 - repeats], "sample": times["matrix"]}
+    counts = {"step": repeats * steps, "data": repeats * steps, "optimizer": repeats * steps, "sample": repeats * steps}
+    times = {name: seconds[-counts.get(name, repeats) :] for name, seconds in times.items() if seconds}
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     rates = {name: 2 * size**3 / statistics.median(seconds[-repeats:]) for name, seconds in rates.items()}
     forward, inverse = (2 * run.flow.multiply_adds(inverse) * args.batch_size for inverse in (False, True))
