@@ -194,6 +194,24 @@ def build_parser(description, needs_weights=False):
         "--keep_epoch", type=count, default=10, metavar="N", help="keep the checkpoint of every Nth epoch, 0 for all"
     )
     group.add_argument(
+        "--save_minutes",
+        type=non_negative,
+        default=0.0,
+        metavar="MINUTES",
+        help="time between saves inside an epoch, 0 for none",
+    )
+    group.add_argument(
+        "--init",
+        metavar="FILE",
+        help="start from the weights of this checkpoint, of a network of the same sizes, unless the run has its own",
+    )
+    if not needs_weights:
+        group.add_argument(
+            "--export",
+            metavar="FILE",
+            help="only write weights and configuration of the run's newest checkpoint to FILE",
+        )
+    group.add_argument(
         "--plot_epoch",
         type=count,
         default=1,
@@ -263,14 +281,25 @@ def load_flow(args):
     """
     if args.weights is not None:
         return *load(args.weights, args.cuda), args.weights
+    state, path = newest_state(args)
+    return *from_state(state, path, args.cuda), path
+
+
+def newest_state(args):
+    """(state, path) of the newest checkpoint of the run that the flags name; prints warnings.
+
+    Raises utils.checkpoint.CheckpointError if there is none.
+    """
     folder = run_path(args, "_save")
     found = checkpoint.newest(folder) if folder else None
     if not found:
         raise checkpoint.CheckpointError(
             f"no checkpoint in {folder or '--out_dir'}: train first, or name one with --weights"
         )
-    path, state = found
-    return *from_state(state, path, args.cuda), path
+    path, state, warnings = found
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    return state, path
 
 
 def script(main):

@@ -58,7 +58,13 @@ def records(run, kind):
 def test_files_of_a_run(start, tmp_path):
     run = start("--epoch 3 --keep_epoch 2 --plot_epoch 2 --out_infix _x")
     base = tmp_path / "run" / "folder" / "laplace_nl1_nr1_nm1_nh8"
-    assert sorted(path.name for path in base.iterdir()) == ["out_x.jsonl", "out_x.log", "out_x_samples", "out_x_save"]
+    assert sorted(path.name for path in base.iterdir()) == [
+        "out_x.jsonl",
+        "out_x.lock",
+        "out_x.log",
+        "out_x_samples",
+        "out_x_save",
+    ]
     assert sorted(path.name for path in (base / "out_x_save").iterdir()) == ["2.state", "3.state"]
     assert sorted(path.name for path in (base / "out_x_samples").iterdir()) == ["epoch2.png", "epoch3.png"]
     assert [record["step"] for record in records(run, "train")] == list(range(1, 16))

@@ -56,7 +56,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    monkeypatch.setattr("utils.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(path, state(2, 2))
     assert path.read_bytes() == before
