@@ -122,8 +122,9 @@ class Run:
         path, state, notes = found
         if not checkpoint.is_full(state):
             raise flags.RunError(
-                f"{path} is slim, without the optimiser's state: a run cannot go on from it, but a new one, with another"
-                f" --out_infix, can start from its weights with --init {path}" + "".join(f" ({note})" for note in notes)
+                f"{path} is slim, without the optimiser's state: a run cannot go on from it, but a new one, with"
+                f" another --out_infix, can start from its weights with --init {path}"
+                + "".join(f" ({note})" for note in notes)
             )
         old = state["config"]
         changed = self.differences(old, self.config)

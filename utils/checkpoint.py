@@ -75,7 +75,7 @@ def verify(file):
     """Raises zipfile.BadZipFile, or whatever zipfile raises on damage, unless all of a torch.save archive is sound."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        # What no checksum covers: torch reads nothing, and says nothing, where an attribute bit makes a member a folder.
+        # What no checksum covers: where an attribute bit makes a member a folder, torch reads nothing and says nothing.
         if any(info.external_attr or info.compress_type or info.file_size != info.compress_size for info in members):
             raise zipfile.BadZipFile("members are not stored as torch.save stores them")
         if len(set(archive.namelist())) < len(members):
@@ -134,8 +134,8 @@ def save_run(folder, state, keep_epoch):
     """Save `state` under its name in a run folder, then remove or slim what it replaces. Returns the path.
 
     state["epoch"] finished epochs and state["mid_epoch"] give the name. When `{e}.state` is written, the one before it
-    goes unless its epoch is a multiple of `keep_epoch` (0 keeps all), and `last.state` goes. Of those that stay, only
-    the newest and, among the kept ones, the best by state["test_bpds"] ({finished epochs: bits per dimension}) are full.
+    goes unless its epoch is a multiple of `keep_epoch` (0 keeps all), and `last.state` goes. Of those that stay, the
+    newest and, among the kept ones, the best by state["test_bpds"] ({finished epochs: bits per dimension}) are full.
     """
     folder = Path(folder)
     if state["mid_epoch"]:

@@ -23,7 +23,7 @@ def naming(path, temporary=None):
 
 @contextmanager
 def replacing(path):
-    """A binary file to write; it takes the place of `path` when it is complete on disk. Raises OSError naming `path`."""
+    """A binary file to write, which takes the place of `path` when it is complete on disk. Raises OSError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path, temporary):
@@ -56,7 +56,7 @@ def lock(path):
     """
     if fcntl is None:
         return None
-    file = open(path, "a")
+    file = open(path, "a")  # noqa: SIM115 - stays open
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
