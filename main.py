@@ -137,12 +137,12 @@ class Run:
             self.flow.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.window.copy_(state["window"])
-        except (KeyError, ValueError, RuntimeError) as error:
+            self.test_bpds = dict(state.get("test_bpds", {}))
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.args.weight_decay  # the flag counts, not the old value
         self.step = self.saved_step = state["step"]
-        self.test_bpds = state.get("test_bpds", {})
         notes += [f"continuing from {path}, step {self.step}"]
         return notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
 
