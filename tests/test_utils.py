@@ -1,7 +1,6 @@
 """Logs, files, locks, signals, figures and seeds."""
 
 import numpy as np
-import pytest
 import torch
 
 from utils.logging import RunLog, read_records
