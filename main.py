@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from contextlib import closing, nullcontext
+from pathlib import Path
 from shutil import disk_usage
 
 import torch
@@ -372,6 +373,8 @@ class Run:
 def export(args):
     """Write the weights and configuration of the run's newest checkpoint to --export."""
     state, path = flags.newest_state(args)
+    if Path(args.export).resolve().parent == path.resolve().parent:
+        raise flags.RunError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
     checkpoint.save(args.export, checkpoint.slim(state))
     print(f"{path} without the optimiser's state, step {state['step']}: {args.export}")
 
