@@ -136,13 +136,15 @@ class Run:
             )
         try:
             self.flow.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            own = self.optimizer.state_dict()["param_groups"]  # the flags count, not the old values
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+            for parameter, values in self.optimizer.state.items():
+                if any(value.shape not in (parameter.shape, ()) for value in values.values()):
+                    raise ValueError("optimiser state of another shape")
             self.window.copy_(state["window"])
-            self.test_bpds = dict(state.get("test_bpds", {}))
+            self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.args.weight_decay  # the flag counts, not the old value
         self.step = self.saved_step = state["step"]
         notes += [f"continuing from {path}, step {self.step}"]
         return notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
@@ -162,9 +164,8 @@ class Run:
 
     def differences(self, old, names):
         """What of an old configuration differs from the flags', in words."""
-        return [
-            f"{name} {old.get(name)} -> {self.config[name]}" for name in names if old.get(name) != self.config[name]
-        ]
+        pairs = {name: (str(old.get(name)), str(self.config[name])) for name in names}  # a file may hold anything
+        return [f"{name} {before} -> {now}" for name, (before, now) in pairs.items() if before != now]
 
     @property
     def epoch(self):

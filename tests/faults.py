@@ -47,8 +47,8 @@ RUN = "--epoch 8 --print_step 3 --keep_epoch 3 --save_minutes 1e-9 --plot_epoch 
 class Attempt:
     """A function run in a child process: `status`, negative for a signal, `text` it wrote, `peak` bytes of memory."""
 
-    def __init__(self, work, kill=None, number=signal.SIGKILL):
-        """kill: seconds after which the child gets the signal `number`."""
+    def __init__(self, work, kill=None, number=signal.SIGKILL, when=None):
+        """kill: seconds after which, and once `when()` is true, the child gets the signal `number`."""
         with tempfile.TemporaryFile("w+") as output:
             child = os.fork()
             if child == 0:
@@ -56,6 +56,8 @@ class Attempt:
             deadline, self.hung = time.monotonic() + HANG, False
             if kill is not None:
                 time.sleep(kill)
+                while when and not when() and time.monotonic() < deadline:
+                    pass
                 os.kill(child, number)
             while True:
                 done, status, usage = os.wait4(child, os.WNOHANG)
@@ -95,7 +97,7 @@ class Attempt:
         if self.hung:
             return "BAD: hang"
         if "Traceback" in self.text or self.status == 70:
-            return "BAD: traceback"
+            return f"BAD: traceback {self.text.splitlines()[-1]}"
         if self.status < 0:
             return f"ended by {signal.Signals(-self.status).name}"
         if self.status == 0:
@@ -156,8 +158,9 @@ class Faults:
         """SIGKILL, many in one run"""
         out, during, long = self.folder / "kill", 0, f"--epoch {4 * (self.number or 20)}"
         self.train(self.folder / "unkilled", long)
-        for _ in range(self.number or 20):
-            attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.7) * self.seconds)
+        for k in range(self.number or 20):
+            when = (lambda: (self.saves(out) / ".last.state.tmp").exists()) if k % 3 == 0 else None
+            attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.7) * self.seconds, when=when)
             during += any(self.saves(out).glob(".*.tmp"))
             if attempt.status >= 0:
                 yield f"BAD: {attempt.outcome} before the signal"
@@ -204,18 +207,21 @@ class Faults:
             yield self.finish(out, attempt.outcome)
 
     def two(self):
-        """A second run on the folder of one that is running, or that has just been killed"""
+        """A second run on the folder of one that is running, a third when that has been killed"""
         for k in range(self.number or 10):
             out = self.folder / f"two{k}"
             first = os.fork()
             if first == 0:
-                Attempt._run(lambda out=out: main.main(self.argv(out, "--epoch 100000")), open(os.devnull, "w"))
+                with open(os.devnull, "w") as nowhere:
+                    Attempt._run(lambda out=out: main.main(self.argv(out, "--epoch 100000")), nowhere)
             while not any(self.saves(out).glob("*.state")):
                 time.sleep(0.01)
             second = self.train(out)
             os.kill(first, signal.SIGKILL)
             os.waitpid(first, 0)
-            yield f"second: {second.outcome}" if "another process" in second.text else f"BAD: {second.outcome}"
+            third = self.train(out)
+            refused = "another process" in second.text and third.status == 0
+            yield f"second {second.outcome}, third {third.outcome}" if refused else f"BAD: {second.text} {third.text}"
 
     def removed(self):
         """The output folder removed during the run"""

@@ -59,7 +59,7 @@ def read(path, device="cpu"):
     except Exception as error:  # whatever reading a damaged file raises, it means damage
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"checkpoint {path}: damaged, or not a checkpoint of this program ({cause})") from error
-    if not isinstance(state, dict) or not {"format", "config"} <= state.keys():
+    if not isinstance(state, dict) or "config" not in state or not isinstance(state.get("format"), int):
         raise CheckpointError(
             f"checkpoint {path}: not of this program (those of other RG-Flow code are not interchangeable)"
         )
