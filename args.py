@@ -7,6 +7,7 @@ import argparse
 import math
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -304,6 +305,7 @@ def newest_state(args):
 
 def script(main):
     """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (DataError, RunError, checkpoint.CheckpointError) as error:

@@ -16,6 +16,9 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from shutil import disk_usage
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is being imported: no traceback
+
 import torch
 from tqdm import tqdm
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -112,6 +113,15 @@ def test_save_minutes(start, monkeypatch):
     assert steps[20:] == [5, 10, 15, 20]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_faults(tmp_path):
+    """Few cases of each kind; docs/reliability.md has the counts of many."""
+    done = command("tests/faults.py", "-n", "2", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ends bit for bit as an undisturbed run") >= 5
+    assert "BAD" not in done.stdout
+
+
 def test_what_is_not_finite_is_not_saved(start, stopped):
     """The weights after the last step, which no test has seen."""
     run = start("--max_steps 5")
@@ -147,6 +157,16 @@ def test_a_process_that_gets_a_signal(images, tmp_path):
     assert process.wait(60) == 128 + signal.SIGUSR1
     assert b"Traceback" not in process.stderr.read()
     assert checkpoint.newest(first.parent, full=True)[1]["step"] >= 5
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_before_training(images, tmp_path, seconds):
+    argv = f"main.py --data folder --data_path {images} -o {tmp_path} {SMALL} --epoch 100000 --print_step 0".split()
+    process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, stderr=subprocess.PIPE)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert b"Traceback" not in process.stderr.read()
 
 
 def test_a_damaged_newest_file_is_named_and_the_one_before_used(start, stopped):
