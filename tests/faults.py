@@ -26,7 +26,9 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import matplotlib.backends.backend_agg  # noqa: F401 - what a run imports on its way: once here, not in each child
 import torch
+import torch._dynamo
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
