@@ -5,6 +5,7 @@ that training needs to go on; slim ones lack the optimiser's state, two thirds o
 """
 
 import math
+import os
 import zipfile
 from pathlib import Path
 
@@ -93,34 +94,34 @@ def newest(folder, full=False):
     A file that cannot be read is passed over, with a warning. With `full`, so are slim files, unless there are only
     such. Raises CheckpointError if there are files and none can be read.
     """
-    folder, warnings, slim_ones = Path(folder), [], []
+    folder, warnings, slim_ones, gone = Path(folder), [], [], []
 
     def attempt(path):
         try:
             state = read(path)
         except CheckpointError as error:
             warnings.append(f"{error}; passed over")
+            gone.extend([path] * (not os.path.lexists(path)))
             return None
         if full and not is_full(state):
             slim_ones[:] = slim_ones or [(path, state)]
             return None
         return path, state
 
-    numbered = sorted(epoch_files(folder).items(), reverse=True)
     last = attempt(folder / LAST) if (folder / LAST).exists() else None
     found = None
-    for epoch, path in numbered:
+    for epoch, path in sorted(epoch_files(folder).items(), reverse=True):
         if last and last[1]["epoch"] >= epoch:  # finished epochs: its step is beyond that of `path`, or the same
             break
         found = attempt(path)
         if found:
             break
+    if gone:  # a run in progress has replaced them meanwhile
+        return newest(folder, full)
     found = found or last or next(iter(slim_ones), None)
     if found:
         return *found, warnings
     if warnings:
-        if any(not path.exists() for _, path in numbered):
-            return newest(folder, full)  # a run in progress has replaced them meanwhile
         raise CheckpointError(f"{warnings[0].removesuffix('; passed over')}; no other file in {folder} can be used")
     return None
 

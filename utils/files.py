@@ -16,7 +16,7 @@ def naming(path, temporary=None):
     try:
         yield
     except OSError as error:
-        if error.filename not in (None, temporary):
+        if error.filename is not None and str(error.filename) != str(temporary):
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
