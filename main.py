@@ -144,9 +144,11 @@ class Run:
             for parameter, values in self.optimizer.state.items():
                 if any(value.shape not in (parameter.shape, ()) for value in values.values()):
                     raise ValueError("optimiser state of another shape")
+            if state["window"].shape != self.window.shape:
+                raise ValueError("window of another shape")
             self.window.copy_(state["window"])
             self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         self.step = self.saved_step = state["step"]
         notes += [f"continuing from {path}, step {self.step}"]

@@ -67,7 +67,7 @@ def read(path, device="cpu"):
     if state["format"] != FORMAT:
         raise CheckpointError(f"checkpoint {path}: format {state['format']!r}, this program reads format {FORMAT}")
     kinds = {"config": dict, "epoch": int, "step": int, "model": dict}
-    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
+    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()) or state["step"] < 0:
         raise CheckpointError(f"checkpoint {path}: incomplete, it must hold config, epoch, step and model")
     return state
 
