@@ -7,7 +7,6 @@ import argparse
 import math
 import re
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from flow.prior import PRIORS
 from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
 from utils import checkpoint
+from utils.signals import leave_on_signals
 
 DEFAULT_NLAYERS = (8, 6, 4, 2)
 
@@ -305,7 +305,7 @@ def newest_state(args):
 
 def script(main):
     """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    leave_on_signals()
     try:
         main()
     except (DataError, RunError, checkpoint.CheckpointError) as error:
@@ -316,5 +316,3 @@ def script(main):
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         sys.exit(f"error: out of memory, try a smaller batch or network ({str(error).splitlines()[0]})")
-    except KeyboardInterrupt:
-        sys.exit(130)

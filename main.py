@@ -374,6 +374,7 @@ class Run:
         z = self.flow.sample_prior(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
         images = to_image(self.flow.inverse(z)[0]).cpu()
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
+        base.mkdir(exist_ok=True)  # without parents: a run folder that was removed is not made anew
         (path,) = save_figure(grid_figure(images, GRID), base / name, [".png"])
         self.log.text(f"samples: {path}")
 

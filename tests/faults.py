@@ -176,8 +176,8 @@ class Faults:
             number = self.random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
             attempt = self.train(out, kill=self.random.uniform(0, 1) * self.seconds, number=number)
             how = attempt.outcome
-            if attempt.status == 130 and not any(self.saves(out).glob("*.state")):
-                how = "ended by SIGINT"  # before training
+            if attempt.status > 128 and not any(self.saves(out).glob("*.state")):
+                how = how.replace("saved and ended", "ended before training")
             yield self.finish(out, how)
 
     def space(self):
@@ -229,15 +229,16 @@ class Faults:
         """The output folder removed during the run"""
         for k in range(self.number or 10):
             out = self.folder / f"removed{k}"
-            delay = self.random.uniform(0.3, 0.9) * self.seconds
+            delay = self.random.uniform(0, 0.5) * self.seconds
 
             def remove(out=out, delay=delay):
                 if os.fork() == 0:
+                    deadline = time.monotonic() + HANG
+                    while not any(self.saves(out).glob("*.state")) and time.monotonic() < deadline:
+                        time.sleep(0.001)
                     time.sleep(delay)
-                    for _ in range(100):  # files may appear while it is emptied
+                    while out.exists():  # files may appear while it is emptied
                         shutil.rmtree(out, ignore_errors=True)
-                        if not out.exists():
-                            break
                     os._exit(0)
 
             yield self.train(out, "--epoch 1000", prepare=remove).outcome

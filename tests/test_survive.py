@@ -160,13 +160,14 @@ def test_a_process_that_gets_a_signal(images, tmp_path):
     assert checkpoint.newest(first.parent, full=True)[1]["step"] >= 5
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
-def test_ctrl_c_before_training(images, tmp_path, seconds):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 2.5])
+def test_signals_before_training(images, tmp_path, seconds, number):
     argv = f"main.py --data folder --data_path {images} -o {tmp_path} {SMALL} --epoch 100000 --print_step 0".split()
     process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, stderr=subprocess.PIPE)
     time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) in (-signal.SIGINT, 128 + signal.SIGINT)
+    process.send_signal(number)
+    assert process.wait(60) in (-number, 128 + number)
     assert b"Traceback" not in process.stderr.read()
 
 
@@ -286,7 +287,7 @@ def test_output_path_below_a_regular_file(images, tmp_path, below):
     assert path.read_text() == "mine"
 
 
-def test_output_folder_removed_during_the_run(start, stopped, monkeypatch, images, tmp_path):
+def test_output_folder_removed_during_the_run(images, tmp_path):
     """It is the user's will, or another disk: the run ends, and does not fill the place with a folder of its own."""
     for flags in ("--epoch 2", "--epoch 2 --print_step 0 --save_minutes 1e-9"):
         run = main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / 'run'} {SMALL} {flags}".split()))
@@ -301,6 +302,9 @@ def test_output_folder_removed_during_the_run(start, stopped, monkeypatch, image
         with pytest.raises(FileNotFoundError) as caught:
             run.train()
         assert str(run.folder.parent) in str(caught.value.filename)
+        for write in (run.plot, run.save):
+            with pytest.raises(FileNotFoundError):
+                write()
         assert not run.folder.parent.exists()
 
 

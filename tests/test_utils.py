@@ -108,6 +108,17 @@ def test_lock(tmp_path):
     lock(path).close()
 
 
+def test_leave_on_signals():
+    """Ends the process with 128 + the number; where that is swallowed, the next context knows."""
+    head = "import os, signal; from utils.signals import StopSignals, leave_on_signals; leave_on_signals()\n"
+    plain = "try: os.kill(os.getpid(), signal.SIGTERM)\nfinally: print('cleared up')"
+    swallowed = "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept: pass\n"
+    swallowed += "with StopSignals() as stop: print(stop.number)"
+    for code, status, text in ((plain, 143, "cleared up\n"), (swallowed, 0, "15\n")):
+        done = subprocess.run([sys.executable, "-c", head + code], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (status, text, "")
+
+
 def test_stop_signals():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     with StopSignals() as stop:
