@@ -19,6 +19,7 @@ from flow.prior import PRIORS
 from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
 from utils import checkpoint
+from utils.signals import leave_on_signals
 
 DEFAULT_NLAYERS = (8, 6, 4, 2)
 
@@ -194,6 +195,24 @@ def build_parser(description, needs_weights=False):
         "--keep_epoch", type=count, default=10, metavar="N", help="keep the checkpoint of every Nth epoch, 0 for all"
     )
     group.add_argument(
+        "--save_minutes",
+        type=non_negative,
+        default=0.0,
+        metavar="MINUTES",
+        help="time between saves inside an epoch, 0 for none",
+    )
+    group.add_argument(
+        "--init",
+        metavar="FILE",
+        help="start from the weights of this checkpoint, of a network of the same sizes, unless the run has its own",
+    )
+    if not needs_weights:
+        group.add_argument(
+            "--export",
+            metavar="FILE",
+            help="only write weights and configuration of the run's newest checkpoint to FILE",
+        )
+    group.add_argument(
         "--plot_epoch",
         type=count,
         default=1,
@@ -287,18 +306,30 @@ def load_flow(args):
     """
     if args.weights is not None:
         return *load(args.weights, args.cuda), args.weights
+    state, path = newest_state(args)
+    return *from_state(state, path, args.cuda), path
+
+
+def newest_state(args):
+    """(state, path) of the newest checkpoint of the run that the flags name; prints warnings.
+
+    Raises utils.checkpoint.CheckpointError if there is none.
+    """
     folder = run_path(args, "_save")
     found = checkpoint.newest(folder) if folder else None
     if not found:
         raise checkpoint.CheckpointError(
             f"no checkpoint in {folder or '--out_dir'}: train first, or name one with --weights"
         )
-    path, state = found
-    return *from_state(state, path, args.cuda), path
+    path, state, warnings = found
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    return state, path
 
 
 def script(main):
     """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
+    leave_on_signals()
     try:
         main()
     except (DataError, RunError, checkpoint.CheckpointError) as error:
@@ -309,5 +340,3 @@ def script(main):
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         sys.exit(f"error: out of memory, try a smaller batch or network ({str(error).splitlines()[0]})")
-    except KeyboardInterrupt:
-        sys.exit(130)

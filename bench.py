@@ -104,9 +104,9 @@ def measure(args, repeats):
         run.descend = timed(run.descend, device, times["optimizer"])
     else:
         torch.cuda.reset_peak_memory_stats(device)
-    bar = tqdm(disable=True)
+    bar, steps = tqdm(disable=True), 1
     for k in range(WARMUP + 1 + repeats):
-        for _ in range(steps if k > WARMUP else 1):
+        for _ in range(steps):
             norm = step()
         if k == WARMUP:  # small networks do several steps in a row, as training does, with caches as they leave them
             steps = max(1, round(0.3 / times["step"][-1]))

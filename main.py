@@ -9,8 +9,15 @@ the epoch and the step.
 """
 
 import math
+import signal
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from shutil import disk_usage
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is being imported: no traceback
 
 import torch
 from tqdm import tqdm
@@ -22,14 +29,17 @@ from flow.load import build
 from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model, uniform_noise
 from utils import checkpoint
 from utils.compilation import CapturedFunction, compiles
+from utils.files import lock
 from utils.logging import RunLog
 from utils.memory import keep_freed_memory
 from utils.plotting import grid_figure, save_figure
 from utils.random import derived_seed, generator
+from utils.signals import StopSignals
 
 # A run goes on only with the same values of these; anything else may change between starts.
-FIXED = ("data", "fingerprint", "L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp")
-FIXED += ("nhidden", "share_levels", "dtype", "seed", "batch_size")
+NETWORK = ("L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
+NETWORK += ("share_levels", "dtype")
+FIXED = (*NETWORK, "data", "fingerprint", "seed", "batch_size")
 TEST_BATCH = 250
 GRID = 8
 
@@ -44,12 +54,8 @@ class Run:
     def __init__(self, args, dataset=None):
         self.args = args
         self.device = torch.device(args.cuda)
-        base = flags.run_path(args, "")
-        if base is not None:
-            try:
-                base.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise flags.RunError(f"--out_dir {args.out_dir}: cannot be written ({error.strerror})") from error
+        base, self.folder = flags.run_path(args, ""), flags.run_path(args, "_save")
+        self.lock = self.open_folder(base) if base else None
         self.dataset = dataset or open_dataset(args.data, args.data_path, args.nchannels, args.L)
         self.config = vars(args).copy()
         self.config.update(nlayers=list(args.nlayers), fingerprint=self.dataset.fingerprint)
@@ -81,14 +87,43 @@ class Run:
         if args.max_steps:
             self.total_steps = min(self.total_steps, args.max_steps)
         self.step = 0
+        self.saved_step = None  # the latest step whose state is on disk
+        self.test_bpds = {}  # of the ends of epochs: {finished epochs: bits per dimension}
         self.window = torch.zeros(2, dtype=torch.float64, device=self.device)  # sum and number of losses since a print
-        self.folder = flags.run_path(args, "_save")
         notes = self.resume()
+        notes += self.check_disk() if base else []
         self.log = RunLog(base, not args.no_stdout, self.step)
         # The first step whose loss or gradient was not finite, -1 for none: from there on the weights stay as they are.
         self.failed_step = torch.full((), -1, device=self.device)
         for line in [*self.describe(), *self.dataset.warnings, *notes]:
             self.log.text(line)
+
+    def open_folder(self, base):
+        """Make the run's folders and return their lock. Raises RunError where they cannot be had."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = lock(f"{base}.lock")
+        except BlockingIOError as error:
+            raise flags.RunError(
+                f"{base}.lock: another process is training this run, set --out_infix to start one beside it"
+            ) from error
+        except OSError as error:
+            raise flags.RunError(f"--out_dir {self.args.out_dir}: cannot be written ({error.strerror})") from error
+        checkpoint.remove_leftovers(self.folder)
+        return held
+
+    def check_disk(self):
+        """The line that says how much disk the checkpoints will take. Raises RunError if it is not there."""
+        args, epochs = self.args, self.total_steps // self.batches.steps_per_epoch
+        kept = epochs // math.lcm(args.save_epoch, args.keep_epoch or 1) if args.save_epoch else min(epochs, 1)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.flow.parameters())
+        there = sum(path.stat().st_size for path in self.folder.glob("*.state"))
+        needed, free = checkpoint.disk_space(weights, kept), disk_usage(self.folder).free
+        line = f"disk: the checkpoints need up to {needed / 1e9:.3g} GB, {there / 1e9:.3g} GB of it are there"
+        line += f", {free / 1e9:.3g} GB are free"
+        if self.step < self.total_steps and needed - there > free:
+            raise flags.RunError(f"--out_dir {args.out_dir}: {line}; a larger --keep_epoch keeps fewer files")
+        return [line]
 
     def describe(self):
         """The lines that start a log."""
@@ -98,33 +133,60 @@ class Run:
         yield f"parameters: {sum(counts):,} ({', '.join(f'h = {h}: {n:,}' for h, n in enumerate(counts))})"
 
     def resume(self):
-        """Go on from the newest checkpoint of this run, if there is one; returns what the log should say of it."""
-        found = checkpoint.newest(self.folder) if self.folder else None
+        """Go on from the newest checkpoint of this run, or from --init; returns what the log should say of it."""
+        found = checkpoint.newest(self.folder, full=True) if self.folder else None
         if not found:
-            return []
-        path, state = found
+            return self.initialise() if self.args.init else []
+        path, state, notes = found
+        if not checkpoint.is_full(state):
+            raise flags.RunError(
+                f"{path} is slim, without the optimiser's state: a run cannot go on from it, but a new one, with"
+                f" another --out_infix, can start from its weights with --init {path}"
+                + "".join(f" ({note})" for note in notes)
+            )
         old = state["config"]
-        changed = {
-            name: f"{name} {old.get(name)} -> {value}" for name, value in self.config.items() if old.get(name) != value
-        }
-        fixed = [changed[name] for name in FIXED if name in changed]
+        changed = self.differences(old, self.config)
+        fixed = self.differences(old, FIXED)
         if fixed:
             raise flags.RunError(
                 f"{path} was trained with other settings ({'; '.join(fixed)}): set --out_infix to start a new run"
             )
         try:
             self.flow.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            own = self.optimizer.state_dict()["param_groups"]  # the flags count, not the old values
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+            for parameter, values in self.optimizer.state.items():
+                if any(value.shape not in (parameter.shape, ()) for value in values.values()):
+                    raise ValueError("optimiser state of another shape")
+            if state["window"].shape != self.window.shape:
+                raise ValueError("window of another shape")
             self.window.copy_(state["window"])
-        except (KeyError, ValueError, RuntimeError) as error:
+            self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
-        for group in self.optimizer.param_groups:  # the flags count, not the old values
-            group.update(lr=self.learning_rate_now, weight_decay=self.args.weight_decay)
-            group.update(capturable=self.device.type == "cuda")
-        self.step = state["step"]
-        return [f"continuing from {path}, step {self.step}"] + (
-            [f"changed: {'; '.join(changed.values())}"] if changed else []
-        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate_now  # loading made a copy
+        self.step = self.saved_step = state["step"]
+        notes += [f"continuing from {path}, step {self.step}"]
+        return notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
+
+    def initialise(self):
+        """Start from the weights of another run; returns what the log should say of it."""
+        path = self.args.init
+        state = checkpoint.read(path)
+        different = self.differences(state["config"], NETWORK)
+        if different:
+            raise flags.RunError(f"--init {path}: is of another network ({'; '.join(different)})")
+        try:
+            self.flow.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
+        return [f"starting from the weights of {path}, step {state['step']} of its run"]
+
+    def differences(self, old, names):
+        """What of an old configuration differs from the flags', in words."""
+        pairs = {name: (str(old.get(name)), str(self.config[name])) for name in names}  # a file may hold anything
+        return [f"{name} {before} -> {now}" for name, (before, now) in pairs.items() if before != now]
 
     @property
     def epoch(self):
@@ -205,10 +267,22 @@ class Run:
         )
 
     def train(self):
-        """All steps that are left, with tests, checkpoints and sample grids at the end of each epoch and of the run."""
+        """Train, then give up the lock. Returns the number of the signal that ended the run early, or None."""
+        with StopSignals() as stop, closing(self.lock) if self.lock else nullcontext():
+            self.train_until(stop)
+        if stop.number:
+            self.log.text(f"{signal.Signals(stop.number).name}: stopped at step {self.step}")
+        return stop.number
+
+    def train_until(self, stop):
+        """All steps that are left, with tests, checkpoints and sample grids at the end of each epoch and of the run.
+
+        A signal, of which `stop` tells, ends it after a step and its saves.
+        """
         args = self.args
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True)
         start, first = time.perf_counter(), self.step
+        saved = start
         while self.step < self.total_steps:
             norm = self.train_step()
             bar.update()
@@ -220,14 +294,22 @@ class Run:
             if printing:
                 self.report_training(bar, norm.item(), (time.perf_counter() - start) / (self.step - first))
                 start, first = time.perf_counter(), self.step
+            pause = time.perf_counter()
             if epoch_end or finished:
-                pause = time.perf_counter()
                 self.test()
                 if finished or (args.plot_epoch and self.epoch % args.plot_epoch == 0):
                     self.plot()
                 if finished or (args.save_epoch and self.epoch % args.save_epoch == 0):
                     self.save()
-                start += time.perf_counter() - pause
+                    saved = time.perf_counter()
+            stopping = stop.number is not None  # read once: a signal that comes later waits for the next step
+            due = args.save_minutes and time.perf_counter() - saved >= 60 * args.save_minutes
+            if (stopping or due) and self.saved_step != self.step:
+                self.save(last=True)
+                saved = time.perf_counter()
+            if stopping:
+                break
+            start += time.perf_counter() - pause
         bar.close()
 
     def report_training(self, bar, norm, seconds):
@@ -275,6 +357,8 @@ class Run:
         values = torch.cat(values).double()
         bpd = values.mean().item()
         stderr = (values - bpd).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
+        if not self.mid_epoch:
+            self.test_bpds[self.epoch] = bpd
         self.log.text(
             f"test: epoch {self.epoch} step {self.step} bpd {bpd:.4f} +- {stderr:.4f} on {len(values):,} images"
         )
@@ -288,20 +372,35 @@ class Run:
             time=time.time(),
         )
 
-    def save(self):
+    def save(self, last=False):
+        """Save the run's state; as `last.state` inside an epoch, or if `last`."""
         if not self.folder:
             return
+        if last:  # no test has gone before
+            self.check_weights()
+        self.log.sync()
         state = {
             "config": self.config,
             "epoch": self.step // self.batches.steps_per_epoch,  # finished ones
             "step": self.step,
-            "mid_epoch": self.mid_epoch,
+            "mid_epoch": last or self.mid_epoch,
+            "test_bpds": self.test_bpds,
             "window": self.window,
             "model": self.flow.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         path = checkpoint.save_run(self.folder, state, self.args.keep_epoch)
+        self.saved_step = self.step
         self.log.text(f"weights: {path}")
+
+    def check_weights(self):
+        """Raises RunError if a step or a weight was not finite."""
+        self.stop_if_failed()
+        if not torch.stack([parameter.isfinite().all() for parameter in self.flow.parameters()]).all():
+            raise flags.RunError(
+                f"epoch {self.epoch}, step {self.step}: weights are not finite; nothing is saved,"
+                " the last checkpoint is untouched"
+            )
 
     def plot(self):
         """Samples at T = 1 from the same latents every time."""
@@ -312,19 +411,33 @@ class Run:
             images = self.flow.sample(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
             images = to_image(images).cpu()
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
+        base.mkdir(exist_ok=True)  # without parents: a run folder that was removed is not made anew
         (path,) = save_figure(grid_figure(images, GRID), base / name, [".png"])
         self.log.text(f"samples: {path}")
 
 
+def export(args):
+    """Write the weights and configuration of the run's newest checkpoint to --export."""
+    state, path = flags.newest_state(args)
+    if Path(args.export).resolve().parent == path.resolve().parent:
+        raise flags.RunError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
+    checkpoint.save(args.export, checkpoint.slim(state))
+    print(f"{path} without the optimiser's state, step {state['step']}: {args.export}")
+
+
 def main(argv=None):
     args = flags.get_args(argv)
+    if args.export:
+        return export(args)
     keep_freed_memory()
     run = Run(args)
     if run.step >= run.total_steps:
         run.log.text(f"nothing to do: step {run.step} of {run.total_steps} is reached")
-    run.train()
+    stopped = run.train()
     if run.log.text_path:
         run.log.text(f"log: {run.log.text_path} and {run.log.records_path}")
+    if stopped:
+        sys.exit(128 + stopped)
 
 
 if __name__ == "__main__":

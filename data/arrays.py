@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from utils.files import naming, sync_folder
+
 FOLDER = "prepared_arrays"
 
 
@@ -73,7 +75,8 @@ def open_arrays(data_path, preparation, progress=True):
             except _Unusable as error:
                 reason = str(error)
         try:
-            _prepare(folder, preparation, progress)
+            with naming(folder):
+                _prepare(folder, preparation, progress)
         except DataError as error:
             if reason is None:
                 raise
@@ -191,12 +194,7 @@ def _publish(temporary, folder, preparation):
             except FileNotFoundError:
                 continue  # another process moved it
             shutil.rmtree(old, ignore_errors=True)
-    if os.name == "posix":  # make the rename last through a power cut
-        descriptor = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(folder.parent)
 
 
 def _beside(folder):

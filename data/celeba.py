@@ -25,6 +25,9 @@ as named in torchvision, on Google Drive: img_align_celeba.zip has the id 0B7EVK
 list_eval_partition.txt the id 0B7EVK8r0v71pY0NSMzRuSXJEVkk."""
 
 
+LARGEST = 10**6  # bytes of an image; those of CelebA have up to some 30,000
+
+
 def prepare(data_path, nchannels, L):
     """The Preparation of celeba32, from files in `data_path`/celeba, as torchvision has them, or `data_path` itself."""
     bases = [data_path / "celeba", data_path]
@@ -67,6 +70,9 @@ def _build(base, partition, images, archive, folder, progress):
             zipped = zipfile.ZipFile(archive)
         except (*BROKEN, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cut short or damaged, fetch it again ({error})") from error
+        outside = [path for path in zipped.namelist() if path.startswith("/") or ".." in path.split("/")]
+        if outside:
+            raise DataError(f"{archive}: its member {outside[0][:80]!r} leads out of a folder, fetch it again")
         entries = {path.rpartition("/")[2]: path for path in zipped.namelist()}
     place = archive if zipped else images
     absent = [name for name in wanted if name not in entries]
@@ -77,7 +83,10 @@ def _build(base, partition, images, archive, folder, progress):
 
     def load(name):
         try:
-            content = zipped.read(entries[name]) if zipped else (images / name).read_bytes()
+            with zipped.open(entries[name]) if zipped else open(images / name, "rb") as file:
+                content = file.read(LARGEST + 1)
+            if len(content) > LARGEST:
+                raise ValueError(f"more than {LARGEST:,} bytes")
             with Image.open(io.BytesIO(content)) as image:
                 return resize(to_channels(centre_crop(image, 148), 3), 32)
         except (*BROKEN, zipfile.BadZipFile) as error:
@@ -107,7 +116,7 @@ def _read_partition(path):
 
 def _refuse_web_page(path):
     with open(path, "rb") as file:
-        if file.read(256).lstrip().startswith(b"<"):
+        if file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # the first three: a byte order mark
             raise DataError(
                 f"{path}: a web page, such as Google Drive's quota notice, saved in place of the file; fetch it again"
             )

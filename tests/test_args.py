@@ -47,6 +47,7 @@ OURS = {
     "max_steps": 0,
     "warmup_steps": 0,
     "lr_schedule": "constant",
+    "save_minutes": 0.0,
 }
 
 

@@ -1,5 +1,6 @@
 """CelebA from small sets in the real layouts: folders, archive, both lists; and every way to be incomplete."""
 
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -207,3 +208,41 @@ def test_bad_list(root, text, pieces):
     path = root / "celeba" / "list_eval_partition.txt"
     path.write_text(text)
     sentence(root, path, *pieces)
+
+
+@pytest.mark.parametrize("member", ["../../000001.jpg", "/tmp/000001.jpg", "img_align_celeba/../../evil.txt"])
+def test_archive_that_leads_outside(root, member):
+    archive = pack(root)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(member, b"x")
+    sentence(root, archive, member, "leads out of a folder")
+    assert {path.name for path in root.rglob("*") if path.is_file()} == {archive.name, "list_eval_partition.txt"}
+
+
+@pytest.mark.parametrize("declared", [None, 10])
+def test_archive_bomb(root, declared):
+    """200 MB of zeros in 200 kB, with the true size or a small one in the directory: refused, never held in memory."""
+    archive = pack(root)
+    bomb = root / "bomb.zip"
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            with new.open(name, "w") as member:
+                for _ in range(200 if name.endswith("000003.jpg") else 0):
+                    member.write(bytes(10**6))
+                member.write(old.read(name))
+    if declared is not None:
+        content = bytearray(bomb.read_bytes())
+        position = content.rindex(b"000003.jpg") - len("img_align_celeba/") - 46  # of its entry in the directory
+        content[position + 24 : position + 28] = declared.to_bytes(4, "little")
+        bomb.write_bytes(content)
+    bomb.replace(archive)
+    tracemalloc.start()
+    sentence(root, archive / "000003.jpg", "not a readable image")
+    assert tracemalloc.get_traced_memory()[1] < 50 * 10**6
+    tracemalloc.stop()
+
+
+def test_quota_page_with_a_byte_order_mark(root):
+    archive = pack(root)
+    archive.write_bytes(b"\xef\xbb\xbf<html>Quota exceeded</html>")
+    sentence(root, archive, "a web page")

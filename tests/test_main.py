@@ -2,63 +2,30 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from runs import SMALL, command, records, weights
 
 import main
 from args import RunError, get_args
 from flow import load
 from flow.preprocess import bits_per_dim
 from utils.checkpoint import read
-from utils.logging import read_records
-
-ROOT = Path(__file__).parents[1]
-SMALL = "--L 8 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --lr 1e-3 --dtype float64 --no_stdout"
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    """A folder of 40 training and 6 test images, smooth ramps of random colours."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 1, 8)
-    for split, number in (("train", 40), ("test", 6)):
-        (folder / split).mkdir()
-        for n in range(number):
-            corner = rng.integers(0, 128, (2, 3))
-            image = corner[0] + ramp[:, None, None] * corner[1] * ramp[None, :, None]
-            Image.fromarray(image.astype(np.uint8)).save(folder / split / f"{n}.png")
-    return folder
-
-
-@pytest.fixture
-def start(images, tmp_path):
-    """Start or continue a run with extra flags; returns the Run."""
-
-    def start(flags="", out="run"):
-        argv = f"--data folder --data_path {images} -o {tmp_path / out} {SMALL} {flags}".split()
-        run = main.Run(get_args(argv))
-        run.train()
-        return run
-
-    return start
-
-
-def records(run, kind):
-    return [record for record in read_records(run.log.records_path) if record["kind"] == kind]
 
 
 def test_files_of_a_run(start, tmp_path):
     run = start("--epoch 3 --keep_epoch 2 --plot_epoch 2 --out_infix _x")
     base = tmp_path / "run" / "folder" / "laplace_nl1_nr1_nm1_nh8"
-    assert sorted(path.name for path in base.iterdir()) == ["out_x.jsonl", "out_x.log", "out_x_samples", "out_x_save"]
+    assert sorted(path.name for path in base.iterdir()) == [
+        "out_x.jsonl",
+        "out_x.lock",
+        "out_x.log",
+        "out_x_samples",
+        "out_x_save",
+    ]
     assert sorted(path.name for path in (base / "out_x_save").iterdir()) == ["2.state", "3.state"]
     assert sorted(path.name for path in (base / "out_x_samples").iterdir()) == ["epoch2.png", "epoch3.png"]
     assert [record["step"] for record in records(run, "train")] == list(range(1, 16))
@@ -266,10 +233,6 @@ def test_every_draw_is_a_function_of_seed_epoch_and_step(start):
     assert picture.read_bytes() == before
 
 
-def weights(run):
-    return [parameter.detach().clone() for parameter in run.flow.parameters()]
-
-
 def test_overfitting_16_images(start, images, tmp_path):
     """More than 3 bits off the untrained flow's BPD on the training images themselves."""
     folder = tmp_path / "sixteen"
@@ -304,13 +267,6 @@ def test_no_output_files(images, tmp_path, monkeypatch):
     run.train()
     assert run.step == 2
     assert list(tmp_path.iterdir()) == []
-
-
-def command(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
 
 
 def test_scripts_from_the_command_line(images, tmp_path):

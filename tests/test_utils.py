@@ -1,114 +1,20 @@
-"""Checkpoint files, logs and seeds."""
+"""Logs, files, locks, signals, figures and seeds."""
 
-import zipfile
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from runs import ROOT
 
-from utils import checkpoint
+from utils.files import lock, replacing
 from utils.logging import RunLog, read_records
 from utils.plotting import image_grid
 from utils.random import derived_seed, generator
-
-
-def state(epoch, step, mid_epoch=False):
-    return {"config": {}, "epoch": epoch, "step": step, "mid_epoch": mid_epoch, "model": {"w": torch.randn(50)}}
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_save_and_read(tmp_path):
-    saved = state(1, 5)
-    checkpoint.save(tmp_path / "a.state", saved)
-    assert torch.equal(checkpoint.read(tmp_path / "a.state")["model"]["w"], saved["model"]["w"])
-    assert names(tmp_path) == ["a.state"]
-
-
-def test_keep_epoch(tmp_path):
-    for epoch in range(1, 8):
-        checkpoint.save_run(tmp_path, state(epoch, epoch), keep_epoch=3)
-    assert names(tmp_path) == ["3.state", "6.state", "7.state"]
-    for epoch in (8, 9, 10):
-        checkpoint.save_run(tmp_path, state(epoch, epoch), keep_epoch=0)
-    assert names(tmp_path) == ["10.state", "3.state", "6.state", "7.state", "8.state", "9.state"]
-
-
-def test_newest_means_most_steps(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
-    checkpoint.save_run(tmp_path, state(9, 90), 1)
-    checkpoint.save_run(tmp_path, state(10, 100), 1)
-    assert checkpoint.newest(tmp_path)[0].name == "10.state"
-    checkpoint.save_run(tmp_path, state(10, 105, mid_epoch=True), 1)
-    assert checkpoint.newest(tmp_path)[0].name == "last.state"
-    checkpoint.save_run(tmp_path, state(11, 110), 1)
-    assert checkpoint.newest(tmp_path)[0].name == "11.state"
-    assert "last.state" not in names(tmp_path)
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.state"
-    checkpoint.save(path, state(1, 1))
-    before = path.read_bytes()
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(path, state(2, 2))
-    assert path.read_bytes() == before
-    assert names(tmp_path) == ["a.state"]
-
-
-def test_damaged_files_are_refused(tmp_path):
-    path = tmp_path / "a.state"
-    checkpoint.save(path, state(1, 1))
-    good = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for position in rng.integers(0, len(good), 40):
-        damaged = bytearray(good)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        try:
-            loaded = checkpoint.read(path)
-        except checkpoint.CheckpointError as error:
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
-        else:
-            path.write_bytes(good)
-            assert torch.equal(loaded["model"]["w"], checkpoint.read(path)["model"]["w"])
-    for length in (0, 10, len(good) // 2, len(good) - 1):
-        path.write_bytes(good[:length])
-        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
-            checkpoint.read(path)
-
-
-def test_foreign_files_are_refused(tmp_path):
-    path = tmp_path / "a.state"
-    torch.save({"net.0.weight": torch.zeros(3)}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="not of this program"):
-        checkpoint.read(path)
-    torch.save({"format": 99, "config": {}}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="format 99"):
-        checkpoint.read(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.txt", "hello")
-    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
-        checkpoint.read(path)
-
-
-def test_reading_never_runs_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "evil"), "w"))
-
-    torch.save({"format": 1, "config": {}, "model": Evil()}, tmp_path / "a.state")
-    with pytest.raises(checkpoint.CheckpointError):
-        checkpoint.read(tmp_path / "a.state")
-    assert not (tmp_path / "evil").exists()
+from utils.signals import StopSignals
 
 
 def test_log_cuts_records_beyond_the_step(tmp_path, capsys):
@@ -139,3 +45,85 @@ def test_image_grid():
     assert (grid[17:, :16] == 0.5).all()
     assert (grid[16] == 1).all()
     assert (grid[17:, 17:] == 1).all()
+
+
+def test_only_what_is_beyond_the_step_or_no_record_is_cut(tmp_path):
+    path = tmp_path / "out.jsonl"
+    good = b'{"kind": "train",  "step": 1}\n{"kind": "test", "step": 2}\n'
+    junk = [b"5\n", b"[1]\n", b'{"step": "x"}\n', b"\xff\xfe\n", bytes(100), b'{"step": 3}\n', b'\n{"step": 2']
+    path.write_bytes(good + b"".join(junk))
+    RunLog(tmp_path / "out", stdout=False, step=2)
+    assert path.read_bytes() == good
+    before = path.stat()
+    RunLog(tmp_path / "out", stdout=False, step=2)
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_an_incomplete_line_of_prose_is_ended(tmp_path):
+    (tmp_path / "out.log").write_text("whole\nhal")
+    log = RunLog(tmp_path / "out", stdout=False)
+    log.text("next")
+    log.sync()
+    assert (tmp_path / "out.log").read_text() == "whole\nhal\nnext\n"
+
+
+def test_replacing(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    with pytest.raises(ValueError), replacing(path) as file:
+        file.write(b"half")
+        raise ValueError
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("path", ["none/a", "file/a", "folder"])
+def test_replacing_names_the_file(path, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught, replacing(tmp_path / path) as file:
+        file.write(b"x")
+    assert caught.value.filename == str(tmp_path / path)
+    assert caught.value.strerror
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_lock(tmp_path):
+    """Held against other openings, given up on closing and when the process that holds it is killed."""
+    path = tmp_path / "a.lock"
+    with lock(path), pytest.raises(BlockingIOError):
+        lock(path)
+    code = f"from utils.files import lock; held = lock({str(path)!r}); print('held', flush=True); input()"
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, cwd=ROOT)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(BlockingIOError):
+        lock(path)
+    holder.kill()
+    holder.wait()
+    lock(path).close()
+
+
+def test_leave_on_signals():
+    """Ends the process with 128 + the number; where that is swallowed, the next context knows."""
+    head = "import os, signal; from utils.signals import StopSignals, leave_on_signals; leave_on_signals()\n"
+    plain = "try: os.kill(os.getpid(), signal.SIGTERM)\nfinally: print('cleared up')"
+    swallowed = "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept: pass\n"
+    swallowed += "with StopSignals() as stop: print(stop.number)"
+    for code, status, text in ((plain, 143, "cleared up\n"), (swallowed, 0, "15\n")):
+        done = subprocess.run([sys.executable, "-c", head + code], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (status, text, "")
+
+
+def test_stop_signals():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    with StopSignals() as stop:
+        assert stop.number is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGUSR1
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before

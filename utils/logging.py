@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .files import naming, replacing
+
 
 class RunLog:
     """Appends to `{base}.log` and `{base}.jsonl`.
@@ -22,12 +24,19 @@ class RunLog:
             base.parent.mkdir(parents=True, exist_ok=True)
             self.text_path, self.records_path = (Path(f"{base}{ending}") for ending in (".log", ".jsonl"))
             cut_records(self.records_path, step)
+            end_line(self.text_path)
 
     def text(self, line):
         """One line of prose."""
         if self.stdout:
             tqdm.write(line)
         append(self.text_path, line)
+
+    def sync(self):
+        """Make the records last through a power cut."""
+        if self.records_path and self.records_path.exists():
+            with naming(self.records_path), open(self.records_path, "rb+") as file:
+                os.fsync(file.fileno())
 
     def record(self, **fields):
         """One JSON record. Raises ValueError for numbers that are not finite, which JSON does not have."""
@@ -36,25 +45,44 @@ class RunLog:
 
 def append(path, line):
     if path is not None:
-        with open(path, "a", encoding="utf-8") as file:
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
 def read_records(path):
-    """The records of a `.jsonl` file; lines that are no JSON, such as an incomplete last one, are left out."""
-    records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    """The records of a `.jsonl` file; lines that are none, such as an incomplete last one, are left out."""
+    return [record for record in map(parse, read_lines(path)) if record]
+
+
+def read_lines(path):
+    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+
+
+def parse(line):
+    """The record of a line, None if it is no complete one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float))
+    return record if whole else None
 
 
 def cut_records(path, step):
+    """Cut off what is beyond `step` or no record; a file that is as it should be stays untouched."""
     if not path.exists():
         return
-    kept = [json.dumps(record) + "\n" for record in read_records(path) if record.get("step", 0) <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    lines = read_lines(path)
+    kept = [line for line in lines if (record := parse(line)) and record.get("step", 0) <= step]
+    if kept != lines:
+        with replacing(path) as file:
+            file.write("".join(kept).encode())
+
+
+def end_line(path):
+    """End a last line that a killed process, or a full disk, has left incomplete."""
+    if path.exists() and path.stat().st_size:
+        with naming(path), open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")

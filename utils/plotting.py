@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .files import replacing
+
 
 def image_grid(images, ncols):
     """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them."""
@@ -33,5 +35,6 @@ def save_figure(figure, path, endings=(".png", ".pdf")):
     paths = [Path(f"{path}{ending}") for ending in endings]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for each in paths:
-        figure.savefig(each, dpi=300)
+        with replacing(each) as file:
+            figure.savefig(file, format=each.suffix[1:], dpi=300)
     return paths

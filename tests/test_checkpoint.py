@@ -1,0 +1,301 @@
+"""Checkpoint files: what is written, kept, slimmed, read and refused."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from utils import checkpoint
+
+
+def state(epoch, step, mid_epoch=False, **more):
+    state = {"config": {}, "epoch": epoch, "step": step, "mid_epoch": mid_epoch, "model": {"w": torch.randn(50)}}
+    return {**state, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}, "window": torch.zeros(2), **more}
+
+
+def same(one, other):
+    """Whether two states are equal bit for bit."""
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return one == other
+
+
+def full_ones(folder):
+    return sorted(path.name for path in folder.iterdir() if checkpoint.is_full(checkpoint.read(path)))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_save_and_read(tmp_path):
+    saved = state(1, 5)
+    checkpoint.save(tmp_path / "a.state", saved)
+    assert torch.equal(checkpoint.read(tmp_path / "a.state")["model"]["w"], saved["model"]["w"])
+    assert names(tmp_path) == ["a.state"]
+
+
+def test_keep_epoch(tmp_path):
+    for epoch in range(1, 8):
+        checkpoint.save_run(tmp_path, state(epoch, epoch), keep_epoch=3)
+    assert names(tmp_path) == ["3.state", "6.state", "7.state"]
+    for epoch in (8, 9, 10):
+        checkpoint.save_run(tmp_path, state(epoch, epoch), keep_epoch=0)
+    assert names(tmp_path) == ["10.state", "3.state", "6.state", "7.state", "8.state", "9.state"]
+
+
+def test_newest_means_most_steps(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    checkpoint.save_run(tmp_path, state(9, 90), 1)
+    checkpoint.save_run(tmp_path, state(10, 100), 1)
+    assert checkpoint.newest(tmp_path)[0].name == "10.state"
+    checkpoint.save_run(tmp_path, state(10, 105, mid_epoch=True), 1)
+    assert checkpoint.newest(tmp_path)[0].name == "last.state"
+    checkpoint.save_run(tmp_path, state(11, 110), 1)
+    assert checkpoint.newest(tmp_path)[0].name == "11.state"
+    assert "last.state" not in names(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.state"
+    checkpoint.save(path, state(1, 1))
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, state(2, 2))
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["a.state"]
+
+
+def test_damaged_files_are_refused(tmp_path):
+    """Of 1,000 single-bit flips each is refused or changes nothing that is loaded; so is each truncation refused."""
+    path = tmp_path / "a.state"
+    checkpoint.save(path, state(1, 1))
+    good, original = path.read_bytes(), checkpoint.read(path)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for bit in rng.choice(8 * len(good), 1000, replace=False):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << int(bit % 8)
+        path.write_bytes(damaged)
+        try:
+            loaded = checkpoint.read(path)
+        except checkpoint.CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error)
+            assert "\n" not in str(error)
+        else:
+            assert same(loaded, original), bit
+    assert refused > 300
+    for length in [*rng.integers(0, len(good), 40), 0, len(good) - 1]:
+        path.write_bytes(good[:length])
+        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+            checkpoint.read(path)
+
+
+def test_the_bit_that_no_checksum_covers(tmp_path):
+    """It makes a member a folder for torch, which then returns whatever was in memory in place of the tensor."""
+    path = tmp_path / "a.state"
+    checkpoint.save(path, state(1, 1))
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.rindex(b"archive/data/0") - 46 + 38] ^= 0x10  # of the external attributes in the directory
+    path.write_bytes(damaged)
+    assert zipfile.ZipFile(path).testzip() is None
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.read(path)
+
+
+def test_bombs_are_refused(tmp_path):
+    path = tmp_path / "a.state"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.read(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "a.state"
+    torch.save({"net.0.weight": torch.zeros(3)}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="not of this program"):
+        checkpoint.read(path)
+    torch.save({"format": 1, "config": {}, "epoch": "1", "step": 1, "model": {}}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="incomplete"):
+        checkpoint.read(path)
+    torch.save({"format": 99, "config": {}}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="format 99"):
+        checkpoint.read(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "hello")
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.read(path)
+
+
+def test_reading_never_runs_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "evil"), "w"))
+
+    torch.save({"format": 1, "config": {}, "model": Evil()}, tmp_path / "a.state")
+    with pytest.raises(checkpoint.CheckpointError):
+        checkpoint.read(tmp_path / "a.state")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_kept_files_are_slim_but_for_the_newest_and_the_best(tmp_path):
+    bpds = {}
+    expected = {4: ["4.state"], 5: ["4.state", "5.state"], 6: ["6.state"], 7: ["6.state", "7.state"]}
+    expected |= {8: ["6.state", "8.state"], 9: ["6.state", "9.state"]}
+    for epoch, bpd in enumerate((3.5, 3.4, 3.3, 3.2, 3.0, 3.1, 2.9, 3.3, 3.0), 1):  # even ones are kept
+        bpds[epoch] = bpd
+        checkpoint.save_run(tmp_path, state(epoch, epoch, test_bpds=bpds), keep_epoch=2)
+        if epoch in expected:
+            assert full_ones(tmp_path) == expected[epoch]
+    assert names(tmp_path) == ["2.state", "4.state", "6.state", "8.state", "9.state"]
+    slim = checkpoint.read(tmp_path / "2.state")
+    assert slim["model"]["w"].shape == (50,) and "window" not in slim
+    assert os.path.getsize(tmp_path / "2.state") < os.path.getsize(tmp_path / "9.state")
+
+
+def test_a_damaged_kept_file_is_left_alone(tmp_path):
+    for epoch in (1, 2):
+        checkpoint.save_run(tmp_path, state(epoch, epoch, test_bpds={1: 1.0, 2: 2.0}), keep_epoch=1)
+    content = (tmp_path / "2.state").read_bytes().replace(b"epoch", b"epocH")
+    (tmp_path / "2.state").write_bytes(content)
+    checkpoint.save_run(tmp_path, state(3, 3, test_bpds={1: 1.0, 2: 2.0, 3: 3.0}), keep_epoch=1)
+    assert (tmp_path / "2.state").read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "bit", "folder"])
+def test_the_one_before_a_damaged_newest_file_is_used(damage, tmp_path):
+    def harm(path):
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        elif damage == "foreign":
+            torch.save({"net": torch.zeros(1)}, path)
+        else:
+            flipped = content.replace(b"model", b"modeL")
+            path.write_bytes({"cut": content[:-300], "empty": b"", "bit": flipped}[damage])
+
+    for epoch in (1, 2):
+        checkpoint.save_run(tmp_path, state(epoch, 5 * epoch), 1)
+    checkpoint.save_run(tmp_path, state(2, 13, mid_epoch=True), 1)
+    for bad, good in (("last.state", "2.state"), ("2.state", "1.state")):
+        harm(tmp_path / bad)
+        path, found, warnings = checkpoint.newest(tmp_path)
+        assert path.name == good and found["epoch"] == int(good[0])
+        assert any(bad in warning and "passed over" in warning for warning in warnings)
+    harm(tmp_path / "1.state")
+    with pytest.raises(checkpoint.CheckpointError, match=r"no other file in .* can be used") as caught:
+        checkpoint.newest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_newest_for_training_passes_over_slim_files(tmp_path):
+    bpds = {epoch: 4.0 + abs(epoch - 2) for epoch in range(1, 5)}
+    for epoch in range(1, 5):
+        checkpoint.save_run(tmp_path, state(epoch, epoch, test_bpds=bpds), 1)
+    assert full_ones(tmp_path) == ["2.state", "4.state"]
+    (tmp_path / "4.state").write_bytes(b"")
+    assert checkpoint.newest(tmp_path)[0].name == "3.state"
+    assert checkpoint.newest(tmp_path, full=True)[0].name == "2.state"
+    (tmp_path / "2.state").unlink()
+    path, found, _ = checkpoint.newest(tmp_path, full=True)  # for the caller to explain
+    assert path.name == "3.state" and not checkpoint.is_full(found)
+
+
+def test_last_state_between_numbered_ones(tmp_path):
+    """Left behind when a process is killed between a save and the removal of what it replaces."""
+    checkpoint.save(tmp_path / "last.state", state(2, 13, mid_epoch=True))
+    for epoch, best in ((1, "last.state"), (2, "last.state"), (3, "3.state")):
+        checkpoint.save(tmp_path / f"{epoch}.state", state(epoch, 5 * epoch))
+        assert checkpoint.newest(tmp_path)[0].name == best
+    (tmp_path / "3.state").write_bytes(b"")
+    assert checkpoint.newest(tmp_path)[0].name == "last.state"
+
+
+def test_a_file_replaced_by_a_run_while_it_is_looked_for(tmp_path, monkeypatch):
+    checkpoint.save_run(tmp_path, state(1, 5), 0)
+    read = checkpoint.read
+
+    def read_too_late(path, *args):
+        if path.name == "1.state":
+            checkpoint.save_run(tmp_path, state(2, 10), 10)
+        return read(path, *args)
+
+    monkeypatch.setattr(checkpoint, "read", read_too_late)
+    path, _, warnings = checkpoint.newest(tmp_path)
+    assert path.name == "2.state" and warnings == []
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
+    """Before each call that changes the disk, a complete full file is there: the new one or that before."""
+    functions = [(os, "replace"), (os, "fsync"), (checkpoint.Path, "unlink"), (torch, "save")]
+    for moment in range(100):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        for epoch in range(1, 5):
+            checkpoint.save_run(folder, state(epoch, 5 * epoch, test_bpds={1: 1.0, 2: 2.0, 3: 1.5, 4: 0.5}), 2)
+        checkpoint.save_run(folder, state(4, 23, mid_epoch=True), 2)
+        calls = 0
+
+        def dying(function, moment=moment):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls > moment:
+                    raise Killed
+                return function(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in functions:
+                patch.setattr(owner, name, dying(getattr(owner, name)))
+            try:
+                checkpoint.save_run(folder, state(6, 30, test_bpds={4: 0.5, 6: 0.4}), 2)
+                killed = False
+            except Killed:
+                killed = True
+        _, found, warnings = checkpoint.newest(folder, full=True)
+        assert found["step"] in (23, 30) and checkpoint.is_full(found) and warnings == []
+        checkpoint.remove_leftovers(folder)
+        assert all(name.endswith(".state") and not name.startswith(".") for name in names(folder))
+        if not killed:
+            assert found["step"] == 30
+            break
+    assert 8 < moment < 99
+
+
+def test_disk_space_is_what_a_run_takes_at_most(tmp_path, monkeypatch):
+    """Measured at every save, with the temporary file beside the others."""
+    largest = 0
+    replace = os.replace
+
+    def measure(*args):
+        nonlocal largest
+        largest = max(largest, sum(path.stat().st_size for path in tmp_path.iterdir()))
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", measure)
+    weights = torch.randn(10**6)
+    more = {"model": {"w": weights}, "optimizer": {"a": weights.clone(), "b": weights.clone()}}
+    bpds = {epoch: 5.0 - epoch % 4 for epoch in range(1, 10)}
+    for epoch in range(1, 10):
+        checkpoint.save_run(tmp_path, state(epoch - 1, 5 * epoch - 2, mid_epoch=True, **more), 2)
+        checkpoint.save_run(tmp_path, state(epoch, 5 * epoch, test_bpds=bpds, **more), 2)
+    predicted = checkpoint.disk_space(8 * 10**6, kept=4)
+    assert 0.7 * predicted < largest < predicted

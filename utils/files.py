@@ -1,0 +1,67 @@
+"""Files that are whole or not there, errors that say which file, and the lock that keeps two runs apart."""
+
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextmanager
+def naming(path, temporary=None):
+    """An OSError raised within that names no file, as those of failed writes, or `temporary`, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def replacing(path):
+    """A binary file to write, which takes the place of `path` when it is complete on disk. Raises OSError."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path, temporary):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def sync_folder(folder):
+    """Make renames in a folder last through a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock(path):
+    """An open file, `path`, locked until it is closed or this process ends, however it ends.
+
+    None where the system or the file system has no such locks. Raises BlockingIOError if another process holds it.
+    """
+    if fcntl is None:
+        return None
+    file = open(path, "a")  # noqa: SIM115 - stays open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return file
