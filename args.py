@@ -5,6 +5,7 @@ Flags keep the names and defaults of the authors' release; the defaults are the 
 
 import argparse
 import math
+import os
 import re
 import shlex
 import sys
@@ -19,6 +20,7 @@ from flow.prior import PRIORS
 from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
 from utils import checkpoint
+from utils.distributed import PeerError, is_torchelastic_launched
 from utils.signals import leave_on_signals
 
 DEFAULT_NLAYERS = (8, 6, 4, 2)
@@ -97,15 +99,19 @@ def number_list(kind):
     return lambda text: tuple(kind(item) for item in text.split(","))
 
 
-def cuda_device(text):
-    """The device of `--cuda`: empty is the CPU, a number that GPU."""
-    if not text:
-        return "cpu"
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: must be the number of one GPU, or empty for the CPU")
-    if int(text) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text!r}: no such GPU, {torch.cuda.device_count()} can be used here")
-    return f"cuda:{int(text)}"
+def gpu_list(text):
+    """The numbers of `--cuda`, a tuple; empty is the CPU."""
+    numbers = text.split(",") if text else []
+    for number in numbers:
+        if not number.isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: must be numbers of GPUs, comma separated, or empty for the CPU"
+            )
+        if int(number) >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(f"{text!r}: no GPU {number}, {torch.cuda.device_count()} can be used here")
+    if len(set(map(int, numbers))) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: names a GPU twice")
+    return tuple(map(int, numbers))
 
 
 def build_parser(description, needs_weights=False):
@@ -220,7 +226,11 @@ def build_parser(description, needs_weights=False):
         help="epochs between sample grids, 0 for one at the end only",
     )
     group.add_argument(
-        "--cuda", type=cuda_device, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)"
+        "--cuda",
+        type=gpu_list,
+        default="",
+        metavar="ID[,ID…]",
+        help="number of the GPU, or of several, each for a process of its own (default: empty, the CPU)",
     )
     group.add_argument(
         "--compile",
@@ -261,6 +271,7 @@ def get_args(argv=None, parser=None):
         setattr(args, name, own if given is None else given)
     if args.nchannels not in (1, 3):
         parser.error(f"argument --nchannels: {args.nchannels}: must be 1 (grey) or 3 (colour)")
+    set_device(parser, args, several="export" in args)  # main.py
     if args.amp != "none" and args.dtype != "float32":
         parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
     if args.amp == "tf32" and args.cuda == "cpu":
@@ -280,6 +291,20 @@ def get_args(argv=None, parser=None):
     except ValueError as error:
         parser.error(f"argument --{error}")
     return args
+
+
+def set_device(parser, args, several):
+    """Replace the numbers of --cuda by a device for this process, and set `gpus`, the number of GPUs if there are
+    several."""
+    numbers, local_rank = args.cuda, int(os.environ.get("LOCAL_RANK", 0)) if is_torchelastic_launched() else 0
+    if len(numbers) > 1 and not several:
+        parser.error(f"argument --cuda: {','.join(map(str, numbers))}: must be the number of one GPU")
+    if numbers and local_rank >= len(numbers):
+        parser.error(
+            f"argument --cuda: {','.join(map(str, numbers))}: must name a GPU for each process of this machine"
+        )
+    args.cuda = f"cuda:{numbers[local_rank]}" if numbers else "cpu"
+    args.gpus = len(numbers) if len(numbers) > 1 else 0
 
 
 def network_name(args):
@@ -332,7 +357,7 @@ def script(main):
     leave_on_signals()
     try:
         main()
-    except (DataError, RunError, checkpoint.CheckpointError) as error:
+    except (DataError, RunError, PeerError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")

@@ -32,7 +32,7 @@ import args as flags
 from data import open_dataset
 from flow import load
 from flow.load import build
-from flow.preprocess import bits_per_dim, to_model, uniform_noise
+from flow.preprocess import bits_per_dim, to_model
 from main import Run
 from utils.compilation import WARMUP, compiles
 from utils.memory import keep_freed_memory
@@ -101,7 +101,7 @@ def measure(args, repeats):
     float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, times["float32"])
     run.batch = timed(run.batch, device, times["data"])
     if device.type == "cpu":  # on a GPU it is part of one graph
-        run.descend = timed(run.descend, device, times["optimizer"])
+        run.descent.move = timed(run.descent.move, device, times["optimizer"])
     else:
         torch.cuda.reset_peak_memory_stats(device)
     bar, steps = tqdm(disable=True), 1
@@ -175,7 +175,8 @@ def compare(args, count):
         flow, config = build(vars(args)).to(device).eval(), vars(args)
     data = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
     images = torch.from_numpy(data.test[:count]).to(device)
-    noise = uniform_noise(images, generator(args.draw_seed, "compare", 0, device), torch.float64)
+    draws = generator(args.draw_seed, "compare", 0, device)
+    noise = torch.rand(images.shape, generator=draws, dtype=torch.float64, device=device)
     ways = {"float64": {}, "float32": {}, "bf16": {"dtype": torch.bfloat16}}
     if compiles(device):
         ways.update({f"{name} --compile": {**way, "compile": True} for name, way in ways.items() if name != "float64"})

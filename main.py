@@ -26,9 +26,11 @@ import args as flags
 from data import DATASETS, open_dataset
 from data.batches import Batches
 from flow.load import build
-from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model, uniform_noise
+from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
-from utils.compilation import CapturedFunction, compiles
+from utils.compilation import compiles
+from utils.descent import Descent
+from utils.distributed import Peers, is_torchelastic_launched, launch
 from utils.files import lock
 from utils.logging import RunLog
 from utils.memory import keep_freed_memory
@@ -44,39 +46,48 @@ TEST_BATCH = 250
 GRID = 8
 
 
+class Loss(torch.nn.Module):
+    """The training loss, nats per dimension, mean over a batch, as a module."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, images, noise):
+        return nats_per_dim(self.flow, images, noise=noise).mean()
+
+
 class Run:
-    """One training run: a flow, its optimiser, its data and the step it has reached.
+    """One training run: a flow, its optimiser, its data and the step it has reached. The first of its processes writes.
 
     args: of `args.get_args`
     dataset: what `data.open_dataset` gives, instead of opening the one of the flags
+    peers: the processes of the run, None for those that torchrun tells of
     """
 
-    def __init__(self, args, dataset=None):
+    def __init__(self, args, dataset=None, peers=None):
         self.args = args
         self.device = torch.device(args.cuda)
-        base, self.folder = flags.run_path(args, ""), flags.run_path(args, "_save")
+        self.peers = peers or Peers(self.device)
+        try:
+            self.peers.rows(args.batch_size)
+        except ValueError as error:
+            raise flags.RunError(f"--{error}") from error
+        base, self.folder = (flags.run_path(args, end) if self.peers.first else None for end in ("", "_save"))
         self.lock = self.open_folder(base) if base else None
-        self.dataset = dataset or open_dataset(args.data, args.data_path, args.nchannels, args.L)
+        self.dataset = dataset or self.peers.one_per_machine_first(
+            lambda: open_dataset(args.data, args.data_path, args.nchannels, args.L)
+        )
         self.config = vars(args).copy()
         self.config.update(nlayers=list(args.nlayers), fingerprint=self.dataset.fingerprint)
         torch.manual_seed(derived_seed(args.seed, "weights"))
         self.flow = build(self.config).to(self.device)
         self.dtype = next(self.flow.parameters()).dtype
-        precisions = {"bf16": torch.bfloat16}
-        self.flow.accelerate(args.compile and compiles(self.device), precisions.get(args.amp), args.grad_checkpoint)
+        precision = torch.bfloat16 if args.amp == "bf16" else None
+        self.flow.accelerate(args.compile and compiles(self.device), precision, args.grad_checkpoint)
         torch.backends.cuda.matmul.allow_tf32 = args.amp == "tf32"
-        # What changes from step to step lies on the device, so that a step can be one CUDA graph.
-        self.learning_rate_now = torch.tensor(args.lr, device=self.device)
-        self.step_now = torch.zeros((), dtype=torch.long, device=self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.flow.parameters(),
-            lr=self.learning_rate_now,
-            weight_decay=args.weight_decay,
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
-        if args.compile and self.device.type == "cuda":
-            self.update = CapturedFunction(self.update)
+        graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
+        self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
         try:
             self.batches = Batches(
                 self.dataset.train, args.batch_size, self.device, args.seed, DATASETS[args.data].flips
@@ -89,12 +100,11 @@ class Run:
         self.step = 0
         self.saved_step = None  # the latest step whose state is on disk
         self.test_bpds = {}  # of the ends of epochs: {finished epochs: bits per dimension}
-        self.window = torch.zeros(2, dtype=torch.float64, device=self.device)  # sum and number of losses since a print
         notes = self.resume()
         notes += self.check_disk() if base else []
-        self.log = RunLog(base, not args.no_stdout, self.step)
-        # The first step whose loss or gradient was not finite, -1 for none: from there on the weights stay as they are.
-        self.failed_step = torch.full((), -1, device=self.device)
+        self.step = self.peers.broadcast(self.step)
+        self.descent.join()
+        self.log = RunLog(base, self.peers.first and not args.no_stdout, self.step)
         for line in [*self.describe(), *self.dataset.warnings, *notes]:
             self.log.text(line)
 
@@ -130,13 +140,16 @@ class Run:
         counts = [sum(p.numel() for p in self.flow.level_parameters(h)) for h in range(self.flow.num_levels)]
         yield " ".join(f"{name}={value}" for name, value in sorted(self.config.items()))
         yield f"data: {self.args.data}, {len(self.dataset.train):,} training and {len(self.dataset.test):,} test images"
+        if self.peers.size > 1:
+            share = self.args.batch_size // self.peers.size
+            yield f"{self.peers.size} processes: {self.args.batch_size} images per step in all, {share} in each"
         yield f"parameters: {sum(counts):,} ({', '.join(f'h = {h}: {n:,}' for h, n in enumerate(counts))})"
 
     def resume(self):
         """Go on from the newest checkpoint of this run, or from --init; returns what the log should say of it."""
         found = checkpoint.newest(self.folder, full=True) if self.folder else None
         if not found:
-            return self.initialise() if self.args.init else []
+            return self.initialise() if self.args.init and self.peers.first else []
         path, state, notes = found
         if not checkpoint.is_full(state):
             raise flags.RunError(
@@ -153,19 +166,10 @@ class Run:
             )
         try:
             self.flow.load_state_dict(state["model"])
-            own = self.optimizer.state_dict()["param_groups"]  # the flags count, not the old values
-            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
-            for parameter, values in self.optimizer.state.items():
-                if any(value.shape not in (parameter.shape, ()) for value in values.values()):
-                    raise ValueError("optimiser state of another shape")
-            if state["window"].shape != self.window.shape:
-                raise ValueError("window of another shape")
-            self.window.copy_(state["window"])
+            self.descent.load(state)
             self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate_now  # loading made a copy
         self.step = self.saved_step = state["step"]
         notes += [f"continuing from {path}, step {self.step}"]
         return notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
@@ -189,6 +193,11 @@ class Run:
         return [f"{name} {before} -> {now}" for name, (before, now) in pairs.items() if before != now]
 
     @property
+    def quiet(self):
+        """tqdm's `disable`: progress is shown by the first process, on terminals."""
+        return None if self.peers.first else True
+
+    @property
     def epoch(self):
         """The epoch of the latest step, from 1."""
         return max(0, self.step - 1) // self.batches.steps_per_epoch + 1
@@ -208,52 +217,35 @@ class Run:
         progress = (step - warmup) / max(1, self.total_steps - warmup)
         return self.args.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def batch(self, step):
-        """The images of a step, uint8 (B, C, L, L), and its dequantisation noise of the same shape."""
+    def batch(self, step, rank=None):
+        """The images of a step, uint8 (B, C, L, L), and its dequantisation noise: the part of process `rank`, or of
+        this one, of what a process alone would draw for the whole batch."""
+        rows = self.peers.rows(self.args.batch_size, rank)
         draws = generator(self.args.seed, "step", step, self.device)
-        images = self.batches.train(step, draws)
-        return images, uniform_noise(images, draws, self.dtype)
+        images = self.batches.train(step, draws, rows)
+        shape = self.args.batch_size, *images.shape[1:]
+        return images, torch.rand(shape, generator=draws, dtype=self.dtype, device=self.device)[rows]
 
     def train_step(self):
-        """One update; returns the gradient norm before clipping. Nothing is read from the device.
+        """One update; returns the gradient norm before clipping, on the device.
 
         A loss or gradient norm that is not finite blocks this update and all after it.
         """
-        images, noise = self.batch(self.step)
-        self.learning_rate_now.fill_(self.learning_rate(self.step))
-        self.step_now.fill_(self.step)
-        norm = self.update(images, noise)
+        norm = self.descent(self.step, self.learning_rate(self.step), *self.batch(self.step))
         self.step += 1
-        return norm
-
-    def update(self, images, noise):
-        """The part of a step that is the same every time: loss, gradient, clipping, AdamW."""
-        loss = nats_per_dim(self.flow, images, noise=noise).mean()
-        loss.backward()
-        return self.descend(loss.detach())
-
-    def descend(self, loss):
-        """Clip the gradients and move the weights, unless something is not finite; returns the gradient norm."""
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.flow.parameters())
-        failed = ~(loss.isfinite() & norm.isfinite())
-        self.failed_step.copy_(torch.where(failed & (self.failed_step < 0), self.step_now, self.failed_step))
-        self.optimizer.found_inf = (self.failed_step >= 0).float()
-        if self.args.clip_grad:  # AdamW divides the gradients by this
-            self.optimizer.grad_scale = (norm / self.args.clip_grad).clamp_min(1).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.window[0] += loss
-        self.window[1] += 1
         return norm
 
     def stop_if_failed(self):
         """Raises RunError with epoch, step and level if a loss or gradient was not finite."""
-        failed = self.failed_step.item()
+        failed = self.descent.failed_step.item()
         if failed < 0:
             return
-        images, noise = self.batch(failed)
-        loss = nats_per_dim(self.flow, images, noise=noise).mean()
-        loss.backward()
+        for rank in range(self.peers.size):
+            images, noise = self.batch(failed, rank)
+            loss = nats_per_dim(self.flow, images, noise=noise).mean()
+            loss.backward()
+            if not loss.isfinite():
+                break
         self.step = failed + 1
         self.fail("gradient" if loss.isfinite() else "loss", images, noise)
 
@@ -280,7 +272,7 @@ class Run:
         A signal, of which `stop` tells, ends it after a step and its saves.
         """
         args = self.args
-        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True)
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.quiet, dynamic_ncols=True)
         start, first = time.perf_counter(), self.step
         saved = start
         while self.step < self.total_steps:
@@ -302,20 +294,21 @@ class Run:
                 if finished or (args.save_epoch and self.epoch % args.save_epoch == 0):
                     self.save()
                     saved = time.perf_counter()
-            stopping = stop.number is not None  # read once: a signal that comes later waits for the next step
+            agreed = self.peers.agree(stop.number)  # read once: a signal that comes later waits for the next step
             due = args.save_minutes and time.perf_counter() - saved >= 60 * args.save_minutes
-            if (stopping or due) and self.saved_step != self.step:
+            if (agreed or due) and self.saved_step != self.step:
                 self.save(last=True)
                 saved = time.perf_counter()
-            if stopping:
+            if agreed:
+                stop.number = agreed
                 break
             start += time.perf_counter() - pause
         bar.close()
 
     def report_training(self, bar, norm, seconds):
         """One line and one record: mean loss since the last one, gradient norm, images per second."""
-        total, number = self.window.tolist()
-        self.window.zero_()
+        total, number = self.descent.window.tolist()
+        self.descent.window.zero_()
         epoch, bpd = self.epoch, nats_to_bits(total / number)
         rate, lr = self.args.batch_size / seconds, self.learning_rate(self.step - 1)
         bar.set_postfix_str(f"{bpd:.3f} bits/dim, {rate:.1f} images/s")
@@ -346,15 +339,18 @@ class Run:
 
         Raises RunError if it is not finite.
         """
-        images, values = self.dataset.test, []
+        images = self.dataset.test
+        values = torch.zeros(len(images), dtype=torch.float64, device=self.device)
         with self.evaluation():
-            for k in tqdm(range(0, len(images), TEST_BATCH), desc="test", leave=False, disable=None):
+            starts = range(self.peers.rank * TEST_BATCH, len(images), self.peers.size * TEST_BATCH)
+            for k in tqdm(starts, desc="test", leave=False, disable=self.quiet):
                 batch = torch.from_numpy(images[k : k + TEST_BATCH]).to(self.device)
-                noise = uniform_noise(batch, generator(0, "test", k, self.device), self.dtype)
-                values.append(bits_per_dim(self.flow, batch, noise=noise))
-                if not values[-1].isfinite().all():
+                draws = generator(0, "test", k, self.device)
+                noise = torch.rand(batch.shape, generator=draws, dtype=self.dtype, device=self.device)
+                bpd = values[k : k + TEST_BATCH] = bits_per_dim(self.flow, batch, noise=noise).to(values.dtype)
+                if not bpd.isfinite().all():
                     self.fail("BPD of test images", batch, noise)
-        values = torch.cat(values).double()
+        values = self.peers.sum_(values)
         bpd = values.mean().item()
         stderr = (values - bpd).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
         if not self.mid_epoch:
@@ -385,9 +381,8 @@ class Run:
             "step": self.step,
             "mid_epoch": last or self.mid_epoch,
             "test_bpds": self.test_bpds,
-            "window": self.window,
             "model": self.flow.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.descent.state(),
         }
         path = checkpoint.save_run(self.folder, state, self.args.keep_epoch)
         self.saved_step = self.step
@@ -404,9 +399,9 @@ class Run:
 
     def plot(self):
         """Samples at T = 1 from the same latents every time."""
-        base = flags.run_path(self.args, "_samples")
-        if not base:
+        if not self.folder:
             return
+        base = flags.run_path(self.args, "_samples")
         with self.evaluation():
             images = self.flow.sample(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
             images = to_image(images).cpu()
@@ -429,13 +424,17 @@ def main(argv=None):
     args = flags.get_args(argv)
     if args.export:
         return export(args)
+    if args.gpus and not is_torchelastic_launched():
+        return launch(args.gpus, sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
-    run = Run(args)
-    if run.step >= run.total_steps:
-        run.log.text(f"nothing to do: step {run.step} of {run.total_steps} is reached")
-    stopped = run.train()
-    if run.log.text_path:
-        run.log.text(f"log: {run.log.text_path} and {run.log.records_path}")
+    peers = Peers(torch.device(args.cuda))
+    with peers.together():
+        run = Run(args, peers=peers)
+        if run.step >= run.total_steps:
+            run.log.text(f"nothing to do: step {run.step} of {run.total_steps} is reached")
+        stopped = run.train()
+        if run.log.text_path:
+            run.log.text(f"log: {run.log.text_path} and {run.log.records_path}")
     if stopped:
         sys.exit(128 + stopped)
 

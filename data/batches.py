@@ -30,16 +30,20 @@ class Batches:
         self.steps_per_epoch = len(images) // batch_size  # the last partial batch is dropped: equal shapes
         self._epoch = None
 
-    def train(self, step, noise):
-        """The batch of training step `step` (from 0); `noise`: the step's generator on the device."""
+    def train(self, step, noise, rows=slice(None)):
+        """The rows (a slice) of the batch of training step `step` (from 0).
+
+        noise: the step's generator on the device, from which the whole batch is drawn, whichever rows are wanted
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
             order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.images.device)
-        batch = self.images[self._order[position * self.batch_size : (position + 1) * self.batch_size]]
+        order = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        batch = self.images[order[rows]]
         if batch.device != self.device:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         if self.flips:
-            flip = torch.rand(len(batch), 1, 1, 1, generator=noise, device=self.device) < 0.5
-            batch = torch.where(flip, batch.flip(3), batch)
+            flip = torch.rand(self.batch_size, 1, 1, 1, generator=noise, device=self.device) < 0.5
+            batch = torch.where(flip[rows], batch.flip(3), batch)
         return batch

@@ -26,15 +26,10 @@ def to_model(images, generator=None, noise=None, dtype=None):
         raise ValueError(f"images of type {images.dtype}: must be torch.uint8")
     dtype = dtype or torch.get_default_dtype()
     if noise is None:
-        noise = uniform_noise(images, generator, dtype)
+        noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=images.device)
     y = MARGIN + SPAN / 256 * (images.to(dtype) + noise)
     density = y * (1 - y) / SPAN  # dx/dl; its logarithm is -(softplus(l) + softplus(-l) + log 0.9)
     return torch.logit(y), -density.log().sum((1, 2, 3))
-
-
-def uniform_noise(images, generator=None, dtype=None):
-    """The dequantisation noise u of a batch of images, in [0, 1), of their shape and on their device."""
-    return torch.rand(images.shape, generator=generator, dtype=dtype, device=images.device)
 
 
 def to_unit(x):

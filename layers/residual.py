@@ -151,7 +151,7 @@ class ResidualNetworks(nn.Module):
 
 class Settings(NamedTuple):
     """ngroups: G
-    dtype: type of the folded parameters
+    dtype: type of the folded matrices and biases
     compile: whether weights are folded by compiled kernels
     """
 
@@ -169,15 +169,14 @@ def compiled(function):
 def evaluate(folded, x):
     """G residual networks with the folded parameters of each block, at x (N, n), the same for all: (G, N, n).
 
-    The products are computed in the type of the folded parameters, the result is of the type of x.
+    The products are computed in the type of the matrices; x and what the blocks add to it are of the type of x.
     """
-    dtype, x = x.dtype, x.to(folded[0][0].dtype)
     for beta, factor, *layers in folded:
-        y = x * beta  # (G, N, n)
+        y = (x * beta).to(layers[0].dtype)  # (G, N, n)
         for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
             y = torch.baddbmm(bias, F.silu(y), matrix)  # (G, N, nhidden), at last (G, N, n)
-        x = torch.addcmul(y, x, factor)
-    return x.to(dtype)
+        x = torch.addcmul(y.to(x.dtype), x, factor)
+    return x
 
 
 def fold(settings, masks, skip, scale, beta, gain, bias, *weights):
@@ -192,14 +191,15 @@ def fold(settings, masks, skip, scale, beta, gain, bias, *weights):
     factor = scale * math.sqrt(0.5) if skip else scale
     after = torch.cat((beta[:, n:], factor), 1)  # what the output of each linear layer is multiplied by
     rows, columns = beta.reciprocal(), gain * after
-    folded, norms = [split(beta[:, :n], settings), split(factor * skip, settings)], []
+    folded, norms = [split(beta[:, :n], settings.ngroups), split(factor * skip, settings.ngroups)], []
     layers = zip(weights, masks, *by_layer(weights, rows, columns, bias * after), strict=True)
     for weight, mask, rows_k, columns_k, bias_k in layers:
         done = [
             fold_piece(masked(weight[piece], mask), rows_k[piece], columns_k[piece], settings.dtype)
             for piece in pieces(weight, settings.ngroups)
         ]
-        folded += [[step for matrix, _ in done for step in matrix.split(settings.ngroups)], split(bias_k, settings)]
+        matrices = [step for matrix, _ in done for step in matrix.split(settings.ngroups)]
+        folded += [matrices, split(bias_k.to(settings.dtype), settings.ngroups)]
         norms.append(joined([norm for _, norm in done]))
     outputs = [tensors[step] for step in range(nsteps) for tensors in folded]
     return outputs, (rows, after, torch.cat(norms, 1), gain, bias, *weights)
@@ -304,9 +304,9 @@ def by_layer(weights, rows, *columns):
         yield each.split([weight.shape[2] for weight in weights], 1)
 
 
-def split(tensor, settings):
+def split(tensor, ngroups):
     """(S, n) -> K of (G, 1, n)."""
-    return tensor[:, None, :].to(settings.dtype).split(settings.ngroups)
+    return tensor[:, None, :].split(ngroups)
 
 
 def pieces(weights, ngroups):

@@ -46,6 +46,9 @@ OURS = {
     "share_levels": False,
     "max_steps": 0,
     "warmup_steps": 0,
+    "amp": "none",
+    "compile": False,
+    "grad_checkpoint": False,
     "lr_schedule": "constant",
     "save_minutes": 0.0,
 }
@@ -68,7 +71,13 @@ def test_help_shows_every_default():
     text = " ".join(build_parser("").format_help().split())
     for name, value in {**RELEASE, **OURS}.items():
         assert f"--{name}" in text
-        own = value in (False, "") or name in ("nchannels", "L", "nlayers", "cuda")  # switches, or said in words
+        own = value in (False, "") or name in (
+            "nchannels",
+            "L",
+            "nlayers",
+            "cuda",
+            "compile",
+        )  # switches, or said in words
         assert own or re.search(rf"--{name} .*?\(default: {re.escape(str(value))}\)", text), name
     assert "None" not in text
     assert "(default: )" not in text
@@ -132,9 +141,11 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--data", "mnist32", "--nchannels", "3"], ["--nchannels", "3", "must be 1"]),
         (["--data", "imagenet"], ["--data", "imagenet", "celeba32"]),
         (["--prior", "cauchy"], ["--prior", "cauchy", "laplace"]),
-        (["--cuda", "x"], ["--cuda", "'x'", "number of one GPU"]),
-        (["--cuda", "0,1"], ["--cuda", "'0,1'", "one GPU"]),
-        (["--cuda", str(torch.cuda.device_count())], ["--cuda", "no such GPU"]),
+        (["--cuda", "x"], ["--cuda", "'x'", "numbers of GPUs"]),
+        (["--cuda", "x,0"], ["--cuda", "'x,0'", "numbers of GPUs"]),
+        (["--cuda", str(torch.cuda.device_count())], ["--cuda", f"no GPU {torch.cuda.device_count()}"]),
+        (["--amp", "bf16", "--dtype", "float64"], ["--amp", "bf16", "float32"]),
+        (["--amp", "tf32"], ["--amp", "tf32", "GPU"]),
         (["--out_infix", "a/b"], ["--out_infix", "'a/b'", "path separator"]),
         (["--epo", "3"], ["--epo"]),
         (["--epoch", "9" * 400], ["--epoch", "at most"]),
@@ -209,3 +220,21 @@ def test_any_value_is_taken_or_refused(flag, text):
         assert stop.code == 2
     else:
         assert all(isinstance(n, int) and n > 0 for n in args.nlayers)
+
+
+def test_gpus(monkeypatch, capsys):
+    """One GPU, several for several processes of which this is the second, and what is refused."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert (get_args(["--cuda", "3"]).cuda, get_args(["--cuda", "3"]).compile) == ("cuda:3", True)
+    assert (get_args(["--cuda", "0,2"]).cuda, get_args(["--cuda", "0,2"]).gpus) == ("cuda:0", 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert get_args(["--cuda", "0,2"]).cuda == "cuda:2"
+    for argv, parser in (
+        (["--cuda", "0"], None),
+        (["--cuda", "0,0"], None),
+        (["--cuda", "0,2"], build_parser("", True)),
+    ):
+        with pytest.raises(SystemExit):
+            get_args(argv, parser)
+        assert "--cuda" in capsys.readouterr().err

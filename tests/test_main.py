@@ -83,7 +83,7 @@ def test_stop_and_continue_equals_an_uninterrupted_run(start, cut):
     assert parts.step == whole.step == 15
     for name, tensor in whole.flow.state_dict().items():
         assert torch.equal(tensor, parts.flow.state_dict()[name]), name
-    states = [run.optimizer.state_dict()["state"] for run in (whole, parts)]
+    states = [run.descent.optimizer.state_dict()["state"] for run in (whole, parts)]
     for index, state in states[0].items():
         for name, tensor in state.items():
             assert torch.equal(tensor, states[1][index][name])
@@ -124,7 +124,7 @@ def test_other_settings_need_another_infix(start):
     with pytest.raises(RunError, match="batch_size 8 -> 4"):
         start("--max_steps 4 --batch_size 4")
     run = start("--max_steps 4 --lr 5e-4 --weight_decay 0.1")
-    assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert run.descent.optimizer.param_groups[0]["weight_decay"] == 0.1
     text = run.log.text_path.read_text()
     assert "continuing from" in text
     assert "lr 0.001 -> 0.0005" in text
@@ -167,12 +167,12 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(start, monkeypatch,
 
     def broken(x):
         y, log_det = forward(x)
-        return (y * math.inf, log_det) if run.step >= 7 or run.failed_step >= 0 else (y, log_det)
+        return (y * math.inf, log_det) if run.step >= 7 or run.descent.failed_step >= 0 else (y, log_det)
 
     bijector.forward = broken
     steps = []
-    update = run.optimizer.step
-    monkeypatch.setattr(run.optimizer, "step", lambda: (update(), steps.append(weights(run)))[0])
+    update = run.descent.optimizer.step
+    monkeypatch.setattr(run.descent.optimizer, "step", lambda: (update(), steps.append(weights(run)))[0])
     with pytest.raises(RunError, match=rf"epoch 2, step 8: loss is not finite, first at level h = {level}"):
         run.train()
     assert all(value.isfinite().all() for value in steps[-1])
@@ -252,7 +252,7 @@ def test_gradient_is_clipped(start):
     norms = [records(run, "train")[0]["grad_norm"] for run in (plain, clipped)]
     assert norms[0] == norms[1] > 1e-3
     moments = [
-        torch.cat([state["exp_avg"].flatten() for state in run.optimizer.state.values()]).norm().item()
+        torch.cat([state["exp_avg"].flatten() for state in run.descent.optimizer.state.values()]).norm().item()
         for run in (plain, clipped)
     ]
     assert moments[1] == pytest.approx(0.1 * 1e-3, rel=1e-3)

@@ -227,7 +227,7 @@ def test_init(start, tmp_path):
     checkpoint.save(tmp_path / "slim.state", checkpoint.slim(read(file)))
     for given in (file, tmp_path / "slim.state"):
         run = main.Run(get_args([*argv_of(first), "--out_infix", given.stem, "--seed", "5", "--init", str(given)]))
-        assert run.step == 0 and run.optimizer.state_dict()["state"] == {}
+        assert run.step == 0 and run.descent.optimizer.state_dict()["state"] == {}
         assert all(torch.equal(*pair) for pair in zip(weights(run), weights(first), strict=True))
         run.total_steps = 2
         run.train()

@@ -1,0 +1,130 @@
+"""The switches --compile, --amp and --grad_checkpoint change how a flow is computed, not what."""
+
+import pytest
+import torch
+from checks import randomise
+from runs import records
+
+from flow import RGFlow
+from layers import PATCH_BIJECTORS
+from utils import compilation
+from utils.compilation import CapturedFunction, compiles
+
+
+def small(subnet="rnvp"):
+    flow = RGFlow(nchannels=1, L=8, nlayers=2, nresblocks=2, nmlp=1, nhidden=17, subnet=subnet)
+    return randomise(flow, 0.3).train().requires_grad_(True)
+
+
+def gradients(flow, x):
+    flow.zero_grad()
+    loss = flow.log_prob(x).mean()
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in flow.parameters())]
+
+
+@pytest.mark.parametrize("subnet", PATCH_BIJECTORS)
+def test_recomputation_gives_the_same_gradients_with_less_memory(subnet):
+    flow, x = small(subnet), torch.randn(5, 1, 8, 8)
+    saved = []
+
+    def bytes_saved():
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+            flow.log_prob(x)
+        return sum(saved)
+
+    expected, before = gradients(flow, x), bytes_saved()
+    flow.accelerate(recompute=True)
+    for one, other in zip(gradients(flow, x), expected, strict=True):
+        assert torch.equal(one, other)
+    assert bytes_saved() < 0.7 * before
+
+
+def test_compiled_kernels_give_the_same_values_and_gradients():
+    if not compiles("cpu"):
+        pytest.skip("torch.compile does not work here")
+    flow, x = small(), torch.randn(5, 1, 8, 8)
+    expected, sample = gradients(flow, x), flow.inverse(x)[0].detach()
+    flow.accelerate(compile=True)
+    for one, other in zip(gradients(flow, x), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.inverse(x)[0], sample, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("subnet", PATCH_BIJECTORS)
+def test_bfloat16_is_close_and_stays_inside_the_networks(subnet):
+    flow, x = small(subnet).float(), torch.randn(5, 1, 8, 8, dtype=torch.float32)
+    names = list(flow.state_dict())
+    expected, (z, _) = gradients(flow, x), flow(x)
+    flow.accelerate(dtype=torch.bfloat16)
+    loss, *grads = gradients(flow, x)
+    assert abs(loss - expected[0]) < 0.02 * abs(expected[0])
+    assert loss != expected[0]  # it does compute otherwise
+    ours, theirs = (torch.cat([gradient.flatten() for gradient in each]) for each in (grads, expected[1:]))
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
+    z_low, log_det = flow(x)
+    assert z_low.dtype == log_det.dtype == torch.float32
+    assert (flow.inverse(z_low)[0] - x).abs().median() < 1e-2
+    assert (z_low - z).abs().median() < 2e-2
+    assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in flow.parameters())
+    assert list(flow.state_dict()) == names
+
+
+def test_training_in_bfloat16_follows_the_curve_of_float32(start):
+    flags = "--dtype float32 --max_steps 60 --lr 5e-3 --nhidden 32 --nlayers 2 --save_epoch 0 --plot_epoch 0"
+    curves = []
+    for out, extra in (("a", ""), ("b", "--amp bf16"), ("c", "--grad_checkpoint")):
+        curves.append([record["bpd"] for record in records(start(f"{flags} {extra}", out), "train")])
+    assert curves[0][0] - curves[0][-1] > 1
+    assert max(abs(one - other) for one, other in zip(*curves[:2], strict=True)) < 0.2  # rounding of single steps
+    assert abs(sum(curves[0][-20:]) - sum(curves[1][-20:])) / 20 < 0.05
+    assert curves[2] == curves[0]
+
+
+def test_checkpoints_do_not_depend_on_the_switches(start):
+    first = start("--dtype float32 --max_steps 3 --amp bf16 --grad_checkpoint")
+    run = start("--dtype float32 --max_steps 6")
+    assert run.step == 6
+    assert "amp bf16 -> none" in run.log.text_path.read_text()
+    assert list(first.flow.state_dict()) == list(run.flow.state_dict())
+
+
+def test_where_nothing_compiles_there_is_one_warning(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(compilation.torch, "compile", broken)
+    with pytest.warns(UserWarning, match=r"--compile is off.*\(no compiler\)"):
+        assert not compiles("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_function_does_what_the_plain_one_does():
+    total = torch.zeros(3, device="cuda")
+
+    def add(x, y):
+        total.add_(x * y)
+        return total.sum()
+
+    captured = CapturedFunction(add)
+    expected = 0.0
+    for k in range(6):
+        x = torch.full((3,), float(k), device="cuda")
+        expected += 3.0 * k * (k + 1)
+        assert captured(x, x + 1).item() == expected
+    assert captured.graph is not None
+
+
+def test_multiply_adds():
+    """Four networks of four residual blocks 24 -> 512 -> 512 -> 24 in each RNVP block, 64, 16, 4 and 1 patches."""
+    with torch.device("meta"):
+        flow = RGFlow()
+    network = 4 * (24 * 512 + 512 * 512 + 512 * 24)
+    blocks = 2 * (8 * 64 + 6 * 16 + 4 * 4 + 2 * 1)
+    assert flow.multiply_adds() == flow.multiply_adds(inverse=True) == 4 * network * blocks
+    assert flow.multiply_adds() == pytest.approx(5.74e9, rel=1e-3)
+    autoregressive = RGFlow(nchannels=1, L=4, nlayers=3, nresblocks=1, nmlp=1, nhidden=5, subnet="ar")
+    assert autoregressive.multiply_adds() == 2 * 3 * 2 * (16 * 5 + 5 * 16)
+    assert autoregressive.multiply_adds(inverse=True) == 16 * autoregressive.multiply_adds()
