@@ -126,7 +126,7 @@ def test_foreign_files_are_refused(tmp_path):
     torch.save({"net.0.weight": torch.zeros(3)}, path)
     with pytest.raises(checkpoint.CheckpointError, match="not of this program"):
         checkpoint.read(path)
-    torch.save({"format": 1, "config": {}, "epoch": "1", "step": 1, "model": {}}, path)
+    torch.save({"format": checkpoint.FORMAT, "config": {}, "epoch": "1", "step": 1, "model": {}}, path)
     with pytest.raises(checkpoint.CheckpointError, match="incomplete"):
         checkpoint.read(path)
     torch.save({"format": 99, "config": {}}, path)
@@ -143,7 +143,7 @@ def test_reading_never_runs_code(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "evil"), "w"))
 
-    torch.save({"format": 1, "config": {}, "model": Evil()}, tmp_path / "a.state")
+    torch.save({"format": checkpoint.FORMAT, "config": {}, "model": Evil()}, tmp_path / "a.state")
     with pytest.raises(checkpoint.CheckpointError):
         checkpoint.read(tmp_path / "a.state")
     assert not (tmp_path / "evil").exists()

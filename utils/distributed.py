@@ -38,7 +38,12 @@ class Peers:
         if self.size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            store, rank, size = next(dist.rendezvous("env://"))
+            if os.environ["GROUP_WORLD_SIZE"] == "1":  # one machine; elsewhere the numbers of restarts may differ
+                # A restarted job gets the same store, with the addresses of processes that are no more.
+                store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
             self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # messages between hosts
 
     @property
