@@ -13,14 +13,16 @@ networks alone, once forward and twice backward, once for a sample: recomputatio
 """
 
 import copy
+import gc
 import json
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +36,7 @@ from flow import load
 from flow.load import build
 from flow.preprocess import bits_per_dim, to_model
 from main import Run
-from utils.compilation import WARMUP, compiles
+from utils.compilation import WARMUP, why_not_compiled
 from utils.memory import keep_freed_memory
 from utils.random import generator
 
@@ -79,51 +81,74 @@ def spread(seconds):
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
+@contextmanager
 def random_run(args):
-    """A training run of `main.py` on random images."""
+    """A training run of `main.py` on random images, in a temporary folder."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2 * args.batch_size, args.nchannels, args.L, args.L), dtype=np.uint8)
-    return Run(args, SimpleNamespace(train=images, test=images, fingerprint="", warnings=[]))
+    with tempfile.TemporaryDirectory() as args.out_dir:
+        run = Run(args, SimpleNamespace(train=images, test=images, fingerprint="", warnings=[]))
+        yield run
+        if run.lock:
+            run.lock.close()
+    del run
+    gc.collect()  # before the next one asks for memory
+    if args.cuda != "cpu":
+        torch.cuda.empty_cache()
 
 
-def measure(args, repeats):
+def reset_peak_memory(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device):
+    """Most bytes on the GPU, or most bytes of the process, since `reset_peak_memory`; None where nobody counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    return None
+
+
+def measure(run, repeats):
     """Time `repeats` training steps and matrix products in turn, then samplings and products; a dict of results."""
-    run = random_run(args)
-    device = run.device
-    size = 8192 if device.type == "cuda" else 2048
-    networks = torch.bfloat16 if args.amp == "bf16" else run.dtype
-    factors = {dtype: torch.randn(2, size, size, device=device, dtype=dtype) for dtype in {networks, torch.float32}}
+    args, device = run.args, run.device
     times = {name: [] for name in ("step", "data", "optimizer", "log", "sample", "matrix", "float32")}
     step = timed(run.train_step, device, times["step"])
     sample = timed(run.flow.sample, device, times["sample"])
     log = timed(run.report_training, device, times["log"])
-    matrix = timed(lambda: torch.matmul(*factors[networks]), device, times["matrix"])
-    float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, times["float32"])
     run.batch = timed(run.batch, device, times["data"])
     if device.type == "cpu":  # on a GPU it is part of one graph
         run.descent.move = timed(run.descent.move, device, times["optimizer"])
-    else:
-        torch.cuda.reset_peak_memory_stats(device)
-    bar, steps = tqdm(disable=True), 1
-    for k in range(WARMUP + 1 + repeats):
+    reset_peak_memory(device)
+    for _ in range(WARMUP + 2):
+        step()
+    memory = peak_memory(device)
+    steps = max(1, round(0.3 / times["step"][-1]))  # small networks do several in a row, with caches as in training
+
+    size = 8192 if device.type == "cuda" else 2048
+    networks = torch.bfloat16 if args.amp == "bf16" else run.dtype
+    factors = {dtype: torch.randn(2, size, size, device=device, dtype=dtype) for dtype in {networks, torch.float32}}
+    matrix = timed(lambda: torch.matmul(*factors[networks]), device, times["matrix"])
+    float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, times["float32"])
+    matrix()
+    bar = tqdm(disable=True)
+    for _ in range(repeats):
         for _ in range(steps):
             norm = step()
-        if k == WARMUP:  # small networks do several steps in a row, as training does, with caches as they leave them
-            steps = max(1, round(0.3 / times["step"][-1]))
         log(bar, norm.item(), 1.0)
         matrix()
         float32()
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     with run.evaluation():
         for k in range(1 + repeats):
             for _ in range(steps if k else 1):
                 sample(args.batch_size)
             matrix()
     rates = {"train": times["matrix"][: -1 - repeats], "sample": times["matrix"]}
-    counts = {"step": repeats * steps, "data": repeats * steps, "optimizer": repeats * steps, "sample": repeats * steps}
+    counts = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * steps)
     times = {name: seconds[-counts.get(name, repeats) :] for name, seconds in times.items() if seconds}
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     rates = {name: 2 * size**3 / statistics.median(seconds[-repeats:]) for name, seconds in rates.items()}
@@ -147,15 +172,12 @@ def measure(args, repeats):
         "matrix_gflop_per_s": rates["train"] / 1e9,
         "matrix_spread": spread(times["matrix"]),
         "step_times_fp32_gflop": median["step"] * 2 * size**3 / median["float32"] / 1e9,
-        "peak_memory_mib": memory / 2**20,
+        "peak_memory_mib": memory and memory / 2**20,
     }
 
 
-def profile(args):
+def profile(run):
     """Print where the time of a training step goes."""
-    run = random_run(args)
-    for _ in range(WARMUP + 1):
-        run.train_step()
     with torch.profiler.profile() as result:
         run.train_step()
         synchronize(run.device)
@@ -163,8 +185,26 @@ def profile(args):
     print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
 
 
+def sweep(first, argv, parser):
+    """Measure every batch size and edge that the flags `first`, parsed from `argv`, ask for; a list of results."""
+    results = []
+    print(row(COLUMNS))
+    for edge in first.edges or [first.L]:
+        for batch_size in first.batch_sizes or [first.batch_size]:
+            own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels), "--no_stdout"]
+            args = flags.get_args([*argv, *own, "--batch_size", str(batch_size)], parser)
+            with random_run(args) as run:
+                results.append(measure(run, first.repeats))
+                values = (results[-1][key] for key in COLUMNS.values())
+                print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
+                if first.profile:
+                    profile(run)
+            del run
+    return results
+
+
 def compare(args, count):
-    """What the switches change: BPD and round trip of `count` test images, one dict per way to compute.
+    """What compiled kernels and lower precision change: BPD and round trip of `count` test images, a dict for each.
 
     The flow is that of --weights, or the untrained one of the flags. Differences are from float64.
     """
@@ -178,7 +218,7 @@ def compare(args, count):
     draws = generator(args.draw_seed, "compare", 0, device)
     noise = torch.rand(images.shape, generator=draws, dtype=torch.float64, device=device)
     ways = {"float64": {}, "float32": {}, "bf16": {"dtype": torch.bfloat16}}
-    if compiles(device):
+    if not why_not_compiled(device):
         ways.update({f"{name} --compile": {**way, "compile": True} for name, way in ways.items() if name != "float64"})
     exact, results = None, []
     for name, way in ways.items():
@@ -250,21 +290,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     first = flags.get_args(argv, parser)
     keep_freed_memory()
-    results = []
-    if first.compare:
-        results = compare(first, first.compare)
-    else:
-        print(row(COLUMNS))
-    for edge in (first.edges or [first.L]) if not first.compare else []:
-        for batch_size in first.batch_sizes or [first.batch_size]:
-            with tempfile.TemporaryDirectory() as folder:
-                own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels), "--no_stdout"]
-                args = flags.get_args([*argv, *own, "--batch_size", str(batch_size), "--out_dir", folder], parser)
-                results.append(measure(args, first.repeats))
-                values = (results[-1][key] for key in COLUMNS.values())
-                print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
-                if first.profile:
-                    profile(args)
+    results = compare(first, first.compare) if first.compare else sweep(first, argv, parser)
     if first.json:
         about = {"machine": machine(torch.device(first.cuda)), "torch": torch.__version__, "commit": commit()}
         about["command"] = " ".join(["python", "bench.py", *argv])

@@ -28,9 +28,9 @@ from data.batches import Batches
 from flow.load import build
 from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
-from utils.compilation import compiles
+from utils.compilation import why_not_compiled
 from utils.descent import Descent
-from utils.distributed import Peers, is_torchelastic_launched, launch
+from utils.distributed import Peers, is_torchelastic_launched, launch, together
 from utils.files import lock
 from utils.logging import RunLog
 from utils.memory import keep_freed_memory
@@ -84,7 +84,8 @@ class Run:
         self.flow = build(self.config).to(self.device)
         self.dtype = next(self.flow.parameters()).dtype
         precision = torch.bfloat16 if args.amp == "bf16" else None
-        self.flow.accelerate(args.compile and compiles(self.device), precision, args.grad_checkpoint)
+        obstacle = why_not_compiled(self.device) if args.compile else None
+        self.flow.accelerate(args.compile and not obstacle, precision, args.grad_checkpoint)
         torch.backends.cuda.matmul.allow_tf32 = args.amp == "tf32"
         graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
         self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
@@ -102,6 +103,8 @@ class Run:
         self.test_bpds = {}  # of the ends of epochs: {finished epochs: bits per dimension}
         notes = self.resume()
         notes += self.check_disk() if base else []
+        notes += [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
+        self.check_peers()
         self.step = self.peers.broadcast(self.step)
         self.descent.join()
         self.log = RunLog(base, self.peers.first and not args.no_stdout, self.step)
@@ -134,6 +137,14 @@ class Run:
         if self.step < self.total_steps and needed - there > free:
             raise flags.RunError(f"--out_dir {args.out_dir}: {line}; a larger --keep_epoch keeps fewer files")
         return [line]
+
+    def check_peers(self):
+        """Raises RunError unless all processes train the same run on the same data."""
+        own = {name: self.config[name] for name in FIXED} | {"steps": self.total_steps}
+        first = self.peers.broadcast(own)
+        different = [f"{name} {first[name]} -> {own[name]}" for name in own if own[name] != first[name]]
+        if different:
+            raise flags.RunError(f"process {self.peers.rank}: not the run of process 0 ({'; '.join(different)})")
 
     def describe(self):
         """The lines that start a log."""
@@ -171,6 +182,7 @@ class Run:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         self.step = self.saved_step = state["step"]
+        checkpoint.remove_replaced(self.folder, state)
         notes += [f"continuing from {path}, step {self.step}"]
         return notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
 
@@ -261,17 +273,17 @@ class Run:
     def train(self):
         """Train, then give up the lock. Returns the number of the signal that ended the run early, or None."""
         with StopSignals() as stop, closing(self.lock) if self.lock else nullcontext():
-            self.train_until(stop)
-        if stop.number:
-            self.log.text(f"{signal.Signals(stop.number).name}: stopped at step {self.step}")
-        return stop.number
+            stopped = self.train_until(stop)
+            if stopped:
+                self.log.text(f"{signal.Signals(stopped).name}: stopped at step {self.step}")
+        return stopped
 
     def train_until(self, stop):
         """All steps that are left, with tests, checkpoints and sample grids at the end of each epoch and of the run.
 
-        A signal, of which `stop` tells, ends it after a step and its saves.
+        A signal, of which `stop` tells, ends it after a step and its saves; returns its number.
         """
-        args = self.args
+        args, agreed = self.args, None
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.quiet, dynamic_ncols=True)
         start, first = time.perf_counter(), self.step
         saved = start
@@ -300,10 +312,10 @@ class Run:
                 self.save(last=True)
                 saved = time.perf_counter()
             if agreed:
-                stop.number = agreed
                 break
             start += time.perf_counter() - pause
         bar.close()
+        return agreed
 
     def report_training(self, bar, norm, seconds):
         """One line and one record: mean loss since the last one, gradient norm, images per second."""
@@ -427,8 +439,7 @@ def main(argv=None):
     if args.gpus and not is_torchelastic_launched():
         return launch(args.gpus, sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
-    peers = Peers(torch.device(args.cuda))
-    with peers.together():
+    with together(torch.device(args.cuda)) as peers:
         run = Run(args, peers=peers)
         if run.step >= run.total_steps:
             run.log.text(f"nothing to do: step {run.step} of {run.total_steps} is reached")

@@ -1,14 +1,17 @@
 """The switches --compile, --amp and --grad_checkpoint change how a flow is computed, not what."""
 
+import json
+
 import pytest
 import torch
 from checks import randomise
 from runs import records
 
+import bench
 from flow import RGFlow
 from layers import PATCH_BIJECTORS
 from utils import compilation
-from utils.compilation import CapturedFunction, compiles
+from utils.compilation import CapturedFunction, why_not_compiled
 
 
 def small(subnet="rnvp"):
@@ -42,13 +45,14 @@ def test_recomputation_gives_the_same_gradients_with_less_memory(subnet):
 
 
 def test_compiled_kernels_give_the_same_values_and_gradients():
-    if not compiles("cpu"):
-        pytest.skip("torch.compile does not work here")
+    if reason := why_not_compiled("cpu"):
+        pytest.skip(reason)
     flow, x = small(), torch.randn(5, 1, 8, 8)
     expected, sample = gradients(flow, x), flow.inverse(x)[0].detach()
-    flow.accelerate(compile=True)
-    for one, other in zip(gradients(flow, x), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    for recompute in (False, True):
+        flow.accelerate(compile=True, recompute=recompute)
+        for one, other in zip(gradients(flow, x), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
     with torch.no_grad():
         torch.testing.assert_close(flow.inverse(x)[0], sample, rtol=1e-9, atol=1e-11)
 
@@ -91,13 +95,43 @@ def test_checkpoints_do_not_depend_on_the_switches(start):
     assert list(first.flow.state_dict()) == list(run.flow.state_dict())
 
 
-def test_where_nothing_compiles_there_is_one_warning(monkeypatch):
+def test_where_nothing_compiles_the_log_says_so_and_training_goes_on(monkeypatch, start):
     def broken(*_, **__):
         raise RuntimeError("no compiler\nat all")
 
     monkeypatch.setattr(compilation.torch, "compile", broken)
-    with pytest.warns(UserWarning, match=r"--compile is off.*\(no compiler\)"):
-        assert not compiles("cpu")
+    run = start("--max_steps 2 --compile")
+    assert run.step == 2
+    assert "--compile is off: torch.compile does not work here (no compiler)" in run.log.text_path.read_text()
+
+
+def test_where_nothing_can_be_recorded_plain_calls_go_on(monkeypatch):
+    """A stand-in for CUDA's streams and graphs, whose recording fails after the function has run."""
+
+    class Nothing:
+        wait_stream = staticmethod(lambda stream: None)
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    class Broken(Nothing):
+        def __exit__(self, *_):
+            raise RuntimeError("not permitted when stream is capturing")
+
+    for name, stand_in in (("Stream", Nothing), ("stream", Nothing), ("current_stream", Nothing)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Nothing)
+    monkeypatch.setattr(torch.cuda, "graph", Broken)
+    captured = CapturedFunction(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match="no CUDA graph of the training step"):
+        results = [captured(torch.tensor(float(k))).item() for k in range(6)]
+    assert results == [0, 2, 4, 6, 8, 10]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -128,3 +162,19 @@ def test_multiply_adds():
     autoregressive = RGFlow(nchannels=1, L=4, nlayers=3, nresblocks=1, nmlp=1, nhidden=5, subnet="ar")
     assert autoregressive.multiply_adds() == 2 * 3 * 2 * (16 * 5 + 5 * 16)
     assert autoregressive.multiply_adds(inverse=True) == 16 * autoregressive.multiply_adds()
+
+
+def test_bench(tmp_path, capsys):
+    """The benchmark runs through, over two batch sizes; what it reports fits together."""
+    flags = f"--L 8 --nchannels 1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --json {tmp_path / 'out.json'}"
+    bench.main([*flags.split(), "--data", "folder", "--batch_sizes", "4,8", "--repeats", "2", "--profile"])
+    small, large = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert (small["batch_size"], large["batch_size"]) == (4, 8)
+    operations = 2 * 4 * 2 * (8 * 8 + 8 * 8) * (4 + 1)  # networks, roles, two matrices, patches
+    for result in (small, large):
+        assert result["gflop_per_image"] == pytest.approx(operations / 1e9)
+        assert result["train_images_per_s"] == pytest.approx(1e3 * result["batch_size"] / result["ms_per_step"])
+        rate = 3 * result["train_images_per_s"] * result["gflop_per_image"]
+        assert result["train_mfu"] == pytest.approx(rate / result["matrix_gflop_per_s"])
+        assert 0 < result["data_percent"] + result["log_percent"] + result["optimizer_percent"] < 100
+    assert "aten::bmm" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def test_keep_epoch(tmp_path):
     for epoch in (8, 9, 10):
         checkpoint.save_run(tmp_path, state(epoch, epoch), keep_epoch=0)
     assert names(tmp_path) == ["10.state", "3.state", "6.state", "7.state", "8.state", "9.state"]
+
+
+def test_a_file_that_a_killed_process_did_not_remove_goes_at_the_next_start(tmp_path, monkeypatch):
+    for epoch in (3, 4):
+        checkpoint.save_run(tmp_path, state(epoch, epoch), keep_epoch=3)
+    with monkeypatch.context() as killed:
+        killed.setattr(checkpoint, "remove_replaced", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save_run(tmp_path, state(5, 5), keep_epoch=3)
+    assert names(tmp_path) == ["3.state", "4.state", "5.state"]
+    checkpoint.remove_replaced(tmp_path, checkpoint.newest(tmp_path)[1])
+    assert names(tmp_path) == ["3.state", "5.state"]
 
 
 def test_newest_means_most_steps(tmp_path):

@@ -115,14 +115,15 @@ def workers(process):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the processes in /proc")
-def test_a_signal_stops_all_at_the_same_step(images, tmp_path, start):
+@pytest.mark.parametrize("receiver, name", [("second process", "SIGUSR1"), ("torchrun", "SIGTERM")])
+def test_a_signal_stops_all_at_the_same_step(receiver, name, images, tmp_path, start):
     out = tmp_path / "two"
-    process = torchrun(2, flags(images, out, "--max_steps 4000 --save_epoch 0 --plot_epoch 0"))
+    process = torchrun(2, flags(images, out, "--max_steps 100000 --save_epoch 0 --plot_epoch 0"))
     wait_for(lambda: trained(out))
-    os.kill(workers(process)[1], signal.SIGUSR1)  # only the second process is told
+    os.kill(process.pid if receiver == "torchrun" else workers(process)[1], getattr(signal, name))
     finish(process, 60)
     state = model(out, "last.state")
-    assert f"SIGUSR1: stopped at step {state['step']}" in next(out.rglob("out.log")).read_text()
+    assert f"{name}: stopped at step {state['step']}" in next(out.rglob("out.log")).read_text()
     run = start(f"--max_steps {state['step'] + 1}", "two")
     assert run.step == state["step"] + 1
 

@@ -143,13 +143,19 @@ def save_run(folder, state, keep_epoch):
         save(folder / LAST, state)
         return folder / LAST
     path = folder / f"{state['epoch']}.state"
-    save(path, state)  # complete before any other is touched
     previous = max((epoch for epoch in epoch_files(folder) if epoch < state["epoch"]), default=None)
-    if previous is not None and keep_epoch and previous % keep_epoch:
-        (folder / f"{previous}.state").unlink(missing_ok=True)
+    replaces = previous if previous is not None and keep_epoch and previous % keep_epoch else -1
+    state = {**state, "replaces": replaces}
+    save(path, state)  # complete before any other is touched
+    remove_replaced(folder, state)
     (folder / LAST).unlink(missing_ok=True)
     slim_down(folder, state, keep_epoch)
     return path
+
+
+def remove_replaced(folder, state):
+    """Remove the file whose place that of `state` has taken; again at a start, lest a process was killed before it."""
+    (Path(folder) / f"{state.get('replaces', -1)}.state").unlink(missing_ok=True)
 
 
 def slim_down(folder, state, keep_epoch):

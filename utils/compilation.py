@@ -8,15 +8,13 @@ import torch
 WARMUP = 3  # plain calls before the recording, in which libraries set themselves up and kernels are compiled
 
 
-def compiles(device):
-    """Whether torch.compile makes kernels for a device here; warns where not (no C++ compiler, an old GPU, …)."""
+def why_not_compiled(device):
+    """Why torch.compile makes no kernels for a device here (no C++ compiler, an old GPU, …), None where it does."""
     try:
         torch.compile(lambda x: x.sigmoid() + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever the compilers raise, it means that they are not to be had
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"--compile is off: torch.compile does not work for {device} here ({cause})", stacklevel=2)
-        return False
-    return True
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
 
 
 class CapturedFunction:

@@ -42,6 +42,7 @@ class Descent:
         return self.run(*inputs)
 
     def update(self, *inputs):
+        self.optimizer.zero_grad()  # nothing is there, unless the recording of a graph has failed
         loss = self.loss(*inputs)
         loss.backward()
         return self.move(self.peers.sum_(loss.detach()) / self.peers.size)

@@ -10,7 +10,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed import is_torchelastic_launched
-from torch.distributed.run import get_args_parser
 from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = timedelta(days=7)  # for those that wait while another one prepares data
@@ -35,16 +34,17 @@ class Peers:
         )
         self.device = device
         self._agreement = None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if self.size > 1:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
             store, rank, size = next(dist.rendezvous("env://"))
             if os.environ["GROUP_WORLD_SIZE"] == "1":  # one machine; elsewhere the numbers of restarts may differ
                 # A restarted job gets the same store, with the addresses of processes that are no more.
                 store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-            self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # messages between hosts
+            self._waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._control = dist.new_group(backend="gloo")  # messages between hosts
 
     @property
     def first(self):
@@ -67,7 +67,7 @@ class Peers:
         if self.local_rank == 0:
             result = function()
         if self.size > 1:
-            dist.barrier(self._control)
+            dist.barrier(self._waiting)
         return result if self.local_rank == 0 else function()
 
     def broadcast(self, value):
@@ -78,8 +78,8 @@ class Peers:
         return values[0]
 
     def broadcast_(self, tensors):
-        """Make each tensor that of the first process."""
-        for tensor in tensors if self.size > 1 else []:
+        """With peers: make each tensor that of the first process."""
+        for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
     def sum_(self, tensor):
@@ -89,13 +89,10 @@ class Peers:
         return tensor
 
     def parallel(self, module):
-        """A module whose gradients are the means over all processes; their parameters become the first one's."""
-        if self.size == 1:
-            return module
+        """With peers: a module whose gradients are means over all processes, with the first one's parameters."""
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # torch 2.14 has another name for the first flag, 2.8 has not
+            # From torch 2.14 on the first flag has another name, which 2.8 does not know.
+            warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def agree(self, number):
@@ -110,28 +107,39 @@ class Peers:
         before[1].wait()
         return int(before[0]) or None
 
-    @contextmanager
-    def together(self):
-        """Leaves the group of processes at the end. Raises PeerError where a message fails, since a peer has ended."""
-        try:
-            yield
-            if self._agreement:
-                self._agreement[1].wait()
-        except RuntimeError as error:
-            words = ("gloo", "NCCL", "onnect", "ProcessGroup", "process group")
-            if self.size == 1 or not (isinstance(error, dist.DistError) or any(word in str(error) for word in words)):
-                raise
-            raise PeerError(
-                f"process {self.rank} of {self.size}: another process of the run has ended or cannot be reached;"
-                f" nothing is saved here ({str(error).splitlines()[0]})"
-            ) from error
+    def part(self):
+        """Leave the group of processes, all at the same point."""
+        if self._agreement:
+            self._agreement[1].wait()
         if self.size > 1:
             dist.destroy_process_group()
 
 
+@contextmanager
+def together(device):
+    """The `Peers` of this process. Raises PeerError where a message between them fails, since one has ended."""
+    peers = None
+    try:
+        peers = Peers(device)
+        yield peers
+        peers.part()
+    except RuntimeError as error:
+        words = ("gloo", "NCCL", "onnect", "ProcessGroup", "process group")
+        failed_message = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+        if (peers and peers.size == 1) or not failed_message:
+            raise
+        raise PeerError(
+            f"process {os.environ.get('RANK', 0)}: another process of the run has ended or cannot be reached;"
+            f" nothing is saved here ({str(error).splitlines()[0]})"
+        ) from error
+
+
 def launch(processes, argv):
     """Become torchrun, which runs this script with flags `argv` in `processes` processes on this machine."""
+    from torch.distributed.run import get_args_parser
+
+    known = get_args_parser().format_help()  # torch 2.8 has neither of these
+    wanted = ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=240"]
     options = ["--standalone", f"--nproc_per_node={processes}"]
-    if "--signals-to-handle" in get_args_parser().format_help():  # torch 2.8 has no such option
-        options.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    options += [option for option in wanted if option.partition("=")[0] in known]
     os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *options, sys.argv[0], *argv])
