@@ -108,7 +108,9 @@ def gpu_list(text):
                 f"{text!r}: must be numbers of GPUs, comma separated, or empty for the CPU"
             )
         if int(number) >= torch.cuda.device_count():
-            raise argparse.ArgumentTypeError(f"{text!r}: no GPU {number}, {torch.cuda.device_count()} can be used here")
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: no GPU {number}, the number of GPUs that can be used here is {torch.cuda.device_count()}"
+            )
     if len(set(map(int, numbers))) < len(numbers):
         raise argparse.ArgumentTypeError(f"{text!r}: names a GPU twice")
     return tuple(map(int, numbers))
@@ -344,7 +346,8 @@ def newest_state(args):
     found = checkpoint.newest(folder) if folder else None
     if not found:
         raise checkpoint.CheckpointError(
-            f"no checkpoint in {folder or '--out_dir'}: train first, or name one with --weights"
+            f"no checkpoint in {folder or '--out_dir'}: train first"
+            + (", or name one with --weights" if "weights" in args else "")
         )
     path, state, warnings = found
     for line in warnings:

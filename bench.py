@@ -243,10 +243,9 @@ def compare(args, count):
             }
         )
         print(
-            ", ".join(
-                f"{key} {value:.3g}" if key != "networks" else f"{value:18}" for key, value in results[-1].items()
-            )
+            ", ".join(f"{key} {value:.3g}" if key != "networks" else f"{value}:" for key, value in results[-1].items())
         )
+    print(f"{len(images)} test images, {args.weights or 'untrained'}")
     return results
 
 
@@ -284,7 +283,8 @@ def main(argv=None):
         "--compare",
         type=flags.positive,
         metavar="N",
-        help="instead: BPD and round trip of N test images, of --weights or untrained, with each way to compute",
+        help="instead: BPD and round trip of N test images of --data in --data_path with each way to compute, of the"
+        " flow of --weights or, without it, an untrained one",
     )
     group.add_argument("--json", metavar="FILE", help="write the results there")
     argv = sys.argv[1:] if argv is None else list(argv)

@@ -183,7 +183,7 @@ class Run:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         self.step = self.saved_step = state["step"]
         checkpoint.remove_replaced(self.folder, state)
-        notes += [f"continuing from {path}, step {self.step}"]
+        notes += [f"continuing from {path}, step {self.step}" + (", --init is not used" if self.args.init else "")]
         return notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
 
     def initialise(self):

@@ -44,6 +44,12 @@ class Flow(nn.Module):
             if isinstance(module, ResidualNetworks):
                 module.accelerate(compile, dtype, recompute)
 
+    def check_shape(self, images):
+        """Raises ValueError unless `images` are (B, C, L, L) as the flow's."""
+        shape = self.nchannels, self.L, self.L
+        if images.dim() != 4 or images.shape[1:] != shape:
+            raise ValueError(f"shape {tuple(images.shape)}: must be (B, {', '.join(map(str, shape))})")
+
     def log_prob(self, x):
         """log p(x) of equation 1, nats: (B, C, L, L) -> (B,)."""
         z, log_det = self(x)

@@ -83,7 +83,8 @@ class RGFlow(Flow):
         return f"{image} image, {self.num_levels} levels, {block} blocks"
 
     def forward(self, x):
-        """x: (B, C, L, L) -> z of the same shape, log_det (B,)."""
+        """x: (B, C, L, L) -> z of the same shape, log_det (B,). Raises ValueError for another shape."""
+        self.check_shape(x)
         B, m = len(x), self.kernel_size
         log_det = x.new_zeros(B)
         outputs = []
@@ -103,7 +104,8 @@ class RGFlow(Flow):
         return z, log_det
 
     def inverse(self, z):
-        """z: (B, C, L, L) -> x of the same shape, log_det (B,) of this direction."""
+        """z: (B, C, L, L) -> x and log_det (B,) of this direction. Raises ValueError for another shape."""
+        self.check_shape(z)
         B, m = len(z), self.kernel_size
         log_det = z.new_zeros(B)
         x = None

@@ -148,6 +148,14 @@ def test_bad_settings_are_refused(settings, word):
         small(**settings)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 8, 8), (1, 8, 8)])
+def test_images_of_another_shape_are_refused(shape):
+    flow = small()
+    for function in (flow, flow.inverse):
+        with pytest.raises(ValueError, match=r"must be \(B, 1, 8, 8\)"):
+            function(torch.randn(shape))
+
+
 def test_per_level():
     assert per_level(3, 4) == (3, 3, 3, 3)
     assert per_level(3, 4, share_levels=True) == (3,)
