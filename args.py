@@ -15,14 +15,16 @@ import torch
 
 from data import DATASETS, DataError
 from flow.hierarchy import num_levels
-from flow.load import from_state, load
+from flow.load import from_state
 from flow.prior import PRIORS
 from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
 from utils import checkpoint
 from utils.distributed import PeerError, is_torchelastic_launched
+from utils.results import check_writable
 from utils.signals import leave_on_signals
 
+DEFAULT_DATA = "celeba32"
 DEFAULT_NLAYERS = (8, 6, 4, 2)
 
 
@@ -116,23 +118,30 @@ def gpu_list(text):
     return tuple(map(int, numbers))
 
 
-def build_parser(description, needs_weights=False):
-    """The flags of `main.py`; with `needs_weights` also those of a script that uses a trained flow."""
+def build_parser(description, needs_weights=False, pictures=False, numbers=False):
+    """The flags of `main.py`; also those of a script that uses a trained flow, draws pictures, writes numbers."""
     parser = Parser(description)
+    if needs_weights or pictures or numbers:
+        group = parser.add_argument_group("input and output")
     if needs_weights:
-        group = parser.add_argument_group("what to draw")
         group.add_argument(
             "--weights",
             metavar="FILE",
             help="checkpoint, which carries its own configuration; without it, the flags below name a run whose newest"
             " checkpoint is used",
         )
-        group.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
         group.add_argument("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
+    if pictures:
+        group.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
+    if numbers:
+        group.add_argument("--json", metavar="FILE", help="write the results there")
 
     group = parser.add_argument_group("dataset parameters")
     group.add_argument(
-        "--data", choices=DATASETS, default="celeba32", help="dataset name; folder: the images in data_path"
+        "--data",
+        choices=DATASETS,
+        help="dataset name; folder: the images in data_path"
+        f" (default: {DEFAULT_DATA}{', with --weights their own' if needs_weights else ''})",
     )
     group.add_argument("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
     group.add_argument("--nchannels", type=positive, metavar="C", help="number of channels (default: the data set's)")
@@ -265,6 +274,9 @@ def get_args(argv=None, parser=None):
         "Train RG-Flow on images; a run that is started again goes on from its newest checkpoint."
     )
     args = parser.parse_args(argv)
+    if "weights" in args:
+        args.given_data = args.data
+    args.data = args.data or DEFAULT_DATA
     spec = DATASETS[args.data]
     for name in ("nchannels", "L"):
         given, own = getattr(args, name), getattr(spec, name)
@@ -282,6 +294,11 @@ def get_args(argv=None, parser=None):
         args.compile = args.cuda != "cpu"
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
+    if getattr(args, "json", None):
+        try:
+            check_writable(args.json)
+        except OSError as error:
+            parser.error(f"argument --json: {args.json}: cannot be written ({error.strerror})")
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -327,14 +344,27 @@ def run_path(args, suffix):
 
 
 def load_flow(args):
-    """(flow, config, path) of `--weights`, or of the newest checkpoint of the run that the flags name.
+    """(flow, config, trained) of `--weights`, or of the newest checkpoint of the run that the flags name.
 
-    Raises utils.checkpoint.CheckpointError if there is none.
+    trained: what results record of the training: file, epochs, steps, seconds (None where the file does not say)
+    Raises utils.checkpoint.CheckpointError if there is none, RunError if it is not of the data set of --data.
     """
-    if args.weights is not None:
-        return *load(args.weights, args.cuda), args.weights
-    state, path = newest_state(args)
-    return *from_state(state, path, args.cuda), path
+    if args.weights is None:
+        state, path = newest_state(args)
+    else:
+        state, path = checkpoint.read(args.weights, args.cuda), args.weights
+    flow, config = from_state(state, path, args.cuda)
+    if args.weights is not None and args.given_data not in (None, config["data"]):
+        raise RunError(f"--data {args.given_data}: {path} was trained on {config['data']}")
+    trained = {
+        "weights": str(path),
+        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "epoch": state["epoch"],
+        "step": state["step"],
+        "train_seconds": state.get("seconds"),
+        "trained_on": state.get("machine"),
+    }
+    return flow, config, trained
 
 
 def newest_state(args):

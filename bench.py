@@ -14,11 +14,8 @@ networks alone, once forward and twice backward, once for a sample: recomputatio
 
 import copy
 import gc
-import json
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,13 +29,13 @@ from tqdm import tqdm
 
 import args as flags
 from data import open_dataset
-from flow import load
 from flow.load import build
 from flow.preprocess import bits_per_dim, to_model
 from main import Run
 from utils.compilation import WARMUP, why_not_compiled
 from utils.memory import keep_freed_memory
 from utils.random import generator
+from utils.results import about, save
 
 COLUMNS = {
     "batch": "batch_size",
@@ -210,7 +207,7 @@ def compare(args, count):
     """
     device = torch.device(args.cuda)
     if args.weights:
-        flow, config = load(args.weights, device)
+        flow, config, _ = flags.load_flow(args)
     else:
         flow, config = build(vars(args)).to(device).eval(), vars(args)
     data = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
@@ -249,30 +246,12 @@ def compare(args, count):
     return results
 
 
-def machine(device):
-    """What the numbers were measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def commit():
-    """The commit of the code, or None outside a checkout."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return done.stdout.strip() or None
-
-
 def row(values):
     return "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, values, strict=True))
 
 
 def main(argv=None):
-    parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True)
+    parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True, numbers=True)
     group = parser.add_argument_group("what to measure")
     sizes = flags.number_list(flags.positive)
     group.add_argument("--batch_sizes", type=sizes, metavar="N[,N…]", help="sweep over these (default: --batch_size)")
@@ -286,15 +265,12 @@ def main(argv=None):
         help="instead: BPD and round trip of N test images of --data in --data_path with each way to compute, of the"
         " flow of --weights or, without it, an untrained one",
     )
-    group.add_argument("--json", metavar="FILE", help="write the results there")
     argv = sys.argv[1:] if argv is None else list(argv)
     first = flags.get_args(argv, parser)
     keep_freed_memory()
     results = compare(first, first.compare) if first.compare else sweep(first, argv, parser)
     if first.json:
-        about = {"machine": machine(torch.device(first.cuda)), "torch": torch.__version__, "commit": commit()}
-        about["command"] = " ".join(["python", "bench.py", *argv])
-        Path(first.json).write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
+        save(first.json, {"kind": "speed", **about(__file__, argv, first.cuda), "results": results})
 
 
 if __name__ == "__main__":

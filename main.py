@@ -36,6 +36,7 @@ from utils.logging import RunLog
 from utils.memory import keep_freed_memory
 from utils.plotting import grid_figure, save_figure
 from utils.random import derived_seed, generator
+from utils.results import machine
 from utils.signals import StopSignals
 
 # A run goes on only with the same values of these; anything else may change between starts.
@@ -100,6 +101,7 @@ class Run:
             self.total_steps = min(self.total_steps, args.max_steps)
         self.step = 0
         self.saved_step = None  # the latest step whose state is on disk
+        self.seconds = 0.0  # spent on steps, wall time, without tests, plots and saves
         self.test_bpds = {}  # of the ends of epochs: {finished epochs: bits per dimension}
         notes = self.resume()
         notes += self.check_disk() if base else []
@@ -179,6 +181,7 @@ class Run:
             self.flow.load_state_dict(state["model"])
             self.descent.load(state)
             self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
+            self.seconds = float(state.get("seconds", 0))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         self.step = self.saved_step = state["step"]
@@ -285,8 +288,8 @@ class Run:
         """
         args, agreed = self.args, None
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.quiet, dynamic_ncols=True)
-        start, first = time.perf_counter(), self.step
-        saved = start
+        reported, first = self.seconds, self.step
+        saved = resumed = time.perf_counter()
         while self.step < self.total_steps:
             norm = self.train_step()
             bar.update()
@@ -295,10 +298,10 @@ class Run:
             printing = args.print_step and self.step % args.print_step == 0
             if printing or finished or epoch_end or self.device.type == "cpu":
                 self.stop_if_failed()
+            self.seconds += time.perf_counter() - resumed
             if printing:
-                self.report_training(bar, norm.item(), (time.perf_counter() - start) / (self.step - first))
-                start, first = time.perf_counter(), self.step
-            pause = time.perf_counter()
+                self.report_training(bar, norm.item(), (self.seconds - reported) / (self.step - first))
+                reported, first = self.seconds, self.step
             if epoch_end or finished:
                 self.test()
                 if finished or (args.plot_epoch and self.epoch % args.plot_epoch == 0):
@@ -313,7 +316,7 @@ class Run:
                 saved = time.perf_counter()
             if agreed:
                 break
-            start += time.perf_counter() - pause
+            resumed = time.perf_counter()
         bar.close()
         return agreed
 
@@ -335,6 +338,7 @@ class Run:
             grad_norm=norm,
             lr=lr,
             images_per_s=rate,
+            seconds=self.seconds,
             time=time.time(),
         )
 
@@ -377,6 +381,7 @@ class Run:
             bpd=bpd,
             bpd_stderr=stderr,
             images=len(values),
+            seconds=self.seconds,
             time=time.time(),
         )
 
@@ -392,6 +397,8 @@ class Run:
             "epoch": self.step // self.batches.steps_per_epoch,  # finished ones
             "step": self.step,
             "mid_epoch": last or self.mid_epoch,
+            "seconds": self.seconds,
+            "machine": machine(self.device),
             "test_bpds": self.test_bpds,
             "model": self.flow.state_dict(),
             **self.descent.state(),

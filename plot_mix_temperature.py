@@ -18,7 +18,7 @@ LOWEST, HIGHER = 0.2, 0.6
 
 def main(argv=None):
     parser = flags.build_parser(
-        "Draw samples at a temperature of their own per level (Appendix D).", needs_weights=True
+        "Draw samples at a temperature of their own per level (Appendix D).", needs_weights=True, pictures=True
     )
     group = parser.add_argument_group("mixed temperatures")
     group.add_argument(
@@ -30,19 +30,21 @@ def main(argv=None):
     )
     group.add_argument("--grid", type=flags.positive, default=4, metavar="N", help="samples per row and column")
     args = flags.get_args(argv, parser)
-    flow, config, path = flags.load_flow(args)
+    flow, config, trained = flags.load_flow(args)
     temperatures = args.temperatures or (LOWEST, *[HIGHER] * (flow.num_levels - 1))
     if len(temperatures) == 1:
         temperatures *= flow.num_levels
     if len(temperatures) != flow.num_levels:
-        parser.error(f"argument --temperatures: must be one number or {flow.num_levels}, one per level of {path}")
+        parser.error(
+            f"argument --temperatures: must be one number or {flow.num_levels}, one per level of {trained['weights']}"
+        )
     images = to_image(flow.sample(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
     run = SimpleNamespace(**config)
     name = f"mix_temperature_{run.data}_{flags.network_name(run)}{run.out_infix}"
     for picture in save_figure(grid_figure(images.cpu(), args.grid), Path(args.fig_dir) / name):
         print(picture)
     listing = ", ".join(f"T_{h} = {T:g}" for h, T in enumerate(temperatures))
-    print(f"{args.grid**2} samples of {path} with {listing}")
+    print(f"{args.grid**2} samples of {trained['weights']} with {listing}")
 
 
 if __name__ == "__main__":

@@ -144,9 +144,9 @@ class Faults:
         """The final state and records without times, to compare."""
         _, state, _ = checkpoint.newest(self.saves(out), full=True)
         records = read_records(self.saves(out).parent / "out.jsonl")
-        kept = [{k: v for k, v in each.items() if k not in ("time", "images_per_s")} for each in records]
+        kept = [{k: v for k, v in each.items() if k not in ("time", "images_per_s", "seconds")} for each in records]
         files = sorted((path.name, checkpoint.holds_optimizer(path)) for path in self.saves(out).iterdir())
-        return {**state, "config": None, "records": kept, "files": files}
+        return {**state, "config": None, "seconds": None, "records": kept, "files": files}
 
     def finish(self, out, how, extra="", end=None):
         """How a run ends that is started again after a fault."""

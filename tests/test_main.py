@@ -259,6 +259,17 @@ def test_gradient_is_clipped(start):
     assert moments[0] == pytest.approx(0.1 * min(1.0, norms[0]), rel=1e-3)
 
 
+def test_training_time_goes_on_after_a_restart(start):
+    """Seconds of training grow from record to record, over a restart too, and the checkpoint carries them."""
+    first = start("--max_steps 3")
+    assert 0 < first.seconds == read(first.folder / "last.state")["seconds"]
+    second = start("--max_steps 6")
+    seconds = [record["seconds"] for record in records(second, "train")]
+    assert len(seconds) == 6
+    assert seconds == sorted(seconds)
+    assert seconds[2] <= first.seconds < seconds[3]
+
+
 def test_no_output_files(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = main.Run(
@@ -293,6 +304,9 @@ def test_scripts_from_the_command_line(images, tmp_path):
     bad = command("plot_mix_temperature.py", "--weights", str(weights), "--temperatures", "1,1,1")
     assert bad.returncode == 2
     assert "--temperatures" in bad.stderr
+    other = command("plot_mix_temperature.py", "--weights", str(weights), "--data", "msds1")
+    assert other.returncode == 1
+    assert "--data msds1" in other.stderr and "folder" in other.stderr
 
 
 @pytest.mark.parametrize(

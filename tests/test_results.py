@@ -1,0 +1,25 @@
+"""Results on disk and the error before anything is computed."""
+
+import json
+
+import pytest
+
+from args import build_parser, get_args
+from utils import results
+
+
+def test_a_result_says_how_to_measure_it_again(tmp_path):
+    about = results.about("/somewhere/bench.py", ["--L", "8"], "cpu")
+    assert about["command"] == "python bench.py --L 8"
+    assert "thread" in about["machine"]
+    results.save(tmp_path / "out.json", {**about, "results": [1]})
+    assert json.loads((tmp_path / "out.json").read_text())["results"] == [1]
+
+
+@pytest.mark.parametrize("name", ["missing/out.json", "", "file/out.json"])
+def test_unwritable_files_are_refused_at_the_start(name, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        get_args(["--json", str(tmp_path / name)], build_parser("", numbers=True))
+    assert stop.value.code == 2
+    assert f"--json: {tmp_path / name}" in capsys.readouterr().err

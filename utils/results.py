@@ -1,0 +1,63 @@
+"""Results as JSON: the numbers, and what it takes to measure them again."""
+
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from .files import naming, replacing
+
+
+def machine(device):
+    """What the numbers were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()}, {threads}"
+    return f"{platform.processor()}, {threads}"
+
+
+def commit():
+    """The commit of the code, or None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None
+
+
+def about(script, argv, device):
+    """The command, machine, versions and date of a measurement, a dict; `script` is its file, argv its flags."""
+    return {
+        "command": " ".join(["python", Path(script).name, *argv]),
+        "machine": machine(torch.device(device)),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def check_writable(path):
+    """Raises OSError, before anything is computed, if `path` cannot be written."""
+    path = Path(path)
+    with naming(path):
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+def save(path, record):
+    """Write a dict as JSON. Raises OSError."""
+    with replacing(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
