@@ -108,18 +108,26 @@ class RGFlow(Flow):
     def inverse(self, z):
         """z: (B, C, L, L) -> x and log_det (B,) of this direction. Raises ValueError for another shape."""
         self.check_shape(z)
-        B, m = len(z), self.kernel_size
-        log_det = z.new_zeros(B)
-        x = None
+        log_dets = []
+
+        def layer(bijector, blocks):
+            blocks, log_det = bijector.inverse(blocks)
+            log_dets.append(log_det.reshape(len(z), -1).sum(1))
+            return blocks
+
+        return self.generate(z, layer), sum(log_dets)
+
+    def generate(self, z, layer):
+        """From latents (B, C, L, L) down to the image, of the same shape: at each level the decimator, then the
+        disentangler, by `layer(bijector, blocks)`, which gives what becomes of the blocks (N, C, m, m)."""
+        x, m = None, self.kernel_size
         for h in range(self.num_levels - 1, -1, -1):
-            l = self.L >> h
             coarse, x = x, z[:, :, :: 2**h, :: 2**h]
             if coarse is not None:
                 x = x.clone()
                 x[:, :, ::2, ::2] = coarse
             disentangler, decimator = self.level(h)
             for bijector, offset in ((decimator, 0), (disentangler, m // 2)):
-                blocks, log_det_blocks = bijector.inverse(hierarchy.to_blocks(x, m, offset))
-                x = hierarchy.from_blocks(blocks, l, offset)
-                log_det = log_det + log_det_blocks.reshape(B, -1).sum(1)
-        return x, log_det
+                blocks = layer(bijector, hierarchy.to_blocks(x, m, offset))
+                x = hierarchy.from_blocks(blocks, self.L >> h, offset)
+        return x
