@@ -32,6 +32,13 @@ class RunError(Exception):
     """A run that cannot start or go on; the message is one sentence for the user."""
 
 
+class FlagError(Exception):
+    """A value of a flag that does not fit the flow or the data of other flags."""
+
+    def __init__(self, flag, value, rule):
+        super().__init__(f"argument {flag}: {value}: {rule}")
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of every flag that has one and does not explain it itself."""
 
@@ -99,6 +106,14 @@ non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
 def number_list(kind):
     """An argparse type: one `kind` or several, comma separated, as a tuple."""
     return lambda text: tuple(kind(item) for item in text.split(","))
+
+
+def latent_name(text):
+    """An argparse type: the name h:i:j:c of a latent, its level, row, column and channel, as a tuple of numbers."""
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be level:row:column:channel, counted from 0, as in 2:4:12:0")
+    return tuple(map(int, parts))
 
 
 def gpu_list(text):
@@ -395,6 +410,23 @@ def load_flow(args):
     return flow, config, trained
 
 
+def check_latents(latents, flow, flag="--latents"):
+    """Names (h, i, j, c) of latents as indices (c, i, j) into the flow's latents (C, L, L), a list of tuples.
+
+    Raises FlagError for a latent that the flow does not have, naming `flag`.
+    """
+    for h, i, j, c in latents:
+        name = f"{h}:{i}:{j}:{c}"
+        if max(i, j) >= flow.L:
+            raise FlagError(flag, name, f"row and column must be in 0..{flow.L - 1}")
+        if c >= flow.nchannels:
+            raise FlagError(flag, name, f"the channel must be in 0..{flow.nchannels - 1}")
+        level = int(flow.level_map[c, i, j])
+        if h != level:
+            raise FlagError(flag, name, f"row {i}, column {j} is at level {level} of 0..{flow.num_levels - 1}")
+    return [(c, i, j) for h, i, j, c in latents]
+
+
 def newest_state(args):
     """(state, path) of the newest checkpoint of the run that the flags name; prints warnings.
 
@@ -418,6 +450,9 @@ def script(main):
     leave_on_signals()
     try:
         main()
+    except FlagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (DataError, RunError, PeerError, checkpoint.CheckpointError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from args import build_parser, get_args, network_name, run_path
+from args import FlagError, build_parser, check_latents, get_args, latent_name, network_name, run_path
+from flow import RealNVP, RGFlow
 
 ROOT = Path(__file__).parents[1]
 
@@ -245,3 +246,32 @@ def test_gpus(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             get_args(argv, parser)
         assert "--cuda" in capsys.readouterr().err
+
+
+def test_latent_names():
+    """Every latent by its name, in the order of the names' letters; levels are the flow's own."""
+    for flow in (RGFlow(1, 8, nlayers=1, nhidden=4), RealNVP(3, 8, nlayers=1, nhidden=2)):
+        for c, i, j in torch.cartesian_prod(torch.arange(flow.nchannels), torch.arange(8), torch.arange(8)).tolist():
+            name = f"{flow.level_map[c, i, j]}:{i}:{j}:{c}"
+            assert check_latents([latent_name(name)], flow) == [(c, i, j)]
+
+
+@pytest.mark.parametrize("text", ["", "1:2:3", "1:2:3:4:5", "1:2:3:-1", "1:2:3:x", "1,2,3,4"])
+def test_what_is_no_latent_name(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="level:row:column:channel"):
+        latent_name(text)
+
+
+@pytest.mark.parametrize(
+    "name, rule",
+    [
+        ("1:8:0:0", r"row and column must be in 0\.\.7"),
+        ("1:0:8:0", r"row and column must be in 0\.\.7"),
+        ("1:0:0:2", r"channel must be in 0\.\.0"),
+        ("0:4:2:0", r"row 4, column 2 is at level 1 of 0\.\.1"),
+        ("2:0:0:0", r"row 0, column 0 is at level 1 of 0\.\.1"),
+    ],
+)
+def test_latents_that_a_flow_does_not_have(name, rule):
+    with pytest.raises(FlagError, match=f"argument --latents: {name}: .*{rule}"):
+        check_latents([latent_name(name)], RGFlow(1, 8, nlayers=1, nhidden=4))
