@@ -1,4 +1,4 @@
-"""Command-line flags, their checks, the name of a run and the flow that a script is asked for.
+"""Command-line flags, their checks, the name of a run, the flow and the images that a script is asked for.
 
 Flags keep the names and defaults of the authors' release; the defaults are the paper's CelebA run.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from data import DATASETS, DataError
+from data import DATASETS, DataError, open_dataset
 from flow.base import per_level
 from flow.hierarchy import num_levels
 from flow.load import MODELS, from_state
@@ -99,6 +99,7 @@ def number(kind, low, high, rule):
 LARGEST = 2**31 - 1
 count = number(int, 0, LARGEST, f"a whole number of at least 0 and at most {LARGEST}")
 positive = number(int, 1, LARGEST, f"a whole number of at least 1 and at most {LARGEST}")
+several = number(int, 2, LARGEST, f"a whole number of at least 2 and at most {LARGEST}")
 above_zero = number(float, 1e-30, 1e30, "a number above 0 and at most 1e30")
 non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
 
@@ -106,6 +107,21 @@ non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
 def number_list(kind):
     """An argparse type: one `kind` or several, comma separated, as a tuple."""
     return lambda text: tuple(kind(item) for item in text.split(","))
+
+
+finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
+
+
+def assignment(name, value):
+    """An argparse type: `name`=`value`, types themselves, as a pair."""
+
+    def convert(text):
+        left, equals, right = text.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be something = a number")
+        return name(left), value(right)
+
+    return convert
 
 
 def latent_name(text):
@@ -381,9 +397,11 @@ def run_path(args, suffix):
 
 
 def picture_path(args, config, name):
-    """{fig_dir}/{name}_{data}_{network}{infix}, without ending; config: of `load_flow`."""
+    """{fig_dir}/{name}_{data}_{network}{infix}, without ending, a --draw_seed but 0 after the name; config: of
+    `load_flow`."""
     run = argparse.Namespace(**config)
-    return Path(args.fig_dir) / f"{name}_{run.data}_{network_name(run)}{run.out_infix}"
+    seed = f"_seed{args.draw_seed}" if args.draw_seed else ""
+    return Path(args.fig_dir) / f"{name}{seed}_{run.data}_{network_name(run)}{run.out_infix}"
 
 
 def load_flow(args):
@@ -408,6 +426,61 @@ def load_flow(args):
         "trained_on": state.get("machine"),
     }
     return flow, config, trained
+
+
+def add_temperature(group, default=(1.0,)):
+    """The flag --temperature; its value is for `check_temperature`."""
+    group.add_argument(
+        "--temperature",
+        type=number_list(non_negative),
+        default=default,
+        metavar="T[,T…]",
+        help=f"one for all levels or one per level from h = 0 up, comma separated (default: {listing(default)})",
+    )
+
+
+def listing(values):
+    """Numbers as the flags take them."""
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def check_range(flag, values, size):
+    """Raises FlagError, naming `flag`, unless all values are in 0 … size - 1."""
+    for value in values:
+        if not 0 <= value < size:
+            raise FlagError(flag, value, f"must be in 0..{size - 1}")
+
+
+def check_temperature(temperatures, flow, flag="--temperature"):
+    """One temperature for all levels, or one per level: as a tuple, one per level.
+
+    Raises FlagError, naming `flag`, for another number of them.
+    """
+    if len(temperatures) == 1:
+        temperatures *= flow.num_levels
+    if len(temperatures) != flow.num_levels:
+        raise FlagError(
+            flag, listing(temperatures), f"must be one number or {flow.num_levels}, one per level of the flow"
+        )
+    return temperatures
+
+
+def load_images(args, config, numbers, flag="--images"):
+    """The test images of these numbers, uint8 (N, C, L, L), of the data set of `config` below --data_path.
+
+    Raises FlagError, naming `flag`, for a number that the split does not have, data.DataError if there are no images.
+    """
+    images = open_test_images(args, config)
+    check_range(flag, numbers, len(images))
+    return torch.from_numpy(images[list(numbers)])
+
+
+def open_test_images(args, config):
+    """The test split of the data set of `config` below --data_path, an array (N, C, L, L); prints warnings."""
+    dataset = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
+    for line in dataset.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    return dataset.test
 
 
 def check_latents(latents, flow, flag="--latents"):

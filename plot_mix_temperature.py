@@ -6,7 +6,7 @@ python plot_mix_temperature.py --data celeba32 --temperatures 0.2,0.6,0.6,0.6
 """
 
 import args as flags
-from flow.preprocess import to_image
+from flow.latents import decode
 from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
@@ -29,15 +29,10 @@ def main(argv=None):
     args = flags.get_args(argv, parser)
     flow, config, trained = flags.load_flow(args)
     temperatures = args.temperatures or (LOWEST, *[HIGHER] * (flow.num_levels - 1))
-    if len(temperatures) == 1:
-        temperatures *= flow.num_levels
-    if len(temperatures) != flow.num_levels:
-        parser.error(
-            f"argument --temperatures: must be one number or {flow.num_levels}, one per level of {trained['weights']}"
-        )
-    images = to_image(flow.sample(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
+    temperatures = flags.check_temperature(temperatures, flow, "--temperatures")
+    images = decode(flow, flow.sample_prior(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
     path = flags.picture_path(args, config, "mix_temperature")
-    for picture in save_figure(grid_figure(images.cpu(), args.grid), path):
+    for picture in save_figure(grid_figure(images, args.grid), path):
         print(picture)
     listing = ", ".join(f"T_{h} = {T:g}" for h, T in enumerate(temperatures))
     print(f"{args.grid**2} samples of {trained['weights']} with {listing}")

@@ -21,6 +21,11 @@ class Laplace:
         tail = (1 - u.abs()).clamp_min(torch.finfo(like.dtype).tiny)
         return -self.scale * temperature * u.sign() * tail.log()
 
+    def from_normal(self, normal, temperature=1.0):
+        """Standard normal variables -> variables of this prior at the temperature, by their distribution functions."""
+        tail = torch.special.erfc(normal.abs() / math.sqrt(2)).clamp_min(torch.finfo(normal.dtype).tiny)
+        return -self.scale * temperature * normal.sign() * tail.log()
+
 
 class Gaussian:
     """The standard normal distribution. At temperature T the standard deviation is sqrt(T) (equation D.2)."""
@@ -32,7 +37,11 @@ class Gaussian:
     def sample(self, like, temperature=1.0, generator=None):
         """A draw of the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
         z = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-        return z * temperature**0.5
+        return self.from_normal(z, temperature)
+
+    def from_normal(self, normal, temperature=1.0):
+        """Standard normal variables -> variables of this prior at the temperature."""
+        return normal * temperature**0.5
 
 
 PRIORS = {"laplace": Laplace, "gaussian": Gaussian}

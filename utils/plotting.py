@@ -1,10 +1,12 @@
-"""Figures: one style, written as PNG and PDF."""
+"""Figures: one style, written as PNG and PDF, or one after the other as an animated GIF."""
 
+import io
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .files import replacing
 
@@ -40,7 +42,8 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     row_label: inches that the labels of rows take
     """
     grid = image_grid(images, ncols)
-    left, top = row_label if rows else 0, COLUMN_LABEL if columns else 0
+    left = row_label if rows else 0
+    top = COLUMN_LABEL * max((label.count("\n") + 1 for label in columns), default=0)
     panel = (width - left) * grid.shape[0] / grid.shape[1]  # height
     height = panel + top
     figure = Figure(figsize=(width, height))
@@ -64,3 +67,30 @@ def save_figure(figure, path, endings=(".png", ".pdf")):
         with replacing(each) as file:
             figure.savefig(file, format=each.suffix[1:], dpi=300)
     return paths
+
+
+def save_animation(figures, path, seconds):
+    """Write figures, each shown for `seconds`, as a GIF that repeats; `path` is without ending. Returns the path."""
+    frames = []
+    for figure in figures:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        frames.append(Image.open(buffer).convert("RGB"))
+    path = Path(f"{path}.gif")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        frames[0].save(
+            file, format="gif", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0
+        )
+    return path
+
+
+def save_pixels(image, path):
+    """Write an image (C, H, W), uint8, C = 1 or 3, as a PNG of its own pixels; `path` is without ending. Returns the
+    path."""
+    path = Path(f"{path}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.asarray(image)
+    with replacing(path) as file:
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, format="png")
+    return path

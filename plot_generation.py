@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Draw how samples are generated, from the highest level down to the image (figure 5 (a)).
+
+python plot_generation.py --weights saved_model/…/10.state --temperature 0.9
+"""
+
+import torch
+
+import args as flags
+from flow import RGFlow
+from flow.preprocess import to_image
+from utils.plotting import grid_figure, save_figure
+from utils.random import generator
+
+
+@torch.no_grad()
+def generation(flow, z):
+    """x^(h) in [0, 1] for h = h_L … 0, with pixels as large as they are at their level: a list of (B, C, L, L)."""
+    steps = flow.generate(z, lambda bijector, blocks: bijector.inverse(blocks)[0])
+    return [enlarged(to_image(x).cpu(), flow.L) for x in steps]
+
+
+def enlarged(images, L):
+    """(B, C, l, l) -> (B, C, L, L), each pixel repeated."""
+    times = L // images.shape[-1]
+    return images.repeat_interleave(times, 2).repeat_interleave(times, 3)
+
+
+def main(argv=None):
+    parser = flags.build_parser(
+        "Draw how samples are generated, from the highest level down to the image (figure 5 (a)).",
+        needs_weights=True,
+        pictures=True,
+    )
+    group = parser.add_argument_group("generation")
+    flags.add_temperature(group)
+    group.add_argument("--samples", type=flags.positive, default=3, metavar="N", help="number of samples, a row each")
+    args = flags.get_args(argv, parser)
+    flow, config, trained = flags.load_flow(args)
+    if not isinstance(flow, RGFlow):
+        raise flags.RunError(f"{trained['weights']}: a {config['model']}, only rgflow generates level by level")
+    temperatures = flags.check_temperature(args.temperature, flow)
+    z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
+    images = torch.stack(generation(flow, z), 1).flatten(0, 1)
+    levels = range(flow.num_levels - 1, -1, -1)
+    columns = [f"$h = {h}$" if h else "$h = 0$, the image" for h in levels]
+    figure = grid_figure(images, flow.num_levels, columns=columns)
+    text = flags.listing(args.temperature)
+    for picture in save_figure(figure, flags.picture_path(args, config, f"generation_T{text}")):
+        print(picture)
+    edges = ", ".join(f"{flow.L >> h}x{flow.L >> h} at h = {h}" for h in levels)
+    print(
+        f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}: pixels {edges}"
+    )
+
+
+if __name__ == "__main__":
+    flags.script(main)
