@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 
 from .files import replacing
 
+LABEL_WIDTH, LABEL_SIZE = 0.8, 7  # inches, points
+
 
 def image_grid(images, ncols):
     """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them."""
@@ -20,13 +22,18 @@ def image_grid(images, ncols):
     return grid
 
 
-def grid_figure(images, ncols, width=3.4):
-    """A figure, `width` inches wide (one column of a paper), of a grid of images."""
+def grid_figure(images, ncols, width=3.4, labels=()):
+    """A figure of a grid of images, `width` inches wide (one column of a paper), with `labels` left of its rows."""
     grid = image_grid(images, ncols)
-    figure = Figure(figsize=(width, width * grid.shape[0] / grid.shape[1]))
-    axes = figure.add_axes((0, 0, 1, 1))
+    margin = LABEL_WIDTH if labels else 0
+    height = (width - margin) * grid.shape[0] / grid.shape[1]
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((margin / width, 0, 1 - margin / width, 1))
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
+    for row, label in enumerate(labels):
+        y = 1 - (row + 0.5) / len(labels)
+        figure.text((margin - 0.05) / width, y, label, ha="right", va="center", fontsize=LABEL_SIZE)
     return figure
 
 
