@@ -40,7 +40,7 @@ from utils.results import machine
 from utils.signals import StopSignals
 
 # A run goes on only with the same values of these; anything else may change between starts.
-NETWORK = ("L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
+NETWORK = ("model", "L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
 NETWORK += ("share_levels", "dtype")
 FIXED = (*NETWORK, "data", "fingerprint", "seed", "batch_size")
 TEST_BATCH = 250
@@ -87,7 +87,6 @@ class Run:
         precision = torch.bfloat16 if args.amp == "bf16" else None
         obstacle = why_not_compiled(self.device) if args.compile else None
         self.flow.accelerate(args.compile and not obstacle, precision, args.grad_checkpoint)
-        torch.backends.cuda.matmul.allow_tf32 = args.amp == "tf32"
         graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
         self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
         try:
@@ -157,6 +156,7 @@ class Run:
             share = self.args.batch_size // self.peers.size
             yield f"{self.peers.size} processes: {self.args.batch_size} images per step in all, {share} in each"
         yield f"parameters: {sum(counts):,} ({', '.join(f'h = {h}: {n:,}' for h, n in enumerate(counts))})"
+        yield f"multiply-adds of the networks, forward: {self.flow.multiply_adds() / 1e6:,.4g} million per image"
 
     def resume(self):
         """Go on from the newest checkpoint of this run, or from --init; returns what the log should say of it."""
