@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from matplotlib.figure import Figure
@@ -246,13 +245,12 @@ def write_pictures(args, config, images, regions, inpainted):
     rows += [filled[shown].expand(-1, 3, -1, -1) / 255 for filled in inpainted.values()]
     labels = ["ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
     figure = grid_figure(torch.cat(rows).cpu(), len(truth), 0.8 + 0.42 * len(truth), labels)
-    run, folder = SimpleNamespace(**config), Path(args.fig_dir)
-    name = f"inpaint_{run.data}_{flags.network_name(run)}{run.out_infix}"
-    for picture in save_figure(figure, folder / name):
+    name = flags.picture_path(args, config, "inpaint")
+    for picture in save_figure(figure, name):
         print(picture)
     for method, filled in inpainted.items() if args.files else ():
         for k, (file, image) in enumerate(zip(args.files, filled.cpu(), strict=True)):
-            path = folder / f"{name}_{method}_{k}_{Path(file).stem}.png"
+            path = f"{name}_{method}_{k}_{Path(file).stem}.png"
             pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
             with replacing(path) as output:
                 Image.fromarray(pixels.numpy()).save(output, format="png")
@@ -264,7 +262,8 @@ def bench(argv, parser, first):
     place of the region; prints a line for each, draws the figure; what the record says."""
     results = []
     for L in first.edges:
-        args = flags.get_args([*argv, "--data", "folder", "--L", str(L), "--nchannels", str(first.nchannels)], parser)
+        own = ["--data", "folder", "--L", str(L), "--nchannels", str(first.nchannels), "--model", "rgflow"]
+        args = flags.get_args([*argv, *own], parser)
         if L < BENCH_REGION:
             parser.error(f"argument --edges: {L}: must be at least {BENCH_REGION}")
         whole = {}
