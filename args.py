@@ -365,6 +365,12 @@ def run_path(args, suffix):
     return Path(args.out_dir) / args.data / network_name(args) / f"out{args.out_infix}{suffix}"
 
 
+def picture_path(args, config, name):
+    """{fig_dir}/{name}_{data}_{network}{infix}, without ending; config: of `load_flow`."""
+    run = argparse.Namespace(**config)
+    return Path(args.fig_dir) / f"{name}_{run.data}_{network_name(run)}{run.out_infix}"
+
+
 def load_flow(args):
     """(flow, config, trained) of `--weights`, or of the newest checkpoint of the run that the flags name.
 

@@ -29,7 +29,7 @@ from flow.load import build
 from flow.preprocess import to_image, to_model, to_uint8
 from utils.files import replacing
 from utils.memory import keep_freed_memory
-from utils.plotting import grid_figure, save_figure
+from utils.plotting import PAGE, grid_figure, save_figure, style
 from utils.random import generator
 from utils.results import about, save
 
@@ -244,7 +244,7 @@ def write_pictures(args, config, images, regions, inpainted):
     rows = [truth, torch.where(regions[shown, None], red, truth)]
     rows += [filled[shown].expand(-1, 3, -1, -1) / 255 for filled in inpainted.values()]
     labels = ["ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
-    figure = grid_figure(torch.cat(rows).cpu(), len(truth), 0.8 + 0.42 * len(truth), labels)
+    figure = grid_figure(torch.cat(rows).cpu(), len(truth), 0.8 + 0.42 * len(truth), labels, row_label=0.8)
     name = flags.picture_path(args, config, "inpaint")
     for picture in save_figure(figure, name):
         print(picture)
@@ -279,8 +279,9 @@ def bench(argv, parser, first):
         for L in (first.edges[0] * 2**k for k in range(6))
         for place in PLACES
     ]
-    for picture in save_figure(speed_figure(results, counts), Path(first.fig_dir) / "inpaint_speed"):
-        print(picture)
+    with style():
+        pictures = save_figure(speed_figure(results, counts), Path(first.fig_dir) / "inpaint_speed")
+    print(*pictures, sep="\n")
     return {"network": flags.network_name(args), "results": results, "latents": counts}
 
 
@@ -337,7 +338,7 @@ def seconds_per_step(problems, args):
 
 def speed_figure(results, counts):
     """Time per step and number of free latents against the edge of the image."""
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     panels = (
         (left, results, "cone_seconds", "whole_seconds", "time per step in s"),
@@ -354,7 +355,7 @@ def speed_figure(results, counts):
         axes.set_yscale("log")
         axes.set_xticks(edges, edges)
         axes.minorticks_off()
-        axes.legend(fontsize=7)
+        axes.legend()
     return figure
 
 

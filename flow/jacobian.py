@@ -56,7 +56,8 @@ def tangents(flow, z, latents):
         units = units.scatter_(1, chosen[:, None], 1).reshape(-1, *z.shape)
         if hierarchical:
             remaining = iter(jacobians)
-            yield flow.generate(units, lambda _, blocks: apply_blocks(next(remaining), blocks))  # noqa: B023
+            *_, part = flow.generate(units, lambda _, blocks: apply_blocks(next(remaining), blocks))  # noqa: B023
+            yield part
         else:
             yield derivative(flow.inverse, z.repeat(len(units), 1, 1, 1), units)
 
@@ -75,7 +76,7 @@ def layer_jacobians(flow, z):
         jacobians.append(torch.cat(parts))
         return outputs
 
-    flow.generate(z[None], layer)
+    list(flow.generate(z[None], layer))
     return jacobians
 
 

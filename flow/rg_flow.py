@@ -115,11 +115,15 @@ class RGFlow(Flow):
             log_dets.append(log_det.reshape(len(z), -1).sum(1))
             return blocks
 
-        return self.generate(z, layer), sum(log_dets)
+        *_, x = self.generate(z, layer)
+        return x, sum(log_dets)
 
     def generate(self, z, layer):
-        """From latents (B, C, L, L) down to the image, of the same shape: at each level the decimator, then the
-        disentangler, by `layer(bijector, blocks)`, which gives what becomes of the blocks (N, C, m, m)."""
+        """From latents (B, C, L, L) down to the image: yields x^(h), (B, C, L / 2^h, L / 2^h), for h = h_L … 0.
+
+        At each level the decimator acts, then the disentangler, by `layer(bijector, blocks)`, which gives what becomes
+        of the blocks (N, C, m, m).
+        """
         x, m = None, self.kernel_size
         for h in range(self.num_levels - 1, -1, -1):
             coarse, x = x, z[:, :, :: 2**h, :: 2**h]
@@ -130,4 +134,4 @@ class RGFlow(Flow):
             for bijector, offset in ((decimator, 0), (disentangler, m // 2)):
                 blocks = layer(bijector, hierarchy.to_blocks(x, m, offset))
                 x = hierarchy.from_blocks(blocks, self.L >> h, offset)
-        return x
+            yield x
