@@ -14,6 +14,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # 
 COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
+SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at least
 
 
 def style():
@@ -69,12 +70,18 @@ def save_figure(figure, path, endings=(".png", ".pdf")):
     return paths
 
 
+def screen_width(images, ncols):
+    """Inches that make a pixel of a grid of images (N, C, L, L) a whole number of pixels of an animation."""
+    pixels = image_grid(images, ncols).shape[1]
+    return pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI
+
+
 def save_animation(figures, path, seconds):
     """Write figures, each shown for `seconds`, as a GIF that repeats; `path` is without ending. Returns the path."""
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+        figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
         frames.append(Image.open(buffer).convert("RGB"))
     path = Path(f"{path}.gif")
     path.parent.mkdir(parents=True, exist_ok=True)
