@@ -102,14 +102,12 @@ positive = number(int, 1, LARGEST, f"a whole number of at least 1 and at most {L
 several = number(int, 2, LARGEST, f"a whole number of at least 2 and at most {LARGEST}")
 above_zero = number(float, 1e-30, 1e30, "a number above 0 and at most 1e30")
 non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
+finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
 
 
 def number_list(kind):
     """An argparse type: one `kind` or several, comma separated, as a tuple."""
     return lambda text: tuple(kind(item) for item in text.split(","))
-
-
-finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
 
 
 def assignment(name, value):
@@ -459,9 +457,8 @@ def check_temperature(temperatures, flow, flag="--temperature"):
     if len(temperatures) == 1:
         temperatures *= flow.num_levels
     if len(temperatures) != flow.num_levels:
-        raise FlagError(
-            flag, listing(temperatures), f"must be one number or {flow.num_levels}, one per level of the flow"
-        )
+        rule = f"must be one number or {flow.num_levels}, one per level of the flow"
+        raise FlagError(flag, listing(temperatures), rule)
     return temperatures
 
 

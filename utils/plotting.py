@@ -18,7 +18,7 @@ SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at
 
 
 def style():
-    """A context for figures with axes: text as small, and lines as thin, as a paper's."""
+    """A context for figures with axes: text as small, and lines as thin, as a paper's; fonts as journals want them."""
     thin = {f"{name}.width": 0.5 for name in ("xtick.major", "ytick.major")}
     sizes = {"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.linewidth": 0.5, "pdf.fonttype": 42}
     return matplotlib.rc_context({**sizes, **thin})
@@ -65,7 +65,7 @@ def save_figure(figure, path, endings=(".png", ".pdf")):
     paths = [Path(f"{path}{ending}") for ending in endings]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for each in paths:
-        with replacing(each) as file:
+        with replacing(each) as file, style():
             figure.savefig(file, format=each.suffix[1:], dpi=300)
     return paths
 
