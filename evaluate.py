@@ -92,8 +92,8 @@ def open_data(config, data_path, where):
     return dataset, warnings
 
 
-def test_bits(flow, images, seed, draws):
-    """Results of the bits per dimension of images (N, C, L, L). Raises RunError if they are not finite."""
+def bits_of_split(flow, images, seed, draws):
+    """Results of the bits per dimension of images (N, C, L, L). Raises FloatingPointError if they are not finite."""
     values = []
     for draw in range(draws):
         values.append(bits_per_dim_of_all(flow, images, seed, draw))
@@ -102,7 +102,7 @@ def test_bits(flow, images, seed, draws):
             batch, noise = noisy_batch(flow, images, bad, seed, draw)
             level = flow.first_nonfinite_level(to_model(batch, noise=noise, dtype=noise.dtype)[0])
             where = "in the sum over all levels" if level is None else f"first at level h = {level}"
-            raise flags.RunError(f"BPD of test images is not finite, {where}")
+            raise FloatingPointError(f"BPD of test images is not finite, {where}")
     bpd_draws = [value.mean().item() for value in values]
     bpd, stderr = mean_and_stderr(torch.stack(values).mean(0))
     return {
@@ -115,12 +115,9 @@ def test_bits(flow, images, seed, draws):
 
 
 def distances(args, flow, images, weights):
-    """Results of --fid: samples against images (N, C, L, L). Raises RunError if samples are not numbers."""
+    """Results of --fid: samples against images (N, C, L, L). Raises FloatingPointError if samples are not numbers."""
     temperature = args.temperature[0] if len(args.temperature) == 1 else args.temperature
-    try:
-        samples = sample_uint8(flow, args.samples, temperature, args.draw_seed)
-    except ArithmeticError as error:
-        raise flags.RunError(str(error)) from error
+    samples = sample_uint8(flow, args.samples, temperature, args.draw_seed)
     results = metrics.image_distances(samples, images, weights, args.cuda, verbose=sys.stderr.isatty())
     settings = {"split": args.split, "temperature": temperature, "seed": args.draw_seed}
     return {**results, "fid_settings": {**settings, **results["fid_settings"]}}
@@ -177,10 +174,10 @@ def accelerate(flow, args):
 
 
 def measure(args, flow, dataset, feature_weights):
-    """All results that the flags ask for, a flat dict."""
+    """All results that the flags ask for, a flat dict. Raises FloatingPointError if the flow gives no numbers."""
     results = {}
     if args.draws:
-        results.update(test_bits(flow, dataset.test, args.draw_seed, args.draws))
+        results.update(bits_of_split(flow, dataset.test, args.draw_seed, args.draws))
     if args.round_trip:
         images = dataset.test[: args.round_trip]
         dtypes = {"float32": torch.float32, "float64": torch.float64}
@@ -212,7 +209,10 @@ def main(argv=None):
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
 
-    results = measure(args, flow, dataset, feature_weights)
+    try:
+        results = measure(args, flow, dataset, feature_weights)
+    except FloatingPointError as error:
+        raise flags.RunError(f"{trained['weights']}: {error}") from error
     for line in describe(results):
         print(line)
     print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")

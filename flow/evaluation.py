@@ -109,13 +109,13 @@ def per_level(flow, image_errors, latent_errors):
 def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
     """n samples as 8-bit images, uint8 (n, C, L, L) on the host. `temperature`: see `Flow.sample`.
 
-    Raises ArithmeticError for a sample with a NaN.
+    Raises FloatingPointError for a sample with a NaN.
     """
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
     for start in starts(n, "samples", quiet):
         part = images[start : start + BATCH]
         x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
         if x.isnan().any():
-            raise ArithmeticError(f"samples {start} to {start + len(part) - 1}: hold values that are not numbers")
+            raise FloatingPointError(f"samples {start} to {start + len(part) - 1}: hold values that are not numbers")
         part.copy_(to_uint8(x))
     return images

@@ -12,6 +12,7 @@ from runs import command, make_images, records
 
 import args
 import evaluate
+import tables
 from args import RunError
 from flow import load
 from flow.preprocess import to_uint8
@@ -62,6 +63,19 @@ def test_bits_and_round_trip_by_default(trained, tmp_path):
     assert "fid" not in results
     assert results["warnings"] == []
     assert f"{results['bpd']:.4f}" in done.stdout
+
+
+def test_real_nvp(start, tmp_path):
+    run = start("--model realnvp --prior gaussian --max_steps 2")
+    flags = ["--weights", str(run.folder / "last.state"), "--data_path", run.args.data_path]
+    record = results_of(flags, tmp_path)
+    results = record["results"]
+    assert results["bpd_draws"][0] == records(run, "test")[-1]["bpd"]
+    assert results["round_trip"]["float64"]["samples"]["image"] < 1e-10
+    assert [len(each["levels"]) for each in results["round_trip"]["float32"].values()] == [2, 2]
+    (entry,) = tables.TABLES[1].entries({**record, "file": "out.json"})
+    assert (entry.row, entry.column) == ("Real NVP", "folder BPD")
+    assert "realnvp_nl1_nr1_nm1_nh8" in entry.source.line[0]
 
 
 def test_each_measurement_can_be_chosen(trained, tmp_path):
@@ -148,7 +162,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         if name.startswith("decimators.1"):
             tensor.mul_(1e200)
     checkpoint.save(tmp_path / "wild.state", state)
-    with pytest.raises(RunError, match=r"BPD of test images is not finite, first at level h = 1"):
+    with pytest.raises(RunError, match=r"wild\.state: BPD of test images is not finite, first at level h = 1"):
         evaluate.main(["--weights", str(tmp_path / "wild.state"), *flags[2:]])
 
 

@@ -149,5 +149,5 @@ def test_samples_are_8_bit_images_with_the_statistics_of_the_model():
 
 
 def test_samples_that_are_no_numbers_are_refused():
-    with pytest.raises(ArithmeticError, match="samples 0 to 2"):
+    with pytest.raises(FloatingPointError, match="samples 0 to 2"):
         evaluation.sample_uint8(Leaky((0.0, math.nan)), 3)

@@ -4,6 +4,7 @@ torch-fidelity (0.4 or newer, `requirements-metrics.txt`) is optional; nothing e
 """
 
 import hashlib
+import sys
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,7 +76,7 @@ def download(url, path):
     """Fetch Inception's weights. Raises ValueError, which says what to put where, if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), HASH, progress=False)
+        torch.hub.download_url_to_file(url, str(path), HASH, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
