@@ -1,6 +1,6 @@
 """Distances between two sets of images: FID, KID, precision and recall, all computed by torch-fidelity.
 
-torch-fidelity (0.4 or newer, `requirements-metrics.txt`) is optional; nothing else imports this at its start.
+torch-fidelity (0.4 or newer, `requirements-metrics.txt`) is optional and imported only where it is needed.
 """
 
 import hashlib
