@@ -16,8 +16,9 @@ tensors, S = K G networks long.
 """
 
 import math
+from contextlib import contextmanager
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -65,19 +66,6 @@ class ResidualBlock(nn.Module):
     def masks(self):
         return [getattr(self, f"mask{k}") for k in range(self.num_linear)]
 
-    def fold(self, settings, scale=None, differentiable=False):
-        """What `evaluate` needs of this block for each half-step, a list of K tuples; `scale` (S, n), if given,
-        multiplies the block's output."""
-        if scale is None:
-            scale = torch.ones_like(self.bias[:, : self.weights[0].shape[1]])
-        arguments = settings, self.masks, self.skip, scale, self.beta, self.gain, self.bias, *self.weights
-        if differentiable:
-            outputs = Fold.apply(*arguments)
-        else:
-            outputs, _ = fold(*arguments)
-        per_step = 2 + 2 * self.num_linear
-        return [outputs[k : k + per_step] for k in range(0, len(outputs), per_step)]
-
 
 class ResidualNetworks(nn.Module):
     """K times G residual networks n -> n, each with its own parameters; the G of one half-step run side by side.
@@ -101,7 +89,7 @@ class ResidualNetworks(nn.Module):
         recompute: keep only the variables between half-steps for the backward pass and compute the rest again
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-        self._folded = self._folded_from = None
+        self._folded = self._folded_from = self._held = None
 
     def steps(self):
         """The folded parameters of the K half-steps as they are now, for `run`.
@@ -110,11 +98,13 @@ class ResidualNetworks(nn.Module):
         versions do, or a gradient is there, since fused optimisers do not count up the version of what they change. A
         change through `.data` is not seen; `train()` and `eval()` forget what was kept.
         """
+        if self._held is not None:
+            return self._held
         parameters = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
             self._folded_from = self._folded = None
-            return self.fold(differentiable)
+            return self.fold()
         state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if self._folded_from != state:
             with torch.inference_mode(False), torch.no_grad():
@@ -140,13 +130,25 @@ class ResidualNetworks(nn.Module):
         blocks = f"{len(self.blocks)} residual blocks {' -> '.join(map(str, sizes))}"
         return f"{type(self).__name__}({steps} half-steps x {networks} networks of {blocks})"
 
-    def fold(self, differentiable=False):
+    def fold(self):
         """The folded parameters: a list over half-steps of tuples over blocks."""
-        settings = Settings(self.ngroups, self.dtype or self.scale.dtype, self.compile_kernels)
-        *first, last = self.blocks
-        blocks = [block.fold(settings, None, differentiable) for block in first]
-        blocks.append(last.fold(settings, self.scale, differentiable))
-        return list(zip(*blocks, strict=True))
+        return fold_networks([self])[0]
+
+    @property
+    def settings(self):
+        return Settings(self.ngroups, self.dtype or self.scale.dtype, self.compile_kernels)
+
+    @property
+    def kind(self):
+        """Networks of the same kind can be folded together."""
+        sizes = tuple((block.skip, *(weight.shape[1:] for weight in block.weights)) for block in self.blocks)
+        masked = any(mask is not None for block in self.blocks for mask in block.masks)
+        return self.settings, self.scale.dtype, self.scale.device, sizes, masked and self
+
+    @property
+    def largest(self):
+        """Entries of the largest weight tensor."""
+        return max(weight.numel() for block in self.blocks for weight in block.weights)
 
 
 class Settings(NamedTuple):
@@ -158,6 +160,59 @@ class Settings(NamedTuple):
     ngroups: int
     dtype: torch.dtype
     compile: bool
+
+
+@contextmanager
+def folded_together(module):
+    """Within, in training, `steps()` of all ResidualNetworks of `module` gives what the parameters were on entry.
+
+    Small ones of a kind are folded at once: where networks are small, calling the operations is what folding costs.
+    """
+    every = [part for part in module.modules() if isinstance(part, ResidualNetworks)]
+    try:
+        if module.training and torch.is_grad_enabled():
+            for group in groups(every):
+                for networks, steps in zip(group, fold_networks(group), strict=True):
+                    networks._held = steps
+        yield
+    finally:
+        for networks in every:
+            networks._held = None
+
+
+def groups(every):
+    """Lists of ResidualNetworks of a kind, each with about `PIECE` entries in its largest weights, or of one alone."""
+    current = {}
+    for networks in every:
+        group = current.setdefault(networks.kind, [])
+        if group and sum(member.largest for member in group) + networks.largest > PIECE:
+            yield group
+            current[networks.kind] = group = []
+        group.append(networks)
+    yield from current.values()
+
+
+def fold_networks(group):
+    """The folded parameters of ResidualNetworks of a kind: a list over them of lists over half-steps of tuples over
+    blocks."""
+    steps = list(zip(*(fold_blocks(group, k) for k in range(len(group[0].blocks))), strict=True))
+    counts = [len(networks.scale) // networks.ngroups for networks in group]
+    return [steps[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
+
+
+def fold_blocks(group, k):
+    """What `evaluate` needs of residual block k of all networks of the group, a list of tuples, one per half-step."""
+    blocks, first, scales = [networks.blocks[k] for networks in group], group[0].blocks[k], [n.scale for n in group]
+    if first is not group[0].blocks[-1]:  # only the last block is scaled
+        scales = [torch.ones_like(scale) for scale in scales]
+    own = zip(*((block.beta, block.gain, block.bias, *block.weights) for block in blocks), strict=True)
+    settings, parameters = (group[0].settings, first.masks, first.skip), (scales, *own)
+    if torch.is_grad_enabled() and any(parameter.requires_grad for each in parameters for parameter in each):
+        outputs = Fold.apply(*settings, len(group), *chain(*parameters))
+    else:
+        outputs, _ = fold(*settings, *map(joined, parameters))
+    length = 2 + 2 * first.num_linear
+    return [outputs[start : start + length] for start in range(0, len(outputs), length)]
 
 
 @cache
@@ -238,9 +293,11 @@ class Fold(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, settings, masks, skip, scale, *parameters):
-        outputs, saved = fold(settings, masks, skip, scale, *parameters)
-        ctx.settings, ctx.masks, ctx.skip = settings, masks, skip
+    def forward(ctx, settings, masks, skip, count, *parameters):
+        """Of `count` groups of networks, one after the other: their scales, betas, gains, … as `fold` has them."""
+        kinds = [parameters[k : k + count] for k in range(0, len(parameters), count)]
+        outputs, saved = fold(settings, masks, skip, *map(joined, kinds))
+        ctx.settings, ctx.masks, ctx.skip, ctx.lengths = settings, masks, skip, [len(scale) for scale in kinds[0]]
         ctx.save_for_backward(*saved)
         return tuple(outputs)
 
@@ -275,17 +332,8 @@ class Fold(torch.autograd.Function):
         grad_scale = grad_after[:, -n:]
         if ctx.skip:
             grad_scale = (grad_scale + grad_factor) * math.sqrt(0.5)
-        grad_scale = grad_scale if ctx.needs_input_grad[3] else None
-        return (
-            None,
-            None,
-            None,
-            grad_scale,
-            grad_all_betas,
-            grad_columns * after / norm,
-            grad_bias * after,
-            *grad_weights,
-        )
+        kinds = grad_scale, grad_all_betas, grad_columns * after / norm, grad_bias * after, *grad_weights
+        return None, None, None, None, *(part for grad in kinds for part in grad.split(ctx.lengths))
 
 
 def masked(tensor, mask):
