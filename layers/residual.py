@@ -31,7 +31,8 @@ from torch.utils.checkpoint import checkpoint
 BETA_MIN = 1e-4
 # A column of weights with a smaller norm counts as 0, as one does that a mask clears entirely.
 NORM_MIN = 1e-12
-# Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations.
+# Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations. Sets
+# of networks that are smaller are folded together.
 PIECE = 2**19
 
 
@@ -140,7 +141,7 @@ class ResidualNetworks(nn.Module):
 
     @property
     def kind(self):
-        """Networks of the same kind can be folded together."""
+        """Equal for networks that can be folded together; those with masks are folded alone."""
         sizes = tuple((block.skip, *(weight.shape[1:] for weight in block.weights)) for block in self.blocks)
         masked = any(mask is not None for block in self.blocks for mask in block.masks)
         return self.settings, self.scale.dtype, self.scale.device, sizes, masked and self
@@ -164,14 +165,15 @@ class Settings(NamedTuple):
 
 @contextmanager
 def folded_together(module):
-    """Within, in training, `steps()` of all ResidualNetworks of `module` gives what the parameters were on entry.
+    """Fold small ResidualNetworks of `module` at once; within, `steps()` gives what their parameters were on entry.
 
-    Small ones of a kind are folded at once: where networks are small, calling the operations is what folding costs.
+    For training: where networks are small, what folding costs is the number of operations, not their size. All others
+    are folded when they are used, so that each one's gradient is folded back as soon as it is there, and freed.
     """
     every = [part for part in module.modules() if isinstance(part, ResidualNetworks)]
     try:
         if module.training and torch.is_grad_enabled():
-            for group in groups(every):
+            for group in small_groups(every):
                 for networks, steps in zip(group, fold_networks(group), strict=True):
                     networks._held = steps
         yield
@@ -180,21 +182,19 @@ def folded_together(module):
             networks._held = None
 
 
-def groups(every):
-    """Lists of ResidualNetworks of a kind, each with about `PIECE` entries in its largest weights, or of one alone."""
-    current = {}
+def small_groups(every):
+    """Lists of several ResidualNetworks of a kind whose largest weights have at most `PIECE` entries in all."""
+    kinds = {}
     for networks in every:
-        group = current.setdefault(networks.kind, [])
-        if group and sum(member.largest for member in group) + networks.largest > PIECE:
-            yield group
-            current[networks.kind] = group = []
-        group.append(networks)
-    yield from current.values()
+        groups = kinds.setdefault(networks.kind, [[]])
+        if sum(member.largest for member in groups[-1]) + networks.largest > PIECE:
+            groups.append([])
+        groups[-1].append(networks)
+    return [group for groups in kinds.values() for group in groups if len(group) > 1]
 
 
 def fold_networks(group):
-    """The folded parameters of ResidualNetworks of a kind: a list over them of lists over half-steps of tuples over
-    blocks."""
+    """The folded parameters of ResidualNetworks of a kind: for each a list over half-steps of tuples over blocks."""
     steps = list(zip(*(fold_blocks(group, k) for k in range(len(group[0].blocks))), strict=True))
     counts = [len(networks.scale) // networks.ngroups for networks in group]
     return [steps[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
@@ -238,7 +238,7 @@ def fold(settings, masks, skip, scale, beta, gain, bias, *weights):
     """beta (G, 1, n), factor of the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …
     of one residual block, half-step after half-step; and what the derivative needs.
 
-    For the parameters see `ResidualBlock`, for `scale` its `fold`.
+    For the parameters see `ResidualBlock`; `scale` (S, n) multiplies the block's output.
     """
     n, nsteps = scale.shape[1], len(scale) // settings.ngroups
     fold_piece = compiled(fold_weight) if settings.compile else fold_weight
