@@ -294,11 +294,7 @@ def get_args(argv=None, parser=None):
         args.compile = args.cuda != "cpu"
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    if getattr(args, "json", None):
-        try:
-            check_writable(args.json)
-        except OSError as error:
-            parser.error(f"argument --json: {args.json}: cannot be written ({error.strerror})")
+    check_json(parser, args)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -324,6 +320,15 @@ def set_device(parser, args, several):
         )
     args.cuda = f"cuda:{numbers[local_rank]}" if numbers else "cpu"
     args.gpus = len(numbers) if len(numbers) > 1 else 0
+
+
+def check_json(parser, args):
+    """Ends with one sentence if the file of --json, where there is that flag, cannot be written."""
+    if getattr(args, "json", None):
+        try:
+            check_writable(args.json)
+        except OSError as error:
+            parser.error(f"argument --json: {args.json}: cannot be written ({error.strerror})")
 
 
 def network_name(args):
