@@ -59,13 +59,18 @@ def draw_image(variant, rng):
         angles = base + rng.uniform(0, 45, (16, 1))
     ovals = np.concatenate([corners, angles, colours], 1).astype(np.float32)
 
+    return draw_ovals(ovals), ovals, base.astype(np.float32)
+
+
+def draw_ovals(ovals):
+    """The uint8 image (3, 32, 32) of ovals (n, 6), as `draw_image` gives them, later ones over earlier ones."""
     image = Image.new("RGB", (32, 32))
     for x, y, angle, r, g, b in ovals.tolist():  # the float32 angle, so that the label is what was drawn
         tile = Image.new("RGBa", (8, 8))  # premultiplied, as Pillow rotates; a fifth faster than going there and back
         tile.paste((int(r), int(g), int(b), 255), mask=_ellipse())
         tile = tile.rotate(angle, Image.Resampling.BICUBIC).convert("RGBA")
         image.paste(tile, (int(x), int(y)), mask=tile)
-    return np.asarray(image).transpose(2, 0, 1), ovals, base.astype(np.float32)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def generate(variant, seed, start, stop, processes=None, progress=False):
