@@ -118,8 +118,9 @@ def gpu_list(text):
     return tuple(map(int, numbers))
 
 
-def build_parser(description, needs_weights=False, pictures=False, numbers=False):
-    """The flags of `main.py`; also those of a script that uses a trained flow, draws pictures, writes numbers."""
+def build_parser(description, needs_weights=False, pictures=False, numbers=False, several=False):
+    """The flags of `main.py`; also those of a script that uses a trained flow (or several), draws pictures, writes
+    numbers."""
     parser = Parser(description)
     if needs_weights or pictures or numbers:
         group = parser.add_argument_group("input and output")
@@ -127,6 +128,7 @@ def build_parser(description, needs_weights=False, pictures=False, numbers=False
         group.add_argument(
             "--weights",
             metavar="FILE",
+            nargs="+" if several else None,
             help="checkpoint, which carries its own configuration; without it, the flags below name a run whose newest"
             " checkpoint is used",
         )
