@@ -145,7 +145,7 @@ def in_words(mean, deviation):
 def draw_figure(groups, results, titles):
     """R^2 by level, a panel per factor; below, a row per network (its first flow) of R^2 by position."""
     networks = list(dict.fromkeys(network for network, _ in groups))
-    maps = {result["network"]: result["positions"] for result in reversed(results)}
+    maps = {result["network"]: result["positions"] for result in reversed(results)}  # the first of each remains
     brightest = max(0.05, max(np.max(each) for positions in maps.values() for each in positions.values()))
     with style():
         figure = Figure(figsize=(6.9, 2.3 + 2 * len(networks)), layout="constrained")
@@ -209,8 +209,8 @@ def main(argv=None):
             levels, positions = probe(flow, dataset, VARIANTS[data], args.images, args.held_out, args.draw_seed)
         except flags.RunError as error:
             raise flags.RunError(f"{path}: {error}") from error
-        network = flags.network_name(SimpleNamespace(**config))
-        named = {"network": network, "seed": config["seed"]}
+        prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))
+        named = {"network": f"{prior} {network.replace(f'{prior}_', '')}", "seed": config["seed"]}
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = averages(results)
     print(f"{data}: {args.images} training and {args.held_out} test images")
