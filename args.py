@@ -4,6 +4,7 @@ Flags keep the names and defaults of the authors' release; the defaults are the 
 """
 
 import argparse
+import inspect
 import math
 import os
 import re
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 
 from data import DATASETS, DataError
+from flow.base import per_level
 from flow.hierarchy import num_levels
-from flow.load import from_state
+from flow.load import MODELS, from_state
 from flow.prior import PRIORS
-from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
 from utils import checkpoint
 from utils.distributed import PeerError, is_torchelastic_launched
@@ -25,7 +26,6 @@ from utils.results import check_writable
 from utils.signals import leave_on_signals
 
 DEFAULT_DATA = "celeba32"
-DEFAULT_NLAYERS = (8, 6, 4, 2)
 
 
 class RunError(Exception):
@@ -152,6 +152,9 @@ def build_parser(description, needs_weights=False, pictures=False, numbers=False
     )
 
     group = parser.add_argument_group("network parameters")
+    group.add_argument(
+        "--model", choices=MODELS, default="rgflow", help="the flow; realnvp: the baseline to compare with"
+    )
     group.add_argument("--prior", choices=PRIORS, default="laplace", help="prior of latent variables")
     group.add_argument("--subnet", choices=PATCH_BIJECTORS, default="rnvp", help="type of subnet in an RG block")
     group.add_argument(
@@ -161,16 +164,26 @@ def build_parser(description, needs_weights=False, pictures=False, numbers=False
         "--nlayers",
         type=number_list(positive),
         metavar="N[,N…]",
-        help="number of subnet layers in an RG block, one number or one per level from h = 0 up, comma separated"
-        " (default: 8,6,4,2, cut or continued with 2 to the number of levels; 4 with --share_levels)",
+        help="number of subnet layers in an RG block, or of couplings of each kind at a level of Real NVP, one number"
+        " or one per level from h = 0 up, comma separated (default: 8,6,4,2, cut or continued with 2 to the number of"
+        " levels; 4 with --share_levels; for realnvp 3, at the last level 4)",
     )
     group.add_argument(
         "--nresblocks", type=positive, default=4, metavar="N", help="number of residual blocks in a network"
     )
     group.add_argument(
-        "--nmlp", type=positive, default=2, metavar="N", help="number of hidden layers in a residual block"
+        "--nmlp",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="number of hidden layers, or of Real NVP's convolutions, in a residual block",
     )
-    group.add_argument("--nhidden", type=positive, default=512, metavar="N", help="width of hidden layers")
+    group.add_argument(
+        "--nhidden",
+        type=positive,
+        metavar="N",
+        help="width of hidden layers; Real NVP doubles it at every scale (default: 512; for realnvp 64)",
+    )
     group.add_argument(
         "--share_levels",
         action="store_true",
@@ -287,6 +300,13 @@ def get_args(argv=None, parser=None):
         setattr(args, name, own if given is None else given)
     if args.nchannels not in (1, 3):
         parser.error(f"argument --nchannels: {args.nchannels}: must be 1 (grey) or 3 (colour)")
+    if args.nhidden is None:
+        args.nhidden = inspect.signature(MODELS[args.model]).parameters["nhidden"].default
+    if args.model == "realnvp":
+        if args.share_levels:
+            parser.error("argument --share_levels: only with --model rgflow")
+        if args.subnet != "rnvp":
+            parser.error(f"argument --subnet: {args.subnet}: must be rnvp with --model realnvp")
     set_device(parser, args, several="export" in args)  # main.py
     if args.amp != "none" and args.dtype != "float32":
         parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
@@ -300,8 +320,7 @@ def get_args(argv=None, parser=None):
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
-            continued = DEFAULT_NLAYERS + (2,) * levels
-            args.nlayers = 4 if args.share_levels else continued[:levels]
+            args.nlayers = 4 if args.share_levels else MODELS[args.model].default_nlayers(levels)
         elif len(args.nlayers) == 1:
             (args.nlayers,) = args.nlayers
         args.nlayers = per_level(args.nlayers, levels, args.share_levels)
@@ -322,6 +341,8 @@ def set_device(parser, args, several):
         )
     args.cuda = f"cuda:{numbers[local_rank]}" if numbers else "cpu"
     args.gpus = len(numbers) if len(numbers) > 1 else 0
+    # PyTorch's own default is tf32 for convolutions.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
 
 
 def check_json(parser, args):
@@ -335,7 +356,8 @@ def check_json(parser, args):
 
 def network_name(args):
     """The folder of a network's runs, as in the release: what differs from the release's defaults, then the sizes."""
-    name = "" if args.prior == "gaussian" else f"{args.prior}_"
+    name = "" if args.model == "rgflow" else f"{args.model}_"
+    name += "" if args.prior == "gaussian" else f"{args.prior}_"
     name += "" if args.subnet == "rnvp" else f"{args.subnet}_"
     name += "share_" if args.share_levels else ""
     name += "" if args.kernel_size == 4 else f"ks{args.kernel_size}_"
@@ -348,6 +370,12 @@ def run_path(args, suffix):
     if not args.out_dir:
         return None
     return Path(args.out_dir) / args.data / network_name(args) / f"out{args.out_infix}{suffix}"
+
+
+def picture_path(args, config, name):
+    """{fig_dir}/{name}_{data}_{network}{infix}, without ending; config: of `load_flow`."""
+    run = argparse.Namespace(**config)
+    return Path(args.fig_dir) / f"{name}_{run.data}_{network_name(run)}{run.out_infix}"
 
 
 def load_flow(args):

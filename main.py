@@ -25,8 +25,9 @@ from tqdm import tqdm
 import args as flags
 from data import DATASETS, open_dataset
 from data.batches import Batches
+from flow.evaluation import bits_per_dim_of_all, first_nonfinite, mean_and_stderr, noisy_batch
 from flow.load import build
-from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model
+from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
 from utils.compilation import why_not_compiled
 from utils.descent import Descent
@@ -40,10 +41,9 @@ from utils.results import machine
 from utils.signals import StopSignals
 
 # A run goes on only with the same values of these; anything else may change between starts.
-NETWORK = ("L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
+NETWORK = ("model", "L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
 NETWORK += ("share_levels", "dtype")
 FIXED = (*NETWORK, "data", "fingerprint", "seed", "batch_size")
-TEST_BATCH = 250
 GRID = 8
 
 
@@ -87,7 +87,6 @@ class Run:
         precision = torch.bfloat16 if args.amp == "bf16" else None
         obstacle = why_not_compiled(self.device) if args.compile else None
         self.flow.accelerate(args.compile and not obstacle, precision, args.grad_checkpoint)
-        torch.backends.cuda.matmul.allow_tf32 = args.amp == "tf32"
         graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
         self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
         try:
@@ -157,6 +156,7 @@ class Run:
             share = self.args.batch_size // self.peers.size
             yield f"{self.peers.size} processes: {self.args.batch_size} images per step in all, {share} in each"
         yield f"parameters: {sum(counts):,} ({', '.join(f'h = {h}: {n:,}' for h, n in enumerate(counts))})"
+        yield f"multiply-adds of the networks, forward: {self.flow.multiply_adds() / 1e6:,.4g} million per image"
 
     def resume(self):
         """Go on from the newest checkpoint of this run, or from --init; returns what the log should say of it."""
@@ -355,20 +355,14 @@ class Run:
 
         Raises RunError if it is not finite.
         """
-        images = self.dataset.test
-        values = torch.zeros(len(images), dtype=torch.float64, device=self.device)
+        images, peers = self.dataset.test, self.peers
         with self.evaluation():
-            starts = range(self.peers.rank * TEST_BATCH, len(images), self.peers.size * TEST_BATCH)
-            for k in tqdm(starts, desc="test", leave=False, disable=self.quiet):
-                batch = torch.from_numpy(images[k : k + TEST_BATCH]).to(self.device)
-                draws = generator(0, "test", k, self.device)
-                noise = torch.rand(batch.shape, generator=draws, dtype=self.dtype, device=self.device)
-                bpd = values[k : k + TEST_BATCH] = bits_per_dim(self.flow, batch, noise=noise).to(values.dtype)
-                if not bpd.isfinite().all():
-                    self.fail("BPD of test images", batch, noise)
-        values = self.peers.sum_(values)
-        bpd = values.mean().item()
-        stderr = (values - bpd).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
+            values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=self.quiet)
+            values = peers.sum_(values)
+            bad = first_nonfinite(values)
+            if bad is not None:
+                self.fail("BPD of test images", *noisy_batch(self.flow, images, bad))
+        bpd, stderr = mean_and_stderr(values)
         if not self.mid_epoch:
             self.test_bpds[self.epoch] = bpd
         self.log.text(

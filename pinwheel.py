@@ -24,7 +24,7 @@ import args as flags
 from flow.prior import PRIORS
 from layers.coupling import couple, uncouple
 from layers.residual import ResidualNetworks
-from utils.plotting import COLOURS, save_figure, style
+from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
 from utils.results import about, mean_and_deviation, save
 
@@ -151,7 +151,7 @@ def draw_figure(flows, seed):
     mesh = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
     target, _ = pinwheel(2000, generator(seed, "figure pinwheel"))
     with style():
-        figure = Figure(figsize=(6.9, 3.6), layout="constrained")
+        figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
         rows = figure.subplots(len(flows), 4)
         for row, (prior, flow) in zip(rows, flows.items(), strict=True):
             z, x = flow.draw(100, generator(seed, "figure"))

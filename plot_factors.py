@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import args as flags
 from data import msds, open_dataset
 from flow.preprocess import to_model
-from utils.plotting import COLOURS, save_figure, style
+from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
 from utils.results import about, mean_and_deviation, save
@@ -148,7 +148,7 @@ def draw_figure(groups, results, titles):
     maps = {result["network"]: result["positions"] for result in reversed(results)}  # the first of each remains
     brightest = max(0.05, max(np.max(each) for positions in maps.values() for each in positions.values()))
     with style():
-        figure = Figure(figsize=(6.9, 2.3 + 2 * len(networks)), layout="constrained")
+        figure = Figure(figsize=(PAGE, 2.3 + 2 * len(networks)), layout="constrained")
         top, *rows = figure.subplots(1 + len(networks), len(titles))
         lines = {}
         for axes, (factor, title) in zip(top, titles.items(), strict=True):

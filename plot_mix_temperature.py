@@ -5,9 +5,6 @@ python plot_mix_temperature.py --weights saved_model/…/10.state
 python plot_mix_temperature.py --data celeba32 --temperatures 0.2,0.6,0.6,0.6
 """
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import args as flags
 from flow.preprocess import to_image
 from utils.plotting import grid_figure, save_figure
@@ -39,9 +36,8 @@ def main(argv=None):
             f"argument --temperatures: must be one number or {flow.num_levels}, one per level of {trained['weights']}"
         )
     images = to_image(flow.sample(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
-    run = SimpleNamespace(**config)
-    name = f"mix_temperature_{run.data}_{flags.network_name(run)}{run.out_infix}"
-    for picture in save_figure(grid_figure(images.cpu(), args.grid), Path(args.fig_dir) / name):
+    path = flags.picture_path(args, config, "mix_temperature")
+    for picture in save_figure(grid_figure(images.cpu(), args.grid), path):
         print(picture)
     listing = ", ".join(f"T_{h} = {T:g}" for h, T in enumerate(temperatures))
     print(f"{args.grid**2} samples of {trained['weights']} with {listing}")

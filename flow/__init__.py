@@ -1,6 +1,7 @@
-"""Flows on images: RG-Flow, what goes before it (`preprocess`) and what its geometry says (`hierarchy`)."""
+"""Flows on images: RG-Flow, Real NVP to compare with, what goes before them (`preprocess`), geometry (`hierarchy`)."""
 
 from .load import load
+from .real_nvp import RealNVP
 from .rg_flow import RGFlow
 
-__all__ = ["RGFlow", "load"]
+__all__ = ["RGFlow", "RealNVP", "load"]

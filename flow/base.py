@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from layers.residual import ResidualNetworks
+from layers.networks import Networks
 
 from .prior import PRIORS
 
@@ -17,6 +17,8 @@ class Flow(nn.Module):
         forward(x) -> z, log_det     log |det dz/dx|, (B,)
         inverse(z) -> x, log_det     log |det dx/dz|, (B,): the log-determinant is that of the direction just travelled
         level_parameters(h)          the parameters of level h, a list; those of shared levels count at h = 0
+        multiply_adds(inverse)       those of the networks for one image, in one direction
+        default_nlayers(num_levels)  `nlayers` where none is given
 
     level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position; kept as a buffer (C, L, L).
     Whoever needs the level of a latent looks there.
@@ -41,7 +43,7 @@ class Flow(nn.Module):
         recompute: keep only the variables between coupling layers for the backward pass and compute the rest again
         """
         for module in self.modules():
-            if isinstance(module, ResidualNetworks):
+            if isinstance(module, Networks):
                 module.accelerate(compile, dtype, recompute)
 
     def check_shape(self, images):
@@ -101,3 +103,25 @@ class Flow(nn.Module):
         if not ((temperature >= 0) & (temperature < math.inf)).all():
             raise ValueError(f"temperature {temperature.min().item():g}: must be finite and at least 0")
         return temperature
+
+
+def per_level(nlayers, num_levels, share_levels=False):
+    """`nlayers` as a tuple with one entry per level (one in all with `share_levels`).
+
+    Raises ValueError when the number of entries is wrong or one of them is below 1.
+    """
+    length = 1 if share_levels else num_levels
+    nlayers = (nlayers,) * length if isinstance(nlayers, int) else tuple(nlayers)
+    if len(nlayers) != length:
+        rule = "one number with share_levels" if share_levels else f"one number or {num_levels}, one per level"
+        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be {rule}")
+    if min(nlayers) < 1:
+        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be at least 1 at every level")
+    return nlayers
+
+
+def check_sizes(**sizes):
+    """Raises ValueError unless all are at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} {size}: must be at least 1")

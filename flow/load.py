@@ -6,15 +6,19 @@ import torch
 
 from utils import checkpoint
 
+from .real_nvp import RealNVP
 from .rg_flow import RGFlow
+
+MODELS = {"rgflow": RGFlow, "realnvp": RealNVP}
 
 
 def build(config):
-    """The flow of a configuration (a dict with the constructor's arguments and `dtype`), freshly initialised.
+    """The flow of a configuration (a dict with `model`, the constructor's arguments and `dtype`), freshly initialised.
 
     Raises ValueError for values that the constructor refuses.
     """
-    flow = RGFlow(**{name: config[name] for name in inspect.signature(RGFlow).parameters})
+    model = MODELS[config["model"]]
+    flow = model(**{name: config[name] for name in inspect.signature(model).parameters})
     return flow.to(getattr(torch, config["dtype"]))
 
 

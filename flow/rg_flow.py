@@ -5,7 +5,7 @@ from torch import nn
 from layers import PATCH_BIJECTORS
 
 from . import hierarchy
-from .base import Flow
+from .base import Flow, check_sizes, per_level
 
 
 class RGFlow(Flow):
@@ -43,10 +43,7 @@ class RGFlow(Flow):
         nlayers = per_level(nlayers, num_levels, share_levels)
         if subnet not in PATCH_BIJECTORS:
             raise ValueError(f"subnet {subnet!r}: must be one of {', '.join(PATCH_BIJECTORS)}")
-        sizes = {"nchannels": nchannels, "nresblocks": nresblocks, "nmlp": nmlp, "nhidden": nhidden}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} {size}: must be at least 1")
+        check_sizes(nchannels=nchannels, nresblocks=nresblocks, nmlp=nmlp, nhidden=nhidden)
 
         def stacks():
             build = PATCH_BIJECTORS[subnet]
@@ -55,6 +52,11 @@ class RGFlow(Flow):
 
         self.disentanglers = stacks()
         self.decimators = stacks()
+
+    @staticmethod
+    def default_nlayers(num_levels):
+        """8,6,4,2, cut or continued with 2 to the number of levels."""
+        return ((8, 6, 4, 2) + (2,) * num_levels)[:num_levels]
 
     def level(self, h):
         """Disentangler and decimator of level h."""
@@ -106,33 +108,30 @@ class RGFlow(Flow):
     def inverse(self, z):
         """z: (B, C, L, L) -> x and log_det (B,) of this direction. Raises ValueError for another shape."""
         self.check_shape(z)
-        B, m = len(z), self.kernel_size
-        log_det = z.new_zeros(B)
-        x = None
+        log_dets = []
+
+        def layer(bijector, blocks):
+            blocks, log_det = bijector.inverse(blocks)
+            log_dets.append(log_det.reshape(len(z), -1).sum(1))
+            return blocks
+
+        *_, x = self.generate(z, layer)
+        return x, sum(log_dets)
+
+    def generate(self, z, layer):
+        """From latents (B, C, L, L) down to the image: yields x^(h), (B, C, L / 2^h, L / 2^h), for h = h_L … 0.
+
+        At each level the decimator acts, then the disentangler, by `layer(bijector, blocks)`, which gives what becomes
+        of the blocks (N, C, m, m).
+        """
+        x, m = None, self.kernel_size
         for h in range(self.num_levels - 1, -1, -1):
-            l = self.L >> h
             coarse, x = x, z[:, :, :: 2**h, :: 2**h]
             if coarse is not None:
                 x = x.clone()
                 x[:, :, ::2, ::2] = coarse
             disentangler, decimator = self.level(h)
             for bijector, offset in ((decimator, 0), (disentangler, m // 2)):
-                blocks, log_det_blocks = bijector.inverse(hierarchy.to_blocks(x, m, offset))
-                x = hierarchy.from_blocks(blocks, l, offset)
-                log_det = log_det + log_det_blocks.reshape(B, -1).sum(1)
-        return x, log_det
-
-
-def per_level(nlayers, num_levels, share_levels=False):
-    """`nlayers` as a tuple with one entry per level (one in all with `share_levels`).
-
-    Raises ValueError when the number of entries is wrong or one of them is below 1.
-    """
-    length = 1 if share_levels else num_levels
-    nlayers = (nlayers,) * length if isinstance(nlayers, int) else tuple(nlayers)
-    if len(nlayers) != length:
-        rule = "one number with share_levels" if share_levels else f"one number or {num_levels}, one per level"
-        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be {rule}")
-    if min(nlayers) < 1:
-        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be at least 1 at every level")
-    return nlayers
+                blocks = layer(bijector, hierarchy.to_blocks(x, m, offset))
+                x = hierarchy.from_blocks(blocks, self.L >> h, offset)
+            yield x

@@ -11,12 +11,9 @@ matrices beforehand: since  x sigmoid(beta x) = silu(beta x) / beta, the factor 
 activation and 1 / beta into the matrix after it, together with norm, gain, 1 / sqrt(2) and the final scale. Between two
 products only the silu is left. All K half-steps of a bijector are folded at once: their parameters lie in common
 tensors, S = K G networks long.
-
-`accelerate` sets how the products run, never what is computed or saved: compiled kernels, bfloat16, recomputation.
 """
 
 import math
-from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+
+from .networks import Networks, compiled
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
@@ -79,7 +77,7 @@ class ResidualBlock(nn.Module):
         return [outputs[k : k + per_step] for k in range(0, len(outputs), per_step)]
 
 
-class ResidualNetworks(nn.Module):
+class ResidualNetworks(Networks):
     """K times G residual networks n -> n, each with its own parameters; the G of one half-step run side by side.
 
     masks, skips: per residual block, see `ResidualBlock`.
@@ -93,46 +91,6 @@ class ResidualNetworks(nn.Module):
             for mask, skip in zip(masks or [None] * nresblocks, skips or [True] * nresblocks, strict=True)
         )
         self.scale = nn.Parameter(torch.zeros(nsteps * ngroups, nfeatures))
-        self.accelerate()
-
-    def accelerate(self, compile=False, dtype=None, recompute=False):
-        """compile: run half-steps and the folding of parameters as compiled kernels
-        dtype: type of the networks' products, None for that of the parameters
-        recompute: keep only the variables between half-steps for the backward pass and compute the rest again
-        """
-        self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-        self._folded = self._folded_from = None
-
-    def steps(self):
-        """The folded parameters of the K half-steps as they are now, for `run`.
-
-        In evaluation mode, where no gradient is asked for, they are kept until the parameters change: until their
-        versions do, or a gradient is there, since fused optimisers do not count up the version of what they change. A
-        change through `.data` is not seen; `train()` and `eval()` forget what was kept.
-        """
-        parameters = list(self.parameters())
-        differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
-            self._folded_from = self._folded = None
-            return self.fold(differentiable)
-        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
-        if self._folded_from != state:
-            with torch.inference_mode(False), torch.no_grad():
-                self._folded, self._folded_from = self.fold(), state
-        return self._folded
-
-    def run(self, function, folded, *variables):
-        """function(folded, *variables): one half-step, a function that calls `evaluate`, with one entry of `steps()`
-        and tensors (N, n)."""
-        if self.compile_kernels:
-            function = compiled(function)
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(function, folded, *variables, use_reentrant=False, preserve_rng_state=False)
-        return function(folded, *variables)
-
-    def train(self, mode=True):
-        self._folded_from = self._folded = None
-        return super().train(mode)
 
     def __repr__(self):
         block, (steps, networks) = self.blocks[0], (len(self.scale) // self.ngroups, self.ngroups)
@@ -158,12 +116,6 @@ class Settings(NamedTuple):
     ngroups: int
     dtype: torch.dtype
     compile: bool
-
-
-@cache
-def compiled(function):
-    """`function` as compiled kernels, the same for any number of patches."""
-    return torch.compile(function, dynamic=True)
 
 
 def evaluate(folded, x):

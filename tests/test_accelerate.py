@@ -8,14 +8,17 @@ from checks import randomise
 from runs import records
 
 import bench
-from flow import RGFlow
+from flow import RealNVP, RGFlow
 from layers import PATCH_BIJECTORS
 from utils import compilation
 from utils.compilation import CapturedFunction, why_not_compiled
 
+NETWORKS = [*PATCH_BIJECTORS, "realnvp"]
 
-def small(subnet="rnvp"):
-    flow = RGFlow(nchannels=1, L=8, nlayers=2, nresblocks=2, nmlp=1, nhidden=17, subnet=subnet)
+
+def small(networks="rnvp", L=8):
+    sizes = {"nchannels": 1, "L": L, "nlayers": 2, "nresblocks": 2, "nmlp": 1, "nhidden": 17}
+    flow = RealNVP(**sizes) if networks == "realnvp" else RGFlow(**sizes, subnet=networks)
     return randomise(flow, 0.3).train().requires_grad_(True)
 
 
@@ -26,9 +29,9 @@ def gradients(flow, x):
     return [loss.detach(), *(parameter.grad for parameter in flow.parameters())]
 
 
-@pytest.mark.parametrize("subnet", PATCH_BIJECTORS)
-def test_recomputation_gives_the_same_gradients_with_less_memory(subnet):
-    flow, x = small(subnet), torch.randn(5, 1, 8, 8)
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_recomputation_gives_the_same_gradients_with_less_memory(networks):
+    flow, x = small(networks), torch.randn(5, 1, 8, 8)
     saved = []
 
     def bytes_saved():
@@ -44,10 +47,11 @@ def test_recomputation_gives_the_same_gradients_with_less_memory(subnet):
     assert bytes_saved() < 0.7 * before
 
 
-def test_compiled_kernels_give_the_same_values_and_gradients():
+@pytest.mark.parametrize("networks, L", [("rnvp", 8), ("realnvp", 4)])  # each further size compiles anew
+def test_compiled_kernels_give_the_same_values_and_gradients(networks, L):
     if reason := why_not_compiled("cpu"):
         pytest.skip(reason)
-    flow, x = small(), torch.randn(5, 1, 8, 8)
+    flow, x = small(networks, L), torch.randn(5, 1, L, L)
     expected, sample = gradients(flow, x), flow.inverse(x)[0].detach()
     for recompute in (False, True):
         flow.accelerate(compile=True, recompute=recompute)
@@ -57,9 +61,9 @@ def test_compiled_kernels_give_the_same_values_and_gradients():
         torch.testing.assert_close(flow.inverse(x)[0], sample, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("subnet", PATCH_BIJECTORS)
-def test_bfloat16_is_close_and_stays_inside_the_networks(subnet):
-    flow, x = small(subnet).float(), torch.randn(5, 1, 8, 8, dtype=torch.float32)
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_bfloat16_is_close_and_stays_inside_the_networks(networks):
+    flow, x = small(networks).float(), torch.randn(5, 1, 8, 8, dtype=torch.float32)
     names = list(flow.state_dict())
     expected, (z, _) = gradients(flow, x), flow(x)
     flow.accelerate(dtype=torch.bfloat16)
@@ -178,3 +182,11 @@ def test_bench(tmp_path, capsys):
         assert result["train_mfu"] == pytest.approx(rate / result["matrix_gflop_per_s"])
         assert 0 < result["data_percent"] + result["log_percent"] + result["optimizer_percent"] < 100
     assert "aten::bmm" in capsys.readouterr().out
+
+
+def test_bench_of_real_nvp(tmp_path):
+    flags = f"--model realnvp --L 8 --nchannels 1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --json {tmp_path}/a"
+    bench.main([*flags.split(), "--data", "folder", "--batch_size", "4", "--repeats", "1"])
+    (result,) = json.loads((tmp_path / "a").read_text())["results"]
+    fine, squeezed, coarse = 9 * (4 + 16 + 8), 9 * (2 * 8 + 64 + 8 * 4), 9 * (2 * 8 + 64 + 8 * 4)  # per position
+    assert result["gflop_per_image"] == pytest.approx(2 * (64 * fine + 16 * squeezed + 16 * coarse) / 1e9)

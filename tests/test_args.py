@@ -43,6 +43,7 @@ RELEASE = {
 }
 OURS = {
     "seed": 0,
+    "model": "rgflow",
     "share_levels": False,
     "max_steps": 0,
     "warmup_steps": 0,
@@ -78,7 +79,7 @@ def test_help_shows_every_default():
             "cuda",
             "compile",
         )  # switches, or said in words
-        assert own or re.search(rf"--{name} .*?\(default: {re.escape(str(value))}\)", text), name
+        assert own or re.search(rf"--{name} .*?\(default: {re.escape(str(value))}[;)]", text), name
     assert "None" not in text
     assert "(default: )" not in text
 
@@ -91,6 +92,8 @@ def test_help_shows_every_default():
         (["--share_levels"], (4,)),
         (["--share_levels", "--nlayers", "3"], (3,)),
         (["--data", "folder", "--L", "8"], (8, 6)),
+        (["--model", "realnvp"], (3, 3, 3, 4)),
+        (["--model", "realnvp", "--data", "folder", "--L", "64"], (3, 3, 3, 3, 4)),
         (["--data", "folder", "--L", "128"], (8, 6, 4, 2, 2, 2)),
     ],
 )
@@ -141,6 +144,8 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--data", "mnist32", "--nchannels", "3"], ["--nchannels", "3", "must be 1"]),
         (["--data", "imagenet"], ["--data", "imagenet", "celeba32"]),
         (["--prior", "cauchy"], ["--prior", "cauchy", "laplace"]),
+        (["--model", "realnvp", "--share_levels"], ["--share_levels", "--model rgflow"]),
+        (["--model", "realnvp", "--subnet", "ar"], ["--subnet", "ar", "must be rnvp"]),
         (["--cuda", "x"], ["--cuda", "'x'", "numbers of GPUs"]),
         (["--cuda", "x,0"], ["--cuda", "'x,0'", "numbers of GPUs"]),
         (["--cuda", str(torch.cuda.device_count())], ["--cuda", f"no GPU {torch.cuda.device_count()}"]),
@@ -180,6 +185,8 @@ def test_unbalanced_quotes_in_an_argument_file(tmp_path, capsys):
         ([], "laplace_nl8,6,4,2_nr4_nm2_nh512"),
         (["--prior", "gaussian"], "nl8,6,4,2_nr4_nm2_nh512"),
         (["--subnet", "ar", "--nlayers", "4"], "laplace_ar_nl4_nr4_nm2_nh512"),
+        (["--model", "realnvp"], "realnvp_laplace_nl3,3,3,4_nr4_nm2_nh64"),
+        (["--model", "realnvp", "--prior", "gaussian", "--nlayers", "3"], "realnvp_nl3_nr4_nm2_nh64"),
         (["--share_levels", "--kernel_size", "8"], "laplace_share_ks8_nl4_nr4_nm2_nh512"),
     ],
 )

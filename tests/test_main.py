@@ -259,6 +259,31 @@ def test_gradient_is_clipped(start):
     assert moments[0] == pytest.approx(0.1 * min(1.0, norms[0]), rel=1e-3)
 
 
+def test_real_nvp_trains_resumes_plots_and_exports(start, tmp_path):
+    flags = "--model realnvp --nmlp 2 --lr 1e-2"
+    whole = start(f"{flags} --max_steps 10", "whole")
+    assert "realnvp_laplace_nl1_nr1_nm2_nh8" in str(whole.folder)
+    assert "multiply-adds" in whole.log.text_path.read_text()
+    assert records(whole, "train")[-1]["bpd"] < records(whole, "train")[0]["bpd"] - 0.3
+    start(f"{flags} --max_steps 4", "halves")
+    halves = start(f"{flags} --max_steps 10", "halves")
+    for one, other in zip(weights(halves), weights(whole), strict=True):
+        assert torch.equal(one, other)
+    exported, file = tmp_path / "exported.state", str(whole.folder / "2.state")
+    run = ["--data", "folder", "--data_path", whole.args.data_path, "-o", whole.args.out_dir, *SMALL.split()]
+    done = command("main.py", *run, *flags.split(), "--export", str(exported))
+    assert done.returncode == 0, done.stderr
+    flow, config = load(exported)
+    assert config["model"] == "realnvp"
+    for one, other in zip(flow.parameters(), weights(whole), strict=True):
+        assert torch.equal(one, other)
+    drawn = command("plot_mix_temperature.py", "--weights", file, "--fig_dir", str(tmp_path / "figures"))
+    assert drawn.returncode == 0, drawn.stderr
+    refused = command("main.py", *run, "--out_infix", "_b", "--init", file)
+    assert refused.returncode == 1
+    assert "model realnvp -> rgflow" in refused.stderr
+
+
 def test_training_time_goes_on_after_a_restart(start):
     """Seconds of training grow from record to record, over a restart too, and the checkpoint carries them."""
     first = start("--max_steps 3")

@@ -5,8 +5,8 @@ import torch
 from checks import check_bijector, jacobian, randomise
 
 from flow import RGFlow
+from flow.base import per_level
 from flow.hierarchy import generation_cone, inference_cone, level_map
-from flow.rg_flow import per_level
 from layers import PATCH_BIJECTORS
 
 

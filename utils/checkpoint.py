@@ -69,6 +69,7 @@ def read(path, device="cpu"):
     kinds = {"config": dict, "epoch": int, "step": int, "model": dict}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()) or state["step"] < 0:
         raise CheckpointError(f"checkpoint {path}: incomplete, it must hold config, epoch, step and model")
+    state["config"].setdefault("model", "rgflow")  # files from before there was another
     return state
 
 

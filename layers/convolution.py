@@ -1,0 +1,175 @@
+"""Couplings of feature maps with residual convolutional networks, the layers of Real NVP (Dinh et al., ICLR 2017).
+
+A network is a 3 x 3 convolution, residual blocks  x <- (x + f(x)) / sqrt(2)  with the pre-activated
+f = conv . silu . … . conv . silu  of width `nhidden`, and a last silu and convolution that gives s and t side by side.
+Every convolution has weight normalisation. As in RG-Flow's networks, s = tanh(...), t is free, and both are multiplied
+by a learnable scale that starts at 0, so that an untrained coupling is the identity.
+
+B images, c channels, l x l positions. Kernels are stored with the input channels last, which is how fast convolutions
+want them.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .networks import Networks
+
+# A kernel of a smaller norm counts as 0.
+NORM_MIN = 1e-12
+
+
+class ConvolutionalNetworks(Networks):
+    """K residual networks, nin channels -> s and t of nout channels each, with parameters of their own."""
+
+    def __init__(self, nsteps, nin, nout, nhidden, nresblocks, nmlp):
+        super().__init__()
+        self.nmlp = nmlp
+        shapes = [(1, nhidden, nin), (nresblocks * nmlp, nhidden, nhidden), (1, 2 * nout, nhidden)]
+        self.weights, self.gains, self.biases = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        for number, outputs, inputs in shapes:
+            bound = math.sqrt(2.81 * 3 / (9 * inputs))  # as in `ResidualBlock`
+            weight = torch.empty(nsteps, number, outputs, 3, 3, inputs).uniform_(-bound, bound)
+            self.weights.append(weight)
+            self.gains.append(norm_of(weight)[..., 0, 0, 0])
+            self.biases.append(torch.zeros(nsteps, number, outputs))
+        self.scale = nn.Parameter(torch.zeros(nsteps, 2 * nout))
+
+    def fold(self, differentiable=False):
+        """The folded parameters for `evaluate`: a list over K steps of lists over stages of lists of (kernel, bias)."""
+        half = math.sqrt(0.5)
+        last_of_block = torch.arange(self.weights[1].shape[1], device=self.scale.device) % self.nmlp == self.nmlp - 1
+        factors = [1, torch.where(last_of_block, half, 1.0).to(self.scale)[:, None], self.scale[:, None]]
+        stages = []
+        for weight, gain, bias, factor in zip(self.weights, self.gains, self.biases, factors, strict=True):
+            kernels = weight * ((gain * factor)[..., None, None, None] / norm_of(weight))
+            kernels = kernels.to(self.dtype or weight.dtype).permute(0, 1, 2, 5, 3, 4)  # (K, number, out, in, 3, 3)
+            biases = (bias * factor).to(kernels.dtype)
+            stages.append(
+                [list(zip(k.unbind(), b.unbind(), strict=True)) for k, b in zip(kernels, biases, strict=True)]
+            )
+        blocks = [[inner[k : k + self.nmlp] for k in range(0, len(inner), self.nmlp)] for inner in stages[1]]
+        return [[first, *inner, last] for first, inner, last in zip(stages[0], blocks, stages[2], strict=True)]
+
+    def __repr__(self):
+        first, inner, last = self.weights
+        blocks = f"{inner.shape[1] // self.nmlp} residual blocks of {self.nmlp} convolutions"
+        widths = f"{first.shape[-1]} -> {first.shape[2]} -> {last.shape[2]} channels"
+        return f"{type(self).__name__}({len(first)} steps x {blocks}, {widths})"
+
+
+def norm_of(weight):
+    """The norm of each output feature's kernel: (…, out, 3, 3, in) -> (…, out, 1, 1, 1)."""
+    return torch.linalg.vector_norm(weight, dim=(-3, -2, -1), keepdim=True).clamp_min(NORM_MIN)
+
+
+def evaluate(folded, x):
+    """s before tanh, and t, (B, nout, l, l) each, of the network with these folded parameters at x (B, nin, l, l).
+
+    The convolutions are computed in the type of the kernels; the result is of the type of x.
+    """
+    first, *blocks, last = folded
+    y = convolve(first[0], x.to(first[0][0].dtype, memory_format=torch.channels_last))
+    for block in blocks:
+        f = y
+        for layer in block:
+            f = convolve(layer, F.silu(f))
+        y = torch.add(f, y, alpha=math.sqrt(0.5))  # 1 / sqrt(2) of f is in its kernels
+    return convolve(last[0], F.silu(y)).to(x.dtype).chunk(2, 1)
+
+
+def convolve(layer, x):
+    kernel, bias = layer
+    return F.conv2d(x, kernel, bias, padding=1)
+
+
+class CheckerboardCouplings(nn.Module):
+    """`nlayers` couplings of (B, c, l, l) maps, which in turn keep the positions of even and of odd row + column:
+
+    y = x  where kept,    y = x * exp(s(kept x)) + t(kept x)  elsewhere.
+    """
+
+    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nchannels, nchannels, nhidden, nresblocks, nmlp)
+
+    def forward(self, x):
+        """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
+        return self.travel(x, couple_masked, enumerate(self.networks.steps()))
+
+    def inverse(self, y):
+        """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
+        x, log_det = self.travel(y, uncouple_masked, reversed([*enumerate(self.networks.steps())]))
+        return x, -log_det
+
+    def travel(self, x, function, steps):
+        masks = checkerboards(x)
+        log_det = x.new_zeros(len(x))
+        for k, folded in steps:
+            x, s = self.networks.run(function, folded, x, masks[k % 2])
+            log_det = log_det + s
+        return x, log_det
+
+
+class ChannelCouplings(nn.Module):
+    """`nlayers` couplings of (B, c, l, l) maps, c even, which in turn keep the first and the second half of the
+    channels and move the other half: x * exp(s(kept)) + t(kept)."""
+
+    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nchannels // 2, nchannels // 2, nhidden, nresblocks, nmlp)
+
+    def forward(self, x):
+        """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
+        return self.travel(x, couple, enumerate(self.networks.steps()))
+
+    def inverse(self, y):
+        """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
+        x, log_det = self.travel(y, uncouple, reversed([*enumerate(self.networks.steps())]))
+        return x, -log_det
+
+    def travel(self, x, function, steps):
+        halves = list(x.chunk(2, 1))
+        log_det = x.new_zeros(len(x))
+        for k, folded in steps:
+            kept, moved = k % 2, 1 - k % 2
+            halves[moved], s = self.networks.run(function, folded, halves[kept], halves[moved])
+            log_det = log_det + s
+        return torch.cat(halves, 1), log_det
+
+
+def checkerboards(x):
+    """Masks (l, l) of the positions with even and with odd row + column, for x (B, c, l, l)."""
+    parity = torch.arange(x.shape[2], device=x.device)
+    odd = ((parity[:, None] + parity) % 2).to(x.dtype)
+    return 1 - odd, odd
+
+
+def couple(folded, kept, moved):
+    """moved * exp(s(kept)) + t(kept) and the sum of s, (B,)."""
+    s, t = evaluate(folded, kept)
+    s = s.tanh()
+    return torch.addcmul(t, moved, s.exp()), s.sum((1, 2, 3))
+
+
+def uncouple(folded, kept, moved):
+    """The inverse of `couple`: (moved - t(kept)) * exp(-s(kept)) and the sum of s, (B,)."""
+    s, t = evaluate(folded, kept)
+    s = s.tanh()
+    return (moved - t) * (-s).exp(), s.sum((1, 2, 3))
+
+
+def couple_masked(folded, x, mask):
+    """x where the mask is 1, x * exp(s(mask * x)) + t(mask * x) where it is 0, and the sum of s, (B,)."""
+    s, t = evaluate(folded, x * mask)
+    s = s.tanh() * (1 - mask)
+    return torch.addcmul(t * (1 - mask), x, s.exp()), s.sum((1, 2, 3))
+
+
+def uncouple_masked(folded, y, mask):
+    """The inverse of `couple_masked`, and the sum of s, (B,)."""
+    s, t = evaluate(folded, y * mask)
+    s = s.tanh() * (1 - mask)
+    return (y - t * (1 - mask)) * (-s).exp(), s.sum((1, 2, 3))

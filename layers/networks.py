@@ -1,0 +1,66 @@
+"""What the networks of all couplings share: parameters folded once per step, and how the products run."""
+
+from functools import cache
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Networks(nn.Module):
+    """The networks of K coupling steps, each with its own parameters.
+
+    A subclass MUST define
+        fold(differentiable=False)    a list over the K steps of what a step needs of the parameters, in `self.dtype`
+                                      where that is not None
+
+    `accelerate` sets how the products run, never what is computed or saved: compiled kernels, bfloat16, recomputation.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.accelerate()
+
+    def accelerate(self, compile=False, dtype=None, recompute=False):
+        """compile: run coupling steps and the folding of parameters as compiled kernels
+        dtype: type of the networks' products, None for that of the parameters
+        recompute: keep only the variables between coupling steps for the backward pass and compute the rest again
+        """
+        self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
+        self._folded = self._folded_from = None
+
+    def steps(self):
+        """The folded parameters of the K steps as they are now, for `run`.
+
+        In evaluation mode, where no gradient is asked for, they are kept until the parameters change: until their
+        versions do, or a gradient is there, since fused optimisers do not count up the version of what they change. A
+        change through `.data` is not seen; `train()` and `eval()` forget what was kept.
+        """
+        parameters = list(self.parameters())
+        differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
+            self._folded_from = self._folded = None
+            return self.fold(differentiable)
+        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._folded_from != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded, self._folded_from = self.fold(), state
+        return self._folded
+
+    def run(self, function, folded, *variables):
+        """function(folded, *variables): one coupling step with one entry of `steps()` and tensors."""
+        if self.compile_kernels:
+            function = compiled(function)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(function, folded, *variables, use_reentrant=False, preserve_rng_state=False)
+        return function(folded, *variables)
+
+    def train(self, mode=True):
+        self._folded_from = self._folded = None
+        return super().train(mode)
+
+
+@cache
+def compiled(function):
+    """`function` as compiled kernels, the same for any number of patches or images."""
+    return torch.compile(function, dynamic=True)
