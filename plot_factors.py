@@ -8,7 +8,8 @@ Three factors, known from the labels: the global one of an image, the local one 
 deviates from what is global (`data.msds.factors`). For each level of latents: R^2 on held-out images of a ridge
 regression from all its latents (the probe), R^2 of the best single latent for each number of the factor, and their
 ratio. A probe says where a factor is, and cannot see a rotation of the latents; a single latent can: a ratio of 1 is a
-factor that has latents of its own, and a low one a factor that is spread over many. Seeds of one network are averaged.
+factor that has latents of its own, and a low one a factor that is spread over many. Pixels can have a high one as well:
+compare with a flow that is hardly trained (--max_steps 1). Seeds of one network are averaged.
 """
 
 import sys
