@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a trained flow: bits per dimension of the test split, round trip, and on demand FID, KID, precision, recall.
+"""Measure a trained flow: bits per dimension, round trip, structure of MSDS samples, FID, KID, precision and recall.
 
     python evaluate.py --weights saved_model/…/last.state --json results/msds1.json
     python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
@@ -15,6 +15,9 @@ The JSON file is of kind "evaluation"; its results are, as far as they were aske
                         "levels": [largest |f(g(z)) - z| of the latents at h = 0, 1, …]}}} in model space, z = f(x) and
                         g = f^-1; null where it is not finite
     round_trip_images   number of test images, and of samples, that it is the largest of
+    structure           of samples of an MSDS flow against as many test images: the dict of
+                        `data.msds_structure.structure_scores`, calibration (its errors on these labelled images),
+                        samples, temperature, seed
     fid, kid_mean, kid_std, precision, recall
                         of samples against a split; kid_std is over subsets
     fid_settings        samples, images, split, temperature, seed, library, version, feature_extractor, feature_layer,
@@ -30,7 +33,8 @@ import sys
 import torch
 
 import args as flags
-from data import open_dataset
+from data import msds, open_dataset
+from data.msds_structure import calibration, structure_scores
 from flow.evaluation import (
     bits_per_dim_of_all,
     first_nonfinite,
@@ -60,6 +64,12 @@ def build_parser():
         help="test images, and samples, for the round trip, 0 for none",
     )
     group.add_argument(
+        "--structure",
+        type=flags.count,
+        metavar="N",
+        help="samples for the structure scores of msds1 and msds2, 0 for none (default: 2000 for these sets)",
+    )
+    group.add_argument(
         "--fid", action="store_true", help="FID, KID, precision and recall of samples; needs requirements-metrics.txt"
     )
     group.add_argument("--samples", type=flags.positive, default=50_000, metavar="N", help="samples for --fid")
@@ -69,8 +79,8 @@ def build_parser():
         type=flags.number_list(flags.non_negative),
         default=(1.0,),
         metavar="T[,T…]",
-        help="of the samples for --fid, one for all levels or one per level from h = 0 up, comma separated"
-        " (default: 1)",
+        help="of the samples for --structure and --fid, one for all levels or one per level from h = 0 up, comma"
+        " separated (default: 1)",
     )
     group.add_argument(
         "--feature_weights",
@@ -114,12 +124,30 @@ def bits_of_split(flow, images, seed, draws):
     }
 
 
+def structure(args, flow, dataset, variant):
+    """Results of the structure scores. Raises FloatingPointError if samples are not numbers."""
+    real = dataset.test[: args.structure]
+    samples = sample_uint8(flow, args.structure, temperature_of(args), args.draw_seed).numpy()
+    ovals, _ = msds.read_labels(dataset.path, "test", len(real))
+    return {
+        **structure_scores(samples, variant, real),
+        "calibration": calibration(real, ovals),
+        "samples": len(samples),
+        "temperature": temperature_of(args),
+        "seed": args.draw_seed,
+    }
+
+
+def temperature_of(args):
+    """A number, or one per level."""
+    return args.temperature[0] if len(args.temperature) == 1 else args.temperature
+
+
 def distances(args, flow, images, weights):
     """Results of --fid: samples against images (N, C, L, L). Raises FloatingPointError if samples are not numbers."""
-    temperature = args.temperature[0] if len(args.temperature) == 1 else args.temperature
-    samples = sample_uint8(flow, args.samples, temperature, args.draw_seed)
+    samples = sample_uint8(flow, args.samples, temperature_of(args), args.draw_seed)
     results = metrics.image_distances(samples, images, weights, args.cuda, verbose=sys.stderr.isatty())
-    settings = {"split": args.split, "temperature": temperature, "seed": args.draw_seed}
+    settings = {"split": args.split, "temperature": temperature_of(args), "seed": args.draw_seed}
     return {**results, "fid_settings": {**settings, **results["fid_settings"]}}
 
 
@@ -136,6 +164,13 @@ def describe(results):
             image, *levels = ("not finite" if e is None else f"{e:.2g}" for e in (errors["image"], *errors["levels"]))
             listing = ", ".join(f"h = {h}: {error}" for h, error in enumerate(levels))
             yield f"round trip, {dtype}, {source}: largest error {image} of images, of latents {listing}"
+    if "structure" in results:
+        scores = results["structure"]
+        score = f"score {scores['score']:.3f}" if scores["score"] is not None else f"no score, {scores['failure']}"
+        yield (
+            f"structure of {scores['samples']:,} samples: {score}; ovals in {scores['share']:.1%} of the cells, in real"
+            f" images in {scores['share_real']:.1%}"
+        )
     if "fid" in results:
         settings = results["fid_settings"]
         yield (
@@ -145,12 +180,22 @@ def describe(results):
         )
 
 
-def check(args, parser):
-    """Exit with one sentence for flags that ask for nothing or for too little."""
-    if not (args.draws or args.round_trip or args.fid):
-        parser.error("nothing to measure: --draws and --round_trip are 0 and there is no --fid")
+def check(args, parser, config, num_levels):
+    """Exit with one sentence for flags that ask for nothing, for too little or for what there is not."""
+    data = config["data"]
+    if args.structure is None:
+        args.structure = 2000 if data in msds.VARIANTS else 0
+    if args.structure and data not in msds.VARIANTS:
+        parser.error(f"argument --structure: {args.structure}: only for {' and '.join(msds.VARIANTS)}, not {data}")
+    if args.structure == 1:
+        parser.error("argument --structure: 1: must be 0 or at least 2")
+    if not (args.draws or args.round_trip or args.structure or args.fid):
+        parser.error("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid")
     if args.fid and args.samples < metrics.MIN_IMAGES:
         parser.error(f"argument --samples: {args.samples}: must be at least {metrics.MIN_IMAGES} for --fid")
+    if len(args.temperature) not in (1, num_levels):
+        given = ",".join(map(str, args.temperature))
+        parser.error(f"argument --temperature: {given}: must be one number or {num_levels}, one per level")
 
 
 def find_feature_weights(path):
@@ -173,7 +218,7 @@ def accelerate(flow, args):
     return {"compile": compiled, "amp": args.amp}, notes
 
 
-def measure(args, flow, dataset, feature_weights):
+def measure(args, flow, dataset, variant, feature_weights):
     """All results that the flags ask for, a flat dict. Raises FloatingPointError if the flow gives no numbers."""
     results = {}
     if args.draws:
@@ -183,6 +228,8 @@ def measure(args, flow, dataset, feature_weights):
         dtypes = {"float32": torch.float32, "float64": torch.float64}
         errors = {name: round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()}
         results.update(round_trip=errors, round_trip_images=len(images))
+    if args.structure:
+        results["structure"] = structure(args, flow, dataset, variant)
     if args.fid:
         results.update(distances(args, flow, getattr(dataset, args.split), feature_weights))
     return results
@@ -192,14 +239,10 @@ def main(argv=None):
     parser = build_parser()
     argv = sys.argv[1:] if argv is None else list(argv)
     args = flags.get_args(argv, parser)
-    check(args, parser)
     keep_freed_memory()
-    feature_weights, notes = find_feature_weights(args.feature_weights) if args.fid else (None, [])
     flow, config, trained = flags.load_flow(args)
-    if len(args.temperature) not in (1, flow.num_levels):
-        parser.error(
-            f"argument --temperature: must be one number or {flow.num_levels}, one per level of {trained['weights']}"
-        )
+    check(args, parser, config, flow.num_levels)
+    feature_weights, notes = find_feature_weights(args.feature_weights) if args.fid else (None, [])
     dataset, warnings = open_data(config, args.data_path, trained["weights"])
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
@@ -210,7 +253,7 @@ def main(argv=None):
         print(f"warning: {line}", file=sys.stderr)
 
     try:
-        results = measure(args, flow, dataset, feature_weights)
+        results = measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights)
     except FloatingPointError as error:
         raise flags.RunError(f"{trained['weights']}: {error}") from error
     for line in describe(results):

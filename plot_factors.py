@@ -29,7 +29,6 @@ from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
 from utils.results import about, mean_and_deviation, save
 
-VARIANTS = {"msds1": 1, "msds2": 2}
 TITLES = {
     "msds1": {
         "global": "global: base colour",
@@ -194,8 +193,8 @@ def main(argv=None):
     for args.weights in files:
         flow, config, trained = flags.load_flow(args)
         path = trained["weights"]
-        if config["data"] not in VARIANTS:
-            raise flags.RunError(f"{path}: trained on {config['data']}, must be one of {', '.join(VARIANTS)}")
+        if config["data"] not in msds.VARIANTS:
+            raise flags.RunError(f"{path}: trained on {config['data']}, must be one of {', '.join(msds.VARIANTS)}")
         if data not in (None, config["data"]):
             raise flags.RunError(f"{path}: trained on {config['data']}, the flows before it on {data}")
         if dataset is None:
@@ -207,7 +206,7 @@ def main(argv=None):
                 if getattr(args, flag) > len(split):
                     raise flags.RunError(f"--{flag} {getattr(args, flag)}: must be at most {len(split)} for {data}")
         try:
-            levels, positions = probe(flow, dataset, VARIANTS[data], args.images, args.held_out, args.draw_seed)
+            levels, positions = probe(flow, dataset, msds.VARIANTS[data], args.images, args.held_out, args.draw_seed)
         except flags.RunError as error:
             raise flags.RunError(f"{path}: {error}") from error
         prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import args as flags
+from data.msds import VARIANTS
 from utils.files import replacing
 from utils.results import check_writable
 
@@ -33,7 +34,6 @@ DATA_NAMES = {
     "chair600": "3D Chairs",
     "mnist32": "MNIST",
 }
-SYNTHETIC = "msds1", "msds2"
 MODELS = {"rgflow": "RG-Flow", "realnvp": "Real NVP"}
 PRIORS = {"laplace": "Laplacian", "gaussian": "Gaussian"}
 INPAINTERS = {"rgflow": "RG-Flow", "realnvp_constrained": "Constrained Real NVP", "realnvp": "Real NVP"}
@@ -135,14 +135,14 @@ def evaluation(record, row):
 
 def b1_entries(record):
     """Evaluations of both MSDS sets; the row names the prior of RG-Flow."""
-    if record["kind"] == "evaluation" and record["config"]["data"] in SYNTHETIC:
+    if record["kind"] == "evaluation" and record["config"]["data"] in VARIANTS:
         model, prior = MODELS[record["config"].get("model", "rgflow")], PRIORS[record["config"]["prior"]]
         yield from evaluation(record, f"{model}, {prior} prior" if model == "RG-Flow" else model)
 
 
 def g1_entries(record):
     """Evaluations of all other sets; the paper's RG-Flow has a Laplacian prior."""
-    if record["kind"] == "evaluation" and record["config"]["data"] not in SYNTHETIC:
+    if record["kind"] == "evaluation" and record["config"]["data"] not in VARIANTS:
         model, prior = MODELS[record["config"].get("model", "rgflow")], PRIORS[record["config"]["prior"]]
         other = (model, prior) == ("RG-Flow", "Gaussian")
         yield from evaluation(record, f"{model}, {prior} prior" if other else model)

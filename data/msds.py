@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .arrays import DataError, Preparation, cpu_count
 
+VARIANTS = {"msds1": 1, "msds2": 2}
 SIZES = 90_000, 10_000  # train, test
 CHUNK = 500  # images per task of a worker process
 CORNERS = [(8 * i, 8 * j) for i in range(4) for j in range(4)]  # x, y of the tiles, columns first: the drawing order

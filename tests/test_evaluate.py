@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from fake_inception import install
-from runs import command, make_images, records
+from runs import SMALL, command, make_images, records
 
 import args
 import evaluate
+import main
 import tables
 from args import RunError
+from data import msds
 from flow import load
 from flow.preprocess import to_uint8
 from utils import checkpoint, metrics
@@ -91,6 +93,27 @@ def test_each_measurement_can_be_chosen(trained, tmp_path):
     with pytest.raises(SystemExit) as stop:
         evaluate.main([*flags, "--draws", "0", "--round_trip", "0"])
     assert stop.value.code == 2
+
+
+def test_structure_of_samples(tmp_path, monkeypatch):
+    """Drawn images in place of samples score 1; those of the flow, noise after three steps, have no ovals."""
+    monkeypatch.setattr(msds, "SIZES", (60, 80))
+    small = SMALL.replace("--L 8", "").split()
+    run = main.Run(args.get_args(["--data", "msds1", "--data_path", str(tmp_path), "-o", str(tmp_path), *small]))
+    run.total_steps = 3
+    run.train()
+    flags = ["--weights", str(run.folder / "last.state"), "--data_path", str(tmp_path), "--draws", "0"]
+    flags += ["--round_trip", "0", "--structure", "80", "--temperature", "0.9"]
+    noise = results_of(flags, tmp_path)["results"]["structure"]
+    assert (noise["samples"], noise["temperature"]) == (80, 0.9)
+    assert noise["score"] is None and "cells" in noise["failure"]
+    drawn, _, _ = msds.generate(1, 5, 0, 80, processes=1)
+    monkeypatch.setattr(evaluate, "sample_uint8", lambda *arguments: torch.from_numpy(drawn))
+    real = results_of(flags, tmp_path)["results"]["structure"]
+    assert real["score"] == pytest.approx(1, abs=0.1)
+    assert real["calibration"]["degrees"] < 5
+    with pytest.raises(SystemExit):
+        evaluate.main([*flags, "--structure", "1"])
 
 
 def test_fid_is_that_of_the_samples(trained, many_images, tmp_path, monkeypatch):
@@ -176,6 +199,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         (["--weights", "{weights}", "--data", "msds1"], 1, ["--data msds1", "folder"]),
         (["--weights", "{weights}", "--json", "{tmp}/no/out.json"], 2, ["--json", "no/out.json"]),
         (["--weights", "{weights}", "--temperature", "1,1,1"], 2, ["--temperature", "2, one per level"]),
+        (["--weights", "{weights}", "--structure", "9"], 2, ["--structure: 9", "msds1 and msds2", "folder"]),
         (
             ["--weights", "{weights}", "--fid", "--feature_weights", "{tmp}/none.pth"],
             1,
