@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turn a folder of results (the --json files of evaluate.py and inpaint.py) into the paper's tables, in Markdown.
+"""Turn a folder of results (the --json files of other scripts) into the paper's tables and further ones, in Markdown.
 
     python tables.py results
     python tables.py results --out docs/tables.md
@@ -18,13 +18,14 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import args as flags
 from data.msds import VARIANTS
 from utils.files import replacing
-from utils.results import check_writable
+from utils.results import check_writable, mean_and_deviation
 
 DATA_NAMES = {
     "msds1": "MSDS1",
@@ -73,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """paper: {row: {column: number as printed there}}, in the paper's order
+    """paper: {row: {column: number as printed there}}, in the paper's order; empty for tables that it lacks
     entries: what a record adds to the table, nothing if it does not belong there; MALFORMED if it cannot be read
     """
 
@@ -91,15 +92,15 @@ def number(value):
 
 def source(record, config):
     """The Source of a record; config: of the training, None where the record does not tell."""
-    seconds, step = record.get("train_seconds"), number(record["step"])
-    network = f"`{record['weights']}`"
+    seconds, step = record.get("train_seconds"), number(record.get("step", 0))
+    network = f"`{record['weights']}`" if "weights" in record else ""
     if config:
         name = flags.network_name(SimpleNamespace(**{"model": "rgflow", **config}))
         network = f"{name}, batch {config['batch_size']}, lr {config['lr']:g}, seed {config['seed']}; {network}"
     line = (
         network,
-        f"{number(record['parameters']):,}",
-        f"{step:,}",
+        f"{number(record['parameters']):,}" if "parameters" in record else "",
+        f"{step:,}" if step else "",
         "" if seconds is None else timedelta(seconds=round(number(seconds))),
         record.get("trained_on") or "",
         record["machine"],
@@ -133,19 +134,24 @@ def evaluation(record, row):
         yield Entry(row, f"{name} FID", f"{fid:.3g}", details + notes, where)
 
 
+def flow_names(config):
+    """Name of the model, and of the model with its prior."""
+    model, prior = MODELS[config.get("model", "rgflow")], PRIORS[config["prior"]]
+    return model, f"{model}, {prior} prior"
+
+
 def b1_entries(record):
     """Evaluations of both MSDS sets; the row names the prior of RG-Flow."""
     if record["kind"] == "evaluation" and record["config"]["data"] in VARIANTS:
-        model, prior = MODELS[record["config"].get("model", "rgflow")], PRIORS[record["config"]["prior"]]
-        yield from evaluation(record, f"{model}, {prior} prior" if model == "RG-Flow" else model)
+        model, with_prior = flow_names(record["config"])
+        yield from evaluation(record, with_prior if model == "RG-Flow" else model)
 
 
 def g1_entries(record):
     """Evaluations of all other sets; the paper's RG-Flow has a Laplacian prior."""
     if record["kind"] == "evaluation" and record["config"]["data"] not in VARIANTS:
-        model, prior = MODELS[record["config"].get("model", "rgflow")], PRIORS[record["config"]["prior"]]
-        other = (model, prior) == ("RG-Flow", "Gaussian")
-        yield from evaluation(record, f"{model}, {prior} prior" if other else model)
+        model, with_prior = flow_names(record["config"])
+        yield from evaluation(record, with_prior if with_prior == "RG-Flow, Gaussian prior" else model)
 
 
 def f1_entries(record):
@@ -163,6 +169,76 @@ def f1_entries(record):
         if result.get("inception_psnr") is not None:
             inception = number(result["inception_psnr"])
             yield Entry(row, "Inception-PSNR", f"{inception:.1f}", f"Inception-PSNR {inception:.2f} dB", where)
+
+
+def structure_entries(record):
+    """Structure scores of evaluations."""
+    scores = record["results"].get("structure") if record["kind"] == "evaluation" else None
+    if scores:
+        config, (_, row) = record["config"], flow_names(record["config"])
+        where, name = source(record, config), DATA_NAMES[config["data"]]
+        score = "none" if scores["score"] is None else f"{number(scores['score']):.3f}"
+        failure, errors = scores["failure"] or f"score {score}", scores["calibration"]
+        details = (
+            f"{failure}, {number(scores['samples']):,} samples at T = {scores['temperature']}; off by"
+            f" {number(errors['degrees']):.1f}° and {number(errors['levels']):.1f} of 256 levels on labelled images"
+        )
+        yield Entry(row, f"{name} score", score, details, where)
+        for key, column in (("share", "cells with an oval"), ("share_real", "of real images")):
+            yield Entry(row, f"{name} {column}", f"{number(scores[key]):.1%}", "", where)
+        if scores["between"] is not None:
+            yield Entry(row, f"{name} spread between images / real", f"{number(scores['between']):.2f}", "", where)
+
+
+def round_trip_entries(record):
+    """Largest round-trip errors of evaluations, over data and samples."""
+    round_trip = record["results"].get("round_trip", {}) if record["kind"] == "evaluation" else {}
+    for dtype, sources in round_trip.items():
+        config, (_, row) = record["config"], flow_names(record["config"])
+        row = f"{DATA_NAMES.get(config['data'], config['data'])}: {row}"
+        errors = {
+            "images": [each["image"] for each in sources.values()],
+            "latents": [error for each in sources.values() for error in each["levels"]],
+        }
+        details = f"{dtype}, {number(record['results']['round_trip_images']):,} test images and samples"
+        for name, values in errors.items():
+            text = "not finite" if None in values else f"{max(map(number, values)):.1e}"
+            yield Entry(row, f"{dtype}, {name}", text, details, source(record, config))
+
+
+def factor_entries(record):
+    """Probes: R² of all latents of a level, and what the best single latent reaches of it, a mean over seeds."""
+    networks = {}
+    for result in record["results"] if record["kind"] == "factors" else ():
+        networks.setdefault(result["network"], []).append(result)
+    for results in networks.values():
+        where = source({**record, **results[0]}, results[0]["config"])
+        name, (_, flow) = DATA_NAMES[record["data"]], flow_names(results[0]["config"])
+        seeds = f"seed{'s' * (len(results) > 1)} {', '.join(str(result['seed']) for result in results)}"
+        for rows in zip(*(result["levels"] for result in results), strict=True):
+            factor, level = rows[0]["factor"], rows[0]["level"]
+            probe, ratio = (in_words([row[key] for row in rows]) for key in ("probe", "ratio"))
+            yield Entry(f"{name} {factor}, {flow}", f"h = {level}", f"{probe} / {ratio}", seeds, where)
+
+
+def pinwheel_entries(record):
+    """Accuracy of sectors of the plane, mean and deviation over seeds."""
+    results = record["results"] if record["kind"] == "pinwheel" else ()
+    for prior in dict.fromkeys(result["prior"] for result in results):
+        own = [result for result in results if result["prior"] == prior]
+        details = f"{len(own)} seeds, {number(record['config']['steps']):,} steps each"
+        columns = {"quadrants": "quadrants", "axes": "sectors about the axes", "best": "best of all turned quadrants"}
+        for key, column in columns.items():
+            text = in_words([result[key] for result in own], 3)
+            yield Entry(f"{PRIORS[prior]} prior", column, text, details, source(record, None))
+
+
+def in_words(values, digits=2):
+    """Mean and standard deviation of numbers; a dash where one of them is None."""
+    if None in values:
+        return "–"
+    mean, deviation = mean_and_deviation(list(map(number, values)))
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 TABLES = [
@@ -216,6 +292,10 @@ TABLES = [
         },
         f1_entries,
     ),
+    Table("Structure of MSDS samples: 1 for real images, 0 for ovals that share nothing", {}, structure_entries),
+    Table("Factors of MSDS: R² of the probe / ratio of the best single latent, per level", {}, factor_entries),
+    Table("Pinwheel (figure E1): share of draws in the leg of their sector", {}, pinwheel_entries),
+    Table("Largest round-trip errors, model space", {}, round_trip_entries),
 ]
 
 
@@ -253,8 +333,8 @@ def collect(paths):
 def render(table, entries):
     """A table and the list of its sources as lines of Markdown."""
     rows = dict.fromkeys([*table.paper, *(entry.row for entry in entries)])
-    columns = dict.fromkeys([column for line in table.paper.values() for column in line])
-    columns.update(dict.fromkeys(entry.column for entry in entries))
+    printed = dict.fromkeys([column for line in table.paper.values() for column in line])
+    columns = {**printed, **dict.fromkeys(entry.column for entry in entries)}
     numbers = {where: n for n, where in enumerate(dict.fromkeys(entry.source for entry in entries), 1)}
     best = {}
     for entry in sorted(entries, key=lambda entry: entry.source.rank):
@@ -262,16 +342,23 @@ def render(table, entries):
 
     yield f"## {table.title}"
     yield ""
-    yield from heading(["", *(name for column in columns for name in (f"{column}, paper", "ours"))])
+    if not rows:
+        yield "Not measured yet."
+        yield ""
+        return
+    names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
+    yield from heading(["", *chain(*names)])
     for row in rows:
         paper = table.paper.get(row, {})
-        cells = [(paper.get(column, ""), best.get((row, column), "")) for column in columns]
-        yield line([row, *(text for pair in cells for text in pair)])
+        cells = [[paper.get(column, "")] * (column in printed) + [best.get((row, column), "")] for column in columns]
+        yield line([row, *chain(*cells)])
     yield ""
     if numbers:
         yield from heading(LIST)
         for where, n in numbers.items():
-            details = "; ".join(entry.details for entry in entries if entry.source == where)
+            details = "; ".join(
+                dict.fromkeys(entry.details for entry in entries if entry.source == where and entry.details)
+            )
             yield line([f"[{n}]", details, *where.line])
         yield ""
 

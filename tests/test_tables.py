@@ -70,16 +70,26 @@ def make(tmp_path, capsys):
         cells, sources = {}, {}
         for part in captured.out.split("## ")[1:]:
             title, first, *rest = part.strip().split("\n\n")
-            header, rows = parse(first)
-            named = {}
-            for row in rows:
-                pairs = zip(header[1::2], row[1::2], row[2::2], strict=True)
-                named[row[0]] = {name.removesuffix(", paper"): pair for name, *pair in pairs}
-            cells[title.split(":")[0]] = named
+            cells[title.split(":")[0]] = {} if first == "Not measured yet." else by_row(*parse(first))
             sources[title.split(":")[0]] = parse(rest[0])[1] if rest else []
         return cells, sources, captured.err.splitlines()
 
     return make
+
+
+def by_row(header, rows):
+    """{row: {column: [the paper's, ours]}}, without the paper's where the table lacks it."""
+    named = {}
+    for first, *cells in rows:
+        columns, last = {}, None
+        named[first] = columns
+        for name, cell in zip(header[1:], cells, strict=True):
+            if name == "ours":
+                columns[last].append(cell)
+            else:
+                last = name.removesuffix(", paper")
+                columns[last] = [cell]
+    return named
 
 
 def parse(text):
@@ -125,8 +135,70 @@ def test_the_cell_of_an_evaluation(make, config, table, row, column):
 def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
     cells, _, _ = make(a=record(data="mnist32"), b=record(data="celeba32", prior="gaussian"))
     assert list(cells["Table G1"]) == ["RG-Flow", "Real NVP", "RG-Flow, Gaussian prior"]
-    assert cells["Table G1"]["RG-Flow"]["MNIST BPD"] == ["", "3.142 [1]"]
+    assert cells["Table G1"]["RG-Flow"]["MNIST BPD"] == ["3.142 [1]"]
     assert cells["Table G1"]["RG-Flow, Gaussian prior"]["CelebA BPD"] == ["", "3.142 [2]"]
+
+
+def test_structure_and_round_trip(make):
+    structure = {
+        "score": 0.4321,
+        "failure": None,
+        "share": 0.95,
+        "share_real": 0.99,
+        "between": 0.8765,
+        "samples": 2000,
+        "temperature": 1.0,
+        "calibration": {"degrees": 1.3, "levels": 2.5},
+    }
+    errors = {"data": {"image": 1e-5, "levels": [2e-5, 3e-4]}, "samples": {"image": 2e-5, "levels": [1e-6, None]}}
+    cells, sources, warnings = make(
+        one=record({"structure": structure, "round_trip": {"float32": errors}, "round_trip_images": 1000}),
+        two=record({"structure": {**structure, "score": None, "failure": "all alike"}}, data="msds2", model="realnvp"),
+    )
+    row = cells["Structure of MSDS samples"]["RG-Flow, Laplacian prior"]
+    assert row["MSDS1 score"] == ["0.432 [1]"]
+    assert row["MSDS1 cells with an oval"] == ["95.0% [1]"]
+    assert row["MSDS1 spread between images / real"] == ["0.88 [1]"]
+    assert cells["Structure of MSDS samples"]["Real NVP, Laplacian prior"]["MSDS2 score"] == ["none [2]"]
+    details = [line[1] for line in sources["Structure of MSDS samples"]]
+    assert "off by 1.3° and 2.5 of 256 levels" in details[0] and "all alike" in details[1]
+    row = cells["Largest round-trip errors, model space"]["MSDS1: RG-Flow, Laplacian prior"]
+    assert (row["float32, images"], row["float32, latents"]) == (["2.0e-05 [1]"], ["not finite [1]"])
+    assert warnings == []
+
+
+def test_factors_are_averaged_over_seeds(make):
+    def levels(probe, ratio):
+        rows = [(0, probe, ratio), (1, 0.01, None)]
+        return [{"factor": "global", "level": h, "probe": p, "ratio": r} for h, p, r in rows]
+
+    whole = record()
+    seeds = [
+        {
+            **{key: whole[key] for key in ("weights", "parameters", "step", "config")},
+            "network": "n",
+            "seed": seed,
+            "levels": rows,
+        }
+        for seed, rows in ((3, levels(0.7, 0.2)), (5, levels(0.9, 0.4)))
+    ]
+    about = {key: whole[key] for key in ("command", "machine", "commit")}
+    cells, sources, warnings = make(one={"kind": "factors", **about, "data": "msds1", "results": seeds})
+    row = cells["Factors of MSDS"]["MSDS1 global, RG-Flow, Laplacian prior"]
+    assert row == {"h = 0": ["0.80 ± 0.14 / 0.30 ± 0.14 [1]"], "h = 1": ["0.01 ± 0.00 / – [1]"]}
+    assert sources["Factors of MSDS"][0][1] == "seeds 3, 5"
+    assert warnings == []
+
+
+def test_pinwheel(make):
+    results = [{"prior": "laplace", "quadrants": q, "axes": 0.5, "best": 0.75} for q in (0.5, 0.7)]
+    about = {"command": "python pinwheel.py", "machine": "a fast one", "commit": None}
+    cells, sources, warnings = make(one={"kind": "pinwheel", **about, "config": {"steps": 3000}, "results": results})
+    row = cells["Pinwheel (figure E1)"]["Laplacian prior"]
+    assert row["quadrants"] == ["0.600 ± 0.141 [1]"]
+    assert row["best of all turned quadrants"] == ["0.750 ± 0.000 [1]"]
+    assert sources["Pinwheel (figure E1)"][0][1] == "2 seeds, 3,000 steps each"
+    assert warnings == []
 
 
 def test_the_source_of_a_number(make):
