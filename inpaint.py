@@ -29,7 +29,7 @@ from flow.load import build
 from flow.preprocess import to_image, to_model, to_uint8
 from utils.files import replacing
 from utils.memory import keep_freed_memory
-from utils.plotting import PAGE, grid_figure, save_figure, style
+from utils.plotting import COLOURS, PAGE, grid_figure, save_figure, style
 from utils.random import generator
 from utils.results import about, save
 
@@ -106,6 +106,8 @@ def inpaint_all(args, parser):
         second = copy.copy(args)
         second.weights, second.given_data = args.realnvp, config["data"]
         other, _, its_trained = flags.load_flow(second)
+        if isinstance(other, RGFlow):
+            raise flags.RunError(f"--realnvp {args.realnvp}: must be a Real NVP, is an RG-Flow")
         if (other.nchannels, other.L) != (flow.nchannels, flow.L):
             raise flags.RunError(f"--realnvp {args.realnvp}: its images have another shape than those of --weights")
         flows.append((other, its_trained))
@@ -121,7 +123,7 @@ def inpaint_all(args, parser):
         inpainted[method], per_image = inpaint(images, regions, names)
         seconds = time.perf_counter() - start
         means = {key: statistics.fmean(per_image[key]) for key in ("psnr_image", "psnr_region", "free_latents")}
-        settings = {"rate": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
+        settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
         results.append({"method": method, **means, "images": len(names), **settings, "seconds": seconds})
         results[-1].update(names=names, per_image=per_image, **its_trained)
         print(
@@ -346,10 +348,10 @@ def speed_figure(results, counts):
     )
     for axes, rows, cone, whole, label in panels:
         edges = [row["L"] for row in rows[:: len(PLACES)]]
-        axes.plot(edges, [row[whole] for row in rows[:: len(PLACES)]], "^-", label="whole flow")
+        axes.plot(edges, [row[whole] for row in rows[:: len(PLACES)]], "^-", color=COLOURS[0], label="whole flow")
         for k, place in reversed(list(enumerate(PLACES))):
-            values = [row[cone] for row in rows[k :: len(PLACES)]]
-            axes.plot(edges, values, "o-", label=f"causal cone, region at the {place}")
+            values, name = [row[cone] for row in rows[k :: len(PLACES)]], f"causal cone, region at the {place}"
+            axes.plot(edges, values, "o-", color=COLOURS[k + 1], label=name)
         axes.set(xlabel="edge $L$ of the image", ylabel=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
