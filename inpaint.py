@@ -80,7 +80,7 @@ def inpaint_parser():
     group.add_argument(
         "--resize", action="store_true", help="bring files of another size to the flow's: the central square, resized"
     )
-    group.add_argument("--rate", type=flags.above_zero, default=0.03, metavar="RATE", help="learning rate of Adam")
+    group.add_argument("--rate", type=flags.above_zero, default=0.1, metavar="RATE", help="learning rate of Adam")
     group.add_argument("--steps", type=flags.count, default=300, metavar="N", help="steps of Adam")
     group.add_argument("--draws", type=flags.positive, default=200, metavar="N", help="draws to start from the best of")
 
