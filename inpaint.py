@@ -101,23 +101,23 @@ def inpaint_parser():
 def inpaint_all(args, parser):
     """Inpaint the images that the flags ask for by each method and draw the figure; what the record says of it."""
     flow, config, trained = flags.load_flow(args)
-    flows = [(flow, trained)]
+    flows = [(flow, config, trained)]
     if args.realnvp:
         second = copy.copy(args)
         second.weights, second.given_data = args.realnvp, config["data"]
-        other, _, its_trained = flags.load_flow(second)
+        other, its_config, its_trained = flags.load_flow(second)
         if isinstance(other, RGFlow):
             raise flags.RunError(f"--realnvp {args.realnvp}: must be a Real NVP, is an RG-Flow")
         if (other.nchannels, other.L) != (flow.nchannels, flow.L):
             raise flags.RunError(f"--realnvp {args.realnvp}: its images have another shape than those of --weights")
-        flows.append((other, its_trained))
+        flows.append((other, its_config, its_trained))
     names, images = load_images(args, parser, config)
     regions, rectangles = load_regions(args, parser, names, flow.L)
     images, regions = images.to(args.cuda), regions.to(args.cuda)
 
     results, inpainted = [], {}
     methods = [(method, *each) for each in flows for method in methods_of(each[0])]
-    for method, flow, its_trained in methods:
+    for method, flow, its_config, its_trained in methods:
         inpaint = Inpainting(method, flow, config["kernel_size"], args)
         start = time.perf_counter()
         inpainted[method], per_image = inpaint(images, regions, names)
@@ -125,7 +125,7 @@ def inpaint_all(args, parser):
         means = {key: statistics.fmean(per_image[key]) for key in ("psnr_image", "psnr_region", "free_latents")}
         settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
         results.append({"method": method, **means, "images": len(names), **settings, "seconds": seconds})
-        results[-1].update(names=names, per_image=per_image, **its_trained)
+        results[-1].update(names=names, per_image=per_image, config=its_config, **its_trained)
         print(
             f"{name_of(method)}: PSNR {means['psnr_region']:.2f} dB in the region, {means['psnr_image']:.2f} dB of the"
             f" image, {means['free_latents']:.0f} free latents of {images[0].numel()}, {seconds:.0f} s"

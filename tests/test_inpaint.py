@@ -296,6 +296,7 @@ def test_real_nvp_gets_as_many_random_latents_and_all_of_them(run_script, weight
     assert constrained["per_image"]["psnr_region"] != free["per_image"]["psnr_region"]
     assert constrained["region"] == free["region"] == rgflow["region"]
     assert (rgflow["weights"], free["weights"]) == tuple(weights)
+    assert (rgflow["config"]["model"], free["config"]["model"]) == ("rgflow", "realnvp")
     with pytest.raises(RunError, match=r"--realnvp .*: must be a Real NVP"):
         run_script("--realnvp", weights[0])
     alone = run_script("--weights", weights[1])["results"]
