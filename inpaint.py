@@ -55,6 +55,12 @@ def main(argv=None):
         save(args.json, record)
 
 
+def image_numbers(text):
+    """An argparse type: "15" is the first 15 images, "3,14" are these two, "3," is this one."""
+    numbers = flags.number_list(flags.count)(text.removesuffix(","))
+    return numbers if "," in text else range(*numbers)
+
+
 def inpaint_parser():
     parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True, pictures=True, numbers=True)
     group = parser.add_argument_group("inpainting")
@@ -62,10 +68,11 @@ def inpaint_parser():
     group.add_argument("--split", choices=["train", "test"], default="test", help="split that the images are from")
     group.add_argument(
         "--images",
-        type=flags.number_list(flags.count),
-        default=(15,),
+        type=image_numbers,
+        default=range(15),
         metavar="N[,N…]",
-        help="one number: so many images from the split's start; several: these images, counted from 0 (default: 15)",
+        help="one number: so many images from the split's start; several, or one and a comma: these images, counted"
+        " from 0 (default: 15)",
     )
     group.add_argument("--files", nargs="+", metavar="FILE", help="image files instead; also writes each result")
     group.add_argument(
@@ -207,10 +214,13 @@ def load_images(args, parser, config):
     for line in data.warnings:
         print(f"warning: {line}", file=sys.stderr)
     array = getattr(data, args.split)
-    numbers = list(args.images) if len(args.images) > 1 else list(range(*args.images))
-    if not numbers or max(numbers) >= len(array):
-        text = ",".join(map(str, args.images))
-        parser.error(f"argument --images: {text}: the {args.split} split has {len(array)} images, counted from 0")
+    if not args.images:
+        parser.error("argument --images: 0: must be at least one image")
+    if max(args.images) >= len(array):
+        parser.error(
+            f"argument --images: no image {max(args.images)}, the {args.split} split has {len(array)}, counted from 0"
+        )
+    numbers = list(args.images)
     return numbers, torch.from_numpy(array[numbers])
 
 
