@@ -158,7 +158,7 @@ def maximise(problem, rate, steps, draws, generator=None, progress=None):
     the draws and steps.
     Returns the best values met (F,), log p that they give (B,) and log p of the best draw (B,).
     """
-    best = problem.x.new_empty(problem.free.shape)
+    best = problem.x.new_zeros(problem.free.shape)
     log_prob = best.new_full((len(problem.x),), -torch.inf)
 
     def keep_better(values, its_log_prob):

@@ -283,6 +283,8 @@ def test_script_on_test_images(run_script, tmp_path):
         assert image == pytest.approx(region + 10 * math.log10(256 / 12))
     assert result["psnr_image"] == pytest.approx(np.mean(per_image["psnr_image"]))
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+    for flag, names in (("2", [0, 1]), ("5,2", [5, 2]), ("3,", [3])):
+        assert run_script("--images", flag)["results"][0]["names"] == names
     again = run_script("--batch_size", 3)
     assert again["results"][0]["per_image"] == per_image
 
@@ -296,6 +298,9 @@ def test_real_nvp_gets_as_many_random_latents_and_all_of_them(run_script, weight
     assert constrained["per_image"]["psnr_region"] != free["per_image"]["psnr_region"]
     assert constrained["region"] == free["region"] == rgflow["region"]
     assert (rgflow["weights"], free["weights"]) == tuple(weights)
+    assert (rgflow["config"]["model"], free["config"]["model"]) == ("rgflow", "realnvp")
+    with pytest.raises(RunError, match=r"--realnvp .*: must be a Real NVP"):
+        run_script("--realnvp", weights[0])
     alone = run_script("--weights", weights[1])["results"]
     assert [each["per_image"] for each in alone] == [each["per_image"] for each in (constrained, free)]
 
@@ -343,9 +348,9 @@ def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
         ("--region 1,2,3", "--region: 1,2,3: must be height,width or row"),
         ("--region 14,0,3,3", "--region: 14,0,3,3: must lie inside the image of 16x16 pixels"),
         ("--region 3,17", "--region: 3,17: must lie inside"),
-        ("--images 7", "--images: 7: the test split has 6 images"),
-        ("--images 0,6", "--images: 0,6: the test split has 6"),
-        ("--images 0", "--images: 0"),
+        ("--images 7", "--images: no image 6, the test split has 6, counted from 0"),
+        ("--images 6,", "--images: no image 6, the test split has 6"),
+        ("--images 0", "--images: 0: must be at least one"),
         ("--bench --edges 8", "--edges: 8: must be at least 10"),
     ],
 )
