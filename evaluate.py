@@ -74,14 +74,7 @@ def build_parser():
     )
     group.add_argument("--samples", type=flags.positive, default=50_000, metavar="N", help="samples for --fid")
     group.add_argument("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
-    group.add_argument(
-        "--temperature",
-        type=flags.number_list(flags.non_negative),
-        default=(1.0,),
-        metavar="T[,T…]",
-        help="of the samples for --structure and --fid, one for all levels or one per level from h = 0 up, comma"
-        " separated (default: 1)",
-    )
+    flags.add_temperature(group)
     group.add_argument(
         "--feature_weights",
         metavar="FILE",
@@ -139,8 +132,8 @@ def structure(args, flow, dataset, variant):
 
 
 def temperature_of(args):
-    """A number, or one per level."""
-    return args.temperature[0] if len(args.temperature) == 1 else args.temperature
+    """A number, or one per level where they differ."""
+    return args.temperature if len(set(args.temperature)) > 1 else args.temperature[0]
 
 
 def distances(args, flow, images, weights):
@@ -180,7 +173,7 @@ def describe(results):
         )
 
 
-def check(args, parser, config, num_levels):
+def check(args, parser, config):
     """Exit with one sentence for flags that ask for nothing, for too little or for what there is not."""
     data = config["data"]
     if args.structure is None:
@@ -193,9 +186,6 @@ def check(args, parser, config, num_levels):
         parser.error("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid")
     if args.fid and args.samples < metrics.MIN_IMAGES:
         parser.error(f"argument --samples: {args.samples}: must be at least {metrics.MIN_IMAGES} for --fid")
-    if len(args.temperature) not in (1, num_levels):
-        given = ",".join(map(str, args.temperature))
-        parser.error(f"argument --temperature: {given}: must be one number or {num_levels}, one per level")
 
 
 def find_feature_weights(path):
@@ -241,7 +231,8 @@ def main(argv=None):
     args = flags.get_args(argv, parser)
     keep_freed_memory()
     flow, config, trained = flags.load_flow(args)
-    check(args, parser, config, flow.num_levels)
+    check(args, parser, config)
+    args.temperature = flags.check_temperature(args.temperature, flow)
     feature_weights, notes = find_feature_weights(args.feature_weights) if args.fid else (None, [])
     dataset, warnings = open_data(config, args.data_path, trained["weights"])
     there = len(getattr(dataset, args.split))
