@@ -238,8 +238,8 @@ def time_fields(args, draws):
         "draws": draws,
         "latents": z.numel(),
         "seconds": times["all"][0],
-        "ms_per_single_pass": 1e3 * statistics.mean(times["single"]),
-        "extrapolated_seconds_single": needed * statistics.mean(times["single"]),
+        "ms_per_single_pass": 1e3 * statistics.median(times["single"]),
+        "extrapolated_seconds_single": needed * statistics.median(times["single"]),
         "extrapolated_seconds_batched": needed * times["batch"][0] / PASSES,
         "peak_memory_mib": memory and memory / 2**20,
     }
