@@ -95,7 +95,7 @@ def draw(geometry, cones):
                 draw_section(axes, cells, latents[h], geometry.kernel_size, colour, count)
                 if row and outlined[0] == h:
                     _, i, j, edge = outlined
-                    axes.add_patch(Rectangle((j, i), edge, edge, fill=False, linewidth=1.2))
+                    axes.add_patch(Rectangle((j, i), edge, edge, fill=False, linewidth=1.2, zorder=3))
         figure.legend(handles=legend(), loc="lower center", ncols=3, frameon=False, fontsize=FONT_SIZE, borderpad=0)
     return figure
 

@@ -13,7 +13,8 @@ import args as flags
 from flow.latents import decode, sweep
 from plot_mix_temperature import add_temperatures, listing, mixed_temperatures
 from plot_receptive_fields import add_flags, get_fields, get_levels, pictures
-from plot_walk import papers_range
+from plot_walk import add_range, check_two, papers_range
+from utils.memory import keep_freed_memory
 from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, add_image, save_figure, style
 from utils.random import generator
 
@@ -67,12 +68,7 @@ def latents_parser():
         help="vary these, level:row:column:channel (default: the strongest of each level)",
     )
     which.add_argument("--strongest", type=flags.positive, default=1, metavar="N", help="the N strongest of each level")
-    group.add_argument(
-        "--range",
-        type=flags.number_list(flags.finite),
-        metavar="LOW,HIGH",
-        help="of the latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)",
-    )
+    add_range(group)
     group.add_argument("--steps", type=flags.several, default=5, metavar="N", help="values of the latent")
     group.add_argument("--samples", type=flags.positive, default=2, metavar="N", help="number of samples, a row each")
     add_temperatures(group)
@@ -82,11 +78,11 @@ def latents_parser():
 
 def main(argv=None):
     args = flags.get_args(argv, latents_parser())
+    keep_freed_memory()
     flow, config, trained = flags.load_flow(args)
     temperatures = mixed_temperatures(args, flow)
     levels = get_levels(args, flow)
-    if args.range and len(args.range) != 2:
-        raise flags.FlagError("--range", flags.listing(args.range), "must be two numbers")
+    check_two(args)
     fields = get_fields(args, flow, config)
     if args.latents:
         chosen = torch.arange(len(fields.levels))

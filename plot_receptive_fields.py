@@ -140,7 +140,6 @@ def get_fields(args, flow, config, temperatures=1.0):
     key = digest(flow.state_dict(), settings, latents, args.draws, args.draw_seed, temperatures, device.type)
 
     def compute():
-        keep_freed_memory()
         draws = generator(args.draw_seed, "receptive fields", 0, device)
         return receptive_fields(flow, args.draws, latents, temperatures, draws, progress=True)
 
@@ -279,6 +278,7 @@ def fields_parser():
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     args = flags.get_args(argv, fields_parser())
+    keep_freed_memory()
     flow, config, trained = flags.load_flow(args)
     temperatures = flags.check_temperature(args.temperature, flow)
     levels = get_levels(args, flow)
