@@ -209,7 +209,7 @@ def draw_histogram(fields, levels, logarithmic=False):
         panels = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for h, axes in zip(levels, panels, strict=True):
             axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=COLOURS[0])
-            axes.set(yscale="log", ylim=(0.5, 2 * counts.max()))
+            axes.set(yscale="log", ylim=(0.5, 6 * counts.max()))
             if logarithmic:
                 axes.set_xscale("log")
             if edges[0] <= VISIBLE <= edges[-1]:
@@ -229,7 +229,7 @@ def report(fields):
         at_level, visible = fields.of_level(h), fields.visible(h)
         strengths = fields.strengths[at_level]
         named = {fields.name(k): fields.strengths[k].item() for k in visible}
-        paper = f" (the paper's, of CelebA: {PAPER_VISIBLE})" if h == len(fields.totals) - 1 else ""
+        paper = f" (the paper's RG-Flow on CelebA: {PAPER_VISIBLE})" if h == len(fields.totals) - 1 else ""
         text = "".join(f", {name} {strength:.3g}" for name, strength in named.items())
         print(
             f"h = {h}: {len(visible)} of {len(at_level)} latents with strength above {VISIBLE:g}{paper},"

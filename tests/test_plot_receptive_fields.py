@@ -125,7 +125,7 @@ def test_strengths_visible_latents_and_their_report(capsys):
     assert (top["visible"], top["paper_visible_celeba"]) == ({"1:0:0:2": 3, "1:0:0:1": 2}, 30)
     assert (low["computed"], low["latents"], low["paper_visible_celeba"]) == (3, 9, None)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("h = 1: 2 of 2 latents with strength above 1 (the paper's, of CelebA: 30)")
+    assert first.startswith("h = 1: 2 of 2 latents with strength above 1 (the paper's RG-Flow on CelebA: 30)")
     assert second.endswith("strengths 0.5 to 4, 0:1:0:0 4")
 
 
