@@ -125,9 +125,10 @@ def get_levels(args, flow):
     return sorted(set(levels), reverse=True)
 
 
-def get_fields(args, flow, config, temperatures=1.0):
+def get_fields(args, flow, config, temperatures=None):
     """The receptive fields that the flags --latents, --draws, --per_level and --draw_seed ask for, from --fig_dir if
-    they are there."""
+    they are there; temperatures: of the draws, one per level, or None for 1."""
+    temperatures = temperatures or (1.0,) * flow.num_levels
     if args.latents:
         latents = torch.tensor(flags.check_latents(args.latents, flow))
     else:

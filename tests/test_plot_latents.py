@@ -6,6 +6,7 @@ import torch
 from checks import randomise
 
 import plot_latents as script
+import plot_receptive_fields
 from args import FlagError
 from flow import RGFlow
 from flow.hierarchy import generation_cone
@@ -87,6 +88,12 @@ def test_many_latents_fill_two_columns(draw, drawn):
     boxes = [axes.get_position().bounds for axes in figure.axes]
     assert len(boxes) == 5 * 5
     assert all(min(x, y) > -1e-9 and x + w < 1 + 1e-9 and y + h < 1 for x, y, w, h in boxes)
+
+
+def test_fields_are_shared_with_their_own_figure(draw, tmp_path):
+    draw(plot_receptive_fields, "rgflow", "--draws 1")
+    draw(script, "rgflow", "--draws 1 --steps 2")
+    assert len(list((tmp_path / "f").glob("*.cache"))) == 1
 
 
 @pytest.mark.parametrize(
