@@ -111,8 +111,8 @@ def add_flags(group):
         "--per_level",
         type=flags.positive,
         metavar="N",
-        help="compute the fields of N random latents of each level, among them the strongest (default: all of rgflow"
-        f" up to {MOST_ENTRIES * 4 // 2**30} GiB; otherwise {SUBSET})",
+        help="compute the fields of N random latents of each level, and find the strongest among these (default: all of"
+        f" rgflow up to {MOST_ENTRIES * 4 // 2**30} GiB; otherwise {SUBSET})",
     )
 
 

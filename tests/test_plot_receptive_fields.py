@@ -9,8 +9,9 @@ import torch
 from checks import jacobian, randomise
 from matplotlib import colormaps
 
+import bench
 import plot_receptive_fields as script
-from args import FlagError, RunError, get_args
+from args import FlagError, RunError, build_parser, get_args
 from flow import RealNVP
 from flow.load import build, load
 from plot_receptive_fields import Fields, choose_latents, draw_fields, draw_histogram, get_fields, pictures
@@ -231,3 +232,15 @@ def test_fields_that_are_not_finite_are_refused(draw, monkeypatch):
     monkeypatch.setattr(script, "receptive_fields", lambda flow, n, latents, *_, **__: latents[:, :1, None] * torch.nan)
     with pytest.raises(RunError, match="not finite"):
         draw(script, "rgflow")
+
+
+def test_the_time_of_fields_beside_one_pass_per_latent(weights, capsys):
+    args = get_args(["--weights", weights["grey"]], build_parser("", needs_weights=True))
+    (result,) = bench.time_fields(args, 2)
+    assert (result["draws"], result["latents"]) == (2, 64)
+    assert result["extrapolated_seconds_single"] == pytest.approx(2 * 64 * result["ms_per_single_pass"] / 1000)
+    assert min(result["seconds"], result["extrapolated_seconds_batched"]) > 0
+    assert "extrapolated from 32" in capsys.readouterr().out
+    args.weights = weights["realnvp"]
+    with pytest.raises(FlagError, match="only for rgflow"):
+        bench.time_fields(args, 2)
