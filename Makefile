@@ -21,6 +21,8 @@ test: $(VENV)/requirements-dev.done
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)/requirements-dev.done: requirements-metrics.txt
+
 # A stamp per requirements file: nothing is installed again until the file changes.
 $(VENV)/%.done: %.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement $<

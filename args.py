@@ -102,14 +102,12 @@ positive = number(int, 1, LARGEST, f"a whole number of at least 1 and at most {L
 several = number(int, 2, LARGEST, f"a whole number of at least 2 and at most {LARGEST}")
 above_zero = number(float, 1e-30, 1e30, "a number above 0 and at most 1e30")
 non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
+finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
 
 
 def number_list(kind):
     """An argparse type: one `kind` or several, comma separated, as a tuple."""
     return lambda text: tuple(kind(item) for item in text.split(","))
-
-
-finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
 
 
 def assignment(name, value):
@@ -149,8 +147,9 @@ def gpu_list(text):
     return tuple(map(int, numbers))
 
 
-def build_parser(description, needs_weights=False, pictures=False, numbers=False):
-    """The flags of `main.py`; also those of a script that uses a trained flow, draws pictures, writes numbers."""
+def build_parser(description, needs_weights=False, pictures=False, numbers=False, several=False):
+    """The flags of `main.py`; also those of a script that uses a trained flow (or several), draws pictures, writes
+    numbers."""
     parser = Parser(description)
     if needs_weights or pictures or numbers:
         group = parser.add_argument_group("input and output")
@@ -158,6 +157,7 @@ def build_parser(description, needs_weights=False, pictures=False, numbers=False
         group.add_argument(
             "--weights",
             metavar="FILE",
+            nargs="+" if several else None,
             help="checkpoint, which carries its own configuration; without it, the flags below name a run whose newest"
             " checkpoint is used",
         )
@@ -345,11 +345,7 @@ def get_args(argv=None, parser=None):
         args.compile = args.cuda != "cpu"
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    if getattr(args, "json", None):
-        try:
-            check_writable(args.json)
-        except OSError as error:
-            parser.error(f"argument --json: {args.json}: cannot be written ({error.strerror})")
+    check_json(parser, args)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -376,6 +372,15 @@ def set_device(parser, args, several):
     args.gpus = len(numbers) if len(numbers) > 1 else 0
     # PyTorch's own default is tf32 for convolutions.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
+
+
+def check_json(parser, args):
+    """Ends with one sentence if the file of --json, where there is that flag, cannot be written."""
+    if getattr(args, "json", None):
+        try:
+            check_writable(args.json)
+        except OSError as error:
+            parser.error(f"argument --json: {args.json}: cannot be written ({error.strerror})")
 
 
 def network_name(args):
@@ -459,9 +464,8 @@ def check_temperature(temperatures, flow, flag="--temperature"):
     if len(temperatures) == 1:
         temperatures *= flow.num_levels
     if len(temperatures) != flow.num_levels:
-        raise FlagError(
-            flag, listing(temperatures), f"must be one number or {flow.num_levels}, one per level of the flow"
-        )
+        rule = f"must be one number or {flow.num_levels}, one per level of the flow"
+        raise FlagError(flag, listing(temperatures), rule)
     return temperatures
 
 

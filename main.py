@@ -25,8 +25,9 @@ from tqdm import tqdm
 import args as flags
 from data import DATASETS, open_dataset
 from data.batches import Batches
+from flow.evaluation import bits_per_dim_of_all, first_nonfinite, mean_and_stderr, noisy_batch
 from flow.load import build
-from flow.preprocess import bits_per_dim, nats_per_dim, nats_to_bits, to_image, to_model
+from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
 from utils.compilation import why_not_compiled
 from utils.descent import Descent
@@ -43,7 +44,6 @@ from utils.signals import StopSignals
 NETWORK = ("model", "L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
 NETWORK += ("share_levels", "dtype")
 FIXED = (*NETWORK, "data", "fingerprint", "seed", "batch_size")
-TEST_BATCH = 250
 GRID = 8
 
 
@@ -355,20 +355,14 @@ class Run:
 
         Raises RunError if it is not finite.
         """
-        images = self.dataset.test
-        values = torch.zeros(len(images), dtype=torch.float64, device=self.device)
+        images, peers = self.dataset.test, self.peers
         with self.evaluation():
-            starts = range(self.peers.rank * TEST_BATCH, len(images), self.peers.size * TEST_BATCH)
-            for k in tqdm(starts, desc="test", leave=False, disable=self.quiet):
-                batch = torch.from_numpy(images[k : k + TEST_BATCH]).to(self.device)
-                draws = generator(0, "test", k, self.device)
-                noise = torch.rand(batch.shape, generator=draws, dtype=self.dtype, device=self.device)
-                bpd = values[k : k + TEST_BATCH] = bits_per_dim(self.flow, batch, noise=noise).to(values.dtype)
-                if not bpd.isfinite().all():
-                    self.fail("BPD of test images", batch, noise)
-        values = self.peers.sum_(values)
-        bpd = values.mean().item()
-        stderr = (values - bpd).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
+            values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=self.quiet)
+            values = peers.sum_(values)
+            bad = first_nonfinite(values)
+            if bad is not None:
+                self.fail("BPD of test images", *noisy_batch(self.flow, images, bad))
+        bpd, stderr = mean_and_stderr(values)
         if not self.mid_epoch:
             self.test_bpds[self.epoch] = bpd
         self.log.text(

@@ -5,6 +5,7 @@ python plot_generation.py --weights saved_model/…/10.state --temperature 0.9
 """
 
 import torch
+from tqdm import tqdm
 
 import args as flags
 from flow import RGFlow
@@ -17,7 +18,8 @@ from utils.random import generator
 def generation(flow, z):
     """x^(h) in [0, 1] for h = h_L … 0, with pixels as large as they are at their level: a list of (B, C, L, L)."""
     steps = flow.generate(z, lambda bijector, blocks: bijector.inverse(blocks)[0])
-    return [enlarged(to_image(x).cpu(), flow.L) for x in steps]
+    progress = tqdm(steps, desc="generate", unit="level", total=flow.num_levels, leave=False, disable=None)
+    return [enlarged(to_image(x).cpu(), flow.L) for x in progress]
 
 
 def enlarged(images, L):

@@ -72,8 +72,6 @@ def main(argv=None):
     grid = args.grid
     if grid and len(grid) != 2:
         raise flags.FlagError("--grid", flags.listing(grid), "must be two numbers")
-    if grid and args.linear:
-        raise flags.FlagError("--linear", "", "not with --grid")
     if args.theta is not None and not grid:
         raise flags.FlagError("--theta", args.theta, "only with --grid, without it every threshold is drawn")
     number = sum(grid or (1, 1))
@@ -95,6 +93,7 @@ def main(argv=None):
         labels, width = pair_labels(flow, args.linear), 0.8
         name = "mixing_linear" if args.linear else "mixing"
         caption = f"A = {numbers[0]}, B = {numbers[1]}, levels h >= Theta of the one and h < Theta of the other"
+        caption += "; linear in z: lambda z_A + (1 - lambda) z_B" if args.linear else ""
     name += f"_{flags.listing(args.images)}" if args.images else ""
     figure = grid_figure(panels.flatten(0, 1), panels.shape[1], PAGE, *labels, width)
     for picture in save_figure(figure, flags.picture_path(args, config, name)):
@@ -116,10 +115,11 @@ def mixing_parser():
         help="test images, counted from 0: A and B; with --grid those of the high, then those of the low levels"
         " (default: the first ones)",
     )
-    group.add_argument(
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
         "--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B"
     )
-    group.add_argument(
+    which.add_argument(
         "--grid",
         type=flags.number_list(flags.positive),
         nargs="?",

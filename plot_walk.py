@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 import args as flags
 from flow.latents import decode, encode, interpolate, random_walk, sweep
-from utils.plotting import PAGE, grid_figure, save_animation, save_figure
+from utils.plotting import PAGE, grid_figure, save_animation, save_figure, screen_width
 from utils.random import generator
 
 STRIP = 8  # frames side by side
-SECONDS = 0.08  # per frame
+SECONDS = 0.1  # per frame
 
 
 def walk_images(flow, levels, args):
@@ -74,7 +74,7 @@ def random_walks(flow, config, args):
     flags.check_range("--levels", levels, flow.num_levels)
     text = flags.listing(levels)
     images = walk_images(flow, levels, args)
-    labels = [f"level {text}, frame {k}" for k in range(len(images))]
+    labels = [f"$h = {text}$\nframe {k}" for k in range(len(images))]
     yield f"walk_level{text}", images, labels, f"random walk in the latents of level {text}"
 
 
@@ -83,9 +83,9 @@ def sweeps(flow, config, args):
     indices = flags.check_latents(args.latents, flow)
     for name, index in zip(args.latents, indices, strict=True):
         low, high = args.range or papers_range(name[0])
-        values = torch.linspace(low, high, args.frames, dtype=torch.float64)
+        values = torch.linspace(low, high, args.frames + 1, dtype=torch.float64)
         text = ":".join(map(str, name))
-        labels = [f"{text} = {value:.2f}" for value in values]
+        labels = [f"{text}\n{value:.2f}" for value in values]
         images = sweep_images(flow, index, values, args)
         yield f"sweep_{text.replace(':', '-')}", images, labels, f"latent {text} from {low:g} to {high:g}"
 
@@ -93,8 +93,8 @@ def sweeps(flow, config, args):
 def interpolations(flow, config, args):
     if len(args.images) != 2:
         raise flags.FlagError("--images", flags.listing(args.images), "must be two numbers")
-    images = interpolation_images(flow, flags.load_images(args, config, args.images), args.frames)
-    labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, args.frames)]
+    images = interpolation_images(flow, flags.load_images(args, config, args.images), args.frames + 1)
+    labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(images))]
     first, last = args.images
     caption = f"test images of {config['data']}, {first} (lambda = 1) to {last} (lambda = 0)"
     yield f"interpolation_{first},{last}", images, labels, caption
@@ -106,13 +106,13 @@ def draw(images, labels, path, closed):
     labels: of each frame
     closed: whether the last frame leads back to the first; if not, the GIF goes there and back
     """
-    order = [*range(len(images)), *([] if closed else range(len(images) - 2, 0, -1))]
-    ncols = math.ceil(images.shape[1] ** 0.5)
-    width = max(2, ncols)  # inches
-    progress = tqdm(order, desc="draw", unit="frame", disable=None)
+    n, ncols = len(images), math.ceil(images.shape[1] ** 0.5)
+    width = screen_width(images[0], ncols)
+    order = [*range(n), *([] if closed else range(n - 2, 0, -1))]
+    progress = tqdm(order, desc="draw", unit="frame", leave=False, disable=None)
     figures = (grid_figure(images[k], ncols, width, columns=[labels[k]]) for k in progress)
     animation = save_animation(figures, path, SECONDS)
-    shown = torch.linspace(0, len(images) - 1, min(STRIP, len(images))).round().int().tolist()
+    shown = torch.linspace(0, n if closed else n - 1, STRIP + closed)[:STRIP].round().int().unique().tolist()
     strip = images[shown].transpose(0, 1).flatten(0, 1)
     figure = grid_figure(strip, len(shown), PAGE, columns=[labels[k] for k in shown])
     return [animation, *save_figure(figure, path)]
@@ -163,7 +163,7 @@ def walk_parser():
         "--stops", type=flags.several, default=4, metavar="N", help="draws of the prior that the random walk passes"
     )
     group.add_argument(
-        "--frames", type=flags.several, default=16, metavar="N", help="frames, of the random walk to the next draw"
+        "--frames", type=flags.positive, default=14, metavar="N", help="steps from one end, or draw, to the next"
     )
     return parser
 

@@ -8,10 +8,8 @@ import hashlib
 import os
 from functools import partial
 
-from PIL import Image, ImageOps
-
 from .arrays import FOLDER, DataError, Preparation, write_rows
-from .images import BROKEN, decode, resize, to_channels
+from .images import BROKEN, decode, load_square
 
 
 def prepare(data_path, nchannels, L):
@@ -56,12 +54,7 @@ def _build(root, names, nchannels, L, folder, progress):
 
     def load(name):
         try:
-            with Image.open(root / name) as image:
-                image = to_channels(ImageOps.exif_transpose(image), nchannels)
-            width, height = image.size
-            edge = min(width, height)
-            left, top = (width - edge) / 2, (height - edge) / 2
-            return resize(image, L, (left, top, left + edge, top + edge))  # looks beyond the box: resize, then crop
+            return load_square(root / name, nchannels, L)
         except BROKEN:
             skipped.append(name)
 

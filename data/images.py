@@ -3,12 +3,13 @@
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .arrays import cpu_count
+from .arrays import DataError, cpu_count
 
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
 BROKEN = (
@@ -60,6 +61,67 @@ def resize(image, L, box=None):
     """Bicubic: an L or RGB image, or the box (left, top, right, bottom) in it -> uint8 (C, L, L)."""
     pixels = np.asarray(image.resize((L, L), Image.Resampling.BICUBIC, box))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def load_square(path, nchannels, L):
+    """An image file as uint8 (nchannels, L, L): turned as its EXIF tag says, laid on white where transparent, the
+    shorter side resized to L and the centre kept. Raises one of `BROKEN` for a file that is no image."""
+    image = load_image(path, nchannels)
+    return resize(image, L, central_square(image))  # looks beyond the box: resize, then crop
+
+
+def load_image(path, nchannels):
+    """An image file as a Pillow image of mode L (1 channel) or RGB (3). Raises one of `BROKEN`."""
+    with Image.open(path) as image:
+        return to_channels(ImageOps.exif_transpose(image), nchannels)
+
+
+def load_single(path, nchannels, L, fit=False):
+    """The image file that a user names as uint8 (nchannels, L, L); with `fit` as `load_square` makes it.
+
+    Raises DataError for a file that is no image and, without `fit`, for an image of another size.
+    """
+    with _named(path):
+        if fit:
+            return load_square(path, nchannels, L)
+        return resize(_exact(path, nchannels, L), L)
+
+
+def load_mask(path, L, fit=False):
+    """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one.
+
+    Raises DataError as `load_single` does.
+    """
+    with _named(path):
+        if fit:
+            image = Image.fromarray(255 * np.asarray(load_image(path, 3)).any(-1).astype(np.uint8))
+            return np.asarray(image.resize((L, L), Image.Resampling.BOX, central_square(image))) > 0
+        return np.asarray(_exact(path, 3, L)).any(-1)
+
+
+def _exact(path, nchannels, L):
+    image = load_image(path, nchannels)
+    if image.size != (L, L):
+        width, height = image.size
+        raise DataError(f"{path}: {width}x{height} pixels, must be {L}x{L}; --resize makes it so")
+    return image
+
+
+@contextmanager
+def _named(path):
+    """Turns what Pillow raises on a file that is no image into a DataError that names it."""
+    try:
+        yield
+    except BROKEN as error:
+        raise DataError(f"{path}: no readable image ({getattr(error, 'strerror', None) or error})") from error
+
+
+def central_square(image):
+    """The box (left, top, right, bottom) of the largest square in the middle."""
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    return left, top, left + edge, top + edge
 
 
 def decode(load, items, name, progress):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .arrays import DataError, Preparation, cpu_count
 
+VARIANTS = {"msds1": 1, "msds2": 2}
 SIZES = 90_000, 10_000  # train, test
 CHUNK = 500  # images per task of a worker process
 CORNERS = [(8 * i, 8 * j) for i in range(4) for j in range(4)]  # x, y of the tiles, columns first: the drawing order
@@ -59,13 +60,42 @@ def draw_image(variant, rng):
         angles = base + rng.uniform(0, 45, (16, 1))
     ovals = np.concatenate([corners, angles, colours], 1).astype(np.float32)
 
+    return draw_ovals(ovals), ovals, base.astype(np.float32)
+
+
+def draw_ovals(ovals):
+    """The uint8 image (3, 32, 32) of ovals (n, 6), as `draw_image` gives them, later ones over earlier ones."""
     image = Image.new("RGB", (32, 32))
     for x, y, angle, r, g, b in ovals.tolist():  # the float32 angle, so that the label is what was drawn
         tile = Image.new("RGBa", (8, 8))  # premultiplied, as Pillow rotates; a fifth faster than going there and back
         tile.paste((int(r), int(g), int(b), 255), mask=_ellipse())
         tile = tile.rotate(angle, Image.Resampling.BICUBIC).convert("RGBA")
         image.paste(tile, (int(x), int(y)), mask=tile)
-    return np.asarray(image).transpose(2, 0, 1), ovals, base.astype(np.float32)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def factors(variant, ovals, base):
+    """What varies in images with labels (N, 16, 6) and (N, 3) or (N, 1), as `draw_image` gives them.
+
+    By name: the global factor, (N, D), and what is local to each oval, (N, 16, D), with angles a as (cos 2a, sin 2a).
+    MSDS1: `global` base colour; `local` the oval's angle; `deviation` its colour minus the base colour
+    MSDS2: `global` mean angle of ovals, 22.5 degrees from the base angle (a probe for that one would find the same, but
+        a single latent need not lie along it); `local` the oval's colour; `deviation` its angle minus the base angle
+    """
+    angles, colours = ovals[:, :, 2], ovals[:, :, 3:]
+    if variant == 1:
+        return {"global": base, "local": _doubled(angles), "deviation": colours - base[:, None]}
+    return {"global": _doubled(base[:, 0] + 22.5), "local": colours, "deviation": (angles - base)[:, :, None]}
+
+
+def read_labels(folder, split, number):
+    """Ovals and base of the first `number` images of a split, "train" or "test", from the folder of a prepared set."""
+    return [np.load(folder / f"{split}_{kind}.npy", mmap_mode="c")[:number] for kind in ("ovals", "base")]
+
+
+def _doubled(degrees):
+    """(cos 2a, sin 2a) of angles, which have period 180."""
+    return np.stack((np.cos(np.radians(2 * degrees)), np.sin(np.radians(2 * degrees))), -1)
 
 
 def generate(variant, seed, start, stop, processes=None, progress=False):

@@ -49,22 +49,45 @@ def from_blocks(blocks, l, offset):
     return x.roll((offset, offset), (2, 3)) if offset else x
 
 
+def touched_blocks(regions, m, offset):
+    """regions: (B, l, l) bool -> which of the blocks of `to_blocks` hold a position of them, (B (l/m)^2) bool."""
+    return to_blocks(regions[:, None], m, offset).flatten(1).any(1)
+
+
+def block_positions(chosen, l, m, offset):
+    """The inverse: which blocks, (B (l/m)^2) bool -> all of their positions, (B, l, l) bool."""
+    return from_blocks(chosen[:, None, None, None].expand(-1, 1, m, m), l, offset)[:, 0]
+
+
 def touched(region, m, offset):
     """(l, l) bool -> (l, l) bool: all positions of the blocks that hold a position of the region."""
-    l = region.shape[0]
-    blocks = to_blocks(region[None, None], m, offset)
-    blocks = blocks.any(3, keepdim=True).any(2, keepdim=True).expand_as(blocks)
-    return from_blocks(blocks, l, offset)[0, 0]
+    return block_positions(touched_blocks(region[None], m, offset), len(region), m, offset)[0]
+
+
+def cone_blocks(regions, kernel_size):
+    """The blocks that changed regions of pixels alter on their way up: (B, L, L) bool -> a list with, per level, which
+    disentangler and which decimator blocks, (B (l/m)^2) bool each in the order of `to_blocks`.
+
+    With S_0 the region: disentangler blocks D_h that touch S_h, decimator blocks E_h that touch D_h, and S_(h+1) what
+    goes on of E_h. On the way down, S_0 needs just these blocks, and no latent outside E_h.
+    """
+    m, blocks = kernel_size, []
+    for _ in range(num_levels(regions.shape[-1], m)):
+        l = regions.shape[-1]
+        disentangled = touched_blocks(regions, m, m // 2)
+        decimated = touched_blocks(block_positions(disentangled, l, m, m // 2), m, 0)
+        blocks.append((disentangled, decimated))
+        regions = block_positions(decimated, l, m, 0)[:, ::2, ::2]
+    return blocks
 
 
 def inference_cone(region, kernel_size):
     """The latents that a set of pixels can affect (section 3.5, figure 3 (d)): (L, L) bool -> (L, L) bool."""
     region = torch.as_tensor(region, dtype=torch.bool)
     cone = torch.zeros_like(region)
-    for h in range(num_levels(region.shape[0], kernel_size)):
-        region = touched(touched(region, kernel_size, kernel_size // 2), kernel_size, 0)
-        cone[:: 2**h, :: 2**h] = region  # the next level writes its own positions over these
-        region = region[::2, ::2]
+    for h, (_, decimated) in enumerate(cone_blocks(region[None], kernel_size)):
+        positions = block_positions(decimated, len(region) >> h, kernel_size, 0)[0]
+        cone[:: 2**h, :: 2**h] = positions  # the next level writes its own positions over these
     return cone
 
 

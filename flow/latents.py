@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .preprocess import to_image, to_model
 
-PART = 16  # images at a time
+PART = 8  # images at a time
 
 
 def encode(flow, images):
@@ -27,11 +27,10 @@ def decode(flow, z):
 
 @torch.no_grad()
 def in_parts(function, batch, description):
-    """function(batch), a part at a time, with a bar on terminals if there are several."""
-    parts = batch.split(PART)
+    """function(batch), a part at a time, with a bar on terminals."""
     results = []
-    with tqdm(total=len(batch), desc=description, unit="image", disable=None if len(parts) > 1 else True) as bar:
-        for part in parts:
+    with tqdm(total=len(batch), desc=description, unit="image", leave=False, disable=None) as bar:
+        for part in batch.split(PART):
             results.append(function(part))
             bar.update(len(part))
     return torch.cat(results)

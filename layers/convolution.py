@@ -37,7 +37,7 @@ class ConvolutionalNetworks(Networks):
             self.biases.append(torch.zeros(nsteps, number, outputs))
         self.scale = nn.Parameter(torch.zeros(nsteps, 2 * nout))
 
-    def fold(self, differentiable=False):
+    def fold(self):
         """The folded parameters for `evaluate`: a list over K steps of lists over stages of lists of (kernel, bias)."""
         half = math.sqrt(0.5)
         last_of_block = torch.arange(self.weights[1].shape[1], device=self.scale.device) % self.nmlp == self.nmlp - 1

@@ -11,8 +11,8 @@ class Networks(nn.Module):
     """The networks of K coupling steps, each with its own parameters.
 
     A subclass MUST define
-        fold(differentiable=False)    a list over the K steps of what a step needs of the parameters, in `self.dtype`
-                                      where that is not None
+        fold()    a list over the K steps of what a step needs of the parameters, in `self.dtype` where that is not
+                  None, differentiable where gradients are asked for
 
     `accelerate` sets how the products run, never what is computed or saved: compiled kernels, bfloat16, recomputation.
     """
@@ -27,7 +27,7 @@ class Networks(nn.Module):
         recompute: keep only the variables between coupling steps for the backward pass and compute the rest again
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-        self._folded = self._folded_from = None
+        self._folded = self._folded_from = self._held = None
 
     def steps(self):
         """The folded parameters of the K steps as they are now, for `run`.
@@ -36,11 +36,13 @@ class Networks(nn.Module):
         versions do, or a gradient is there, since fused optimisers do not count up the version of what they change. A
         change through `.data` is not seen; `train()` and `eval()` forget what was kept.
         """
+        if self._held is not None:
+            return self._held
         parameters = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
             self._folded_from = self._folded = None
-            return self.fold(differentiable)
+            return self.fold()
         state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if self._folded_from != state:
             with torch.inference_mode(False), torch.no_grad():

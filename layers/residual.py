@@ -14,7 +14,8 @@ tensors, S = K G networks long.
 """
 
 import math
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,8 @@ from .networks import Networks, compiled
 BETA_MIN = 1e-4
 # A column of weights with a smaller norm counts as 0, as one does that a mask clears entirely.
 NORM_MIN = 1e-12
-# Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations.
+# Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations. Sets
+# of networks that are smaller are folded together.
 PIECE = 2**19
 
 
@@ -63,19 +65,6 @@ class ResidualBlock(nn.Module):
     def masks(self):
         return [getattr(self, f"mask{k}") for k in range(self.num_linear)]
 
-    def fold(self, settings, scale=None, differentiable=False):
-        """What `evaluate` needs of this block for each half-step, a list of K tuples; `scale` (S, n), if given,
-        multiplies the block's output."""
-        if scale is None:
-            scale = torch.ones_like(self.bias[:, : self.weights[0].shape[1]])
-        arguments = settings, self.masks, self.skip, scale, self.beta, self.gain, self.bias, *self.weights
-        if differentiable:
-            outputs = Fold.apply(*arguments)
-        else:
-            outputs, _ = fold(*arguments)
-        per_step = 2 + 2 * self.num_linear
-        return [outputs[k : k + per_step] for k in range(0, len(outputs), per_step)]
-
 
 class ResidualNetworks(Networks):
     """K times G residual networks n -> n, each with its own parameters; the G of one half-step run side by side.
@@ -98,13 +87,25 @@ class ResidualNetworks(Networks):
         blocks = f"{len(self.blocks)} residual blocks {' -> '.join(map(str, sizes))}"
         return f"{type(self).__name__}({steps} half-steps x {networks} networks of {blocks})"
 
-    def fold(self, differentiable=False):
+    def fold(self):
         """The folded parameters: a list over half-steps of tuples over blocks."""
-        settings = Settings(self.ngroups, self.dtype or self.scale.dtype, self.compile_kernels)
-        *first, last = self.blocks
-        blocks = [block.fold(settings, None, differentiable) for block in first]
-        blocks.append(last.fold(settings, self.scale, differentiable))
-        return list(zip(*blocks, strict=True))
+        return fold_networks([self])[0]
+
+    @property
+    def settings(self):
+        return Settings(self.ngroups, self.dtype or self.scale.dtype, self.compile_kernels)
+
+    @property
+    def kind(self):
+        """Equal for networks that can be folded together; those with masks are folded alone."""
+        sizes = tuple((block.skip, *(weight.shape[1:] for weight in block.weights)) for block in self.blocks)
+        masked = any(mask is not None for block in self.blocks for mask in block.masks)
+        return self.settings, self.scale.dtype, self.scale.device, sizes, masked and self
+
+    @property
+    def largest(self):
+        """Entries of the largest weight tensor."""
+        return max(weight.numel() for block in self.blocks for weight in block.weights)
 
 
 class Settings(NamedTuple):
@@ -116,6 +117,58 @@ class Settings(NamedTuple):
     ngroups: int
     dtype: torch.dtype
     compile: bool
+
+
+@contextmanager
+def folded_together(module):
+    """Fold small ResidualNetworks of `module` at once; within, `steps()` gives what their parameters were on entry.
+
+    For training: where networks are small, what folding costs is the number of operations, not their size. All others
+    are folded when they are used, so that each one's gradient is folded back as soon as it is there, and freed.
+    """
+    every = [part for part in module.modules() if isinstance(part, ResidualNetworks)]
+    try:
+        if module.training and torch.is_grad_enabled():
+            for group in small_groups(every):
+                for networks, steps in zip(group, fold_networks(group), strict=True):
+                    networks._held = steps
+        yield
+    finally:
+        for networks in every:
+            networks._held = None
+
+
+def small_groups(every):
+    """Lists of several ResidualNetworks of a kind whose largest weights have at most `PIECE` entries in all."""
+    kinds = {}
+    for networks in every:
+        groups = kinds.setdefault(networks.kind, [[]])
+        if sum(member.largest for member in groups[-1]) + networks.largest > PIECE:
+            groups.append([])
+        groups[-1].append(networks)
+    return [group for groups in kinds.values() for group in groups if len(group) > 1]
+
+
+def fold_networks(group):
+    """The folded parameters of ResidualNetworks of a kind: for each a list over half-steps of tuples over blocks."""
+    steps = list(zip(*(fold_blocks(group, k) for k in range(len(group[0].blocks))), strict=True))
+    counts = [len(networks.scale) // networks.ngroups for networks in group]
+    return [steps[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
+
+
+def fold_blocks(group, k):
+    """What `evaluate` needs of residual block k of all networks of the group, a list of tuples, one per half-step."""
+    blocks, first, scales = [networks.blocks[k] for networks in group], group[0].blocks[k], [n.scale for n in group]
+    if first is not group[0].blocks[-1]:  # only the last block is scaled
+        scales = [torch.ones_like(scale) for scale in scales]
+    own = zip(*((block.beta, block.gain, block.bias, *block.weights) for block in blocks), strict=True)
+    settings, parameters = (group[0].settings, first.masks, first.skip), (scales, *own)
+    if torch.is_grad_enabled() and any(parameter.requires_grad for each in parameters for parameter in each):
+        outputs = Fold.apply(*settings, len(group), *chain(*parameters))
+    else:
+        outputs, _ = fold(*settings, *map(joined, parameters))
+    length = 2 + 2 * first.num_linear
+    return [outputs[start : start + length] for start in range(0, len(outputs), length)]
 
 
 def evaluate(folded, x):
@@ -135,7 +188,7 @@ def fold(settings, masks, skip, scale, beta, gain, bias, *weights):
     """beta (G, 1, n), factor of the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …
     of one residual block, half-step after half-step; and what the derivative needs.
 
-    For the parameters see `ResidualBlock`, for `scale` its `fold`.
+    For the parameters see `ResidualBlock`; `scale` (S, n) multiplies the block's output.
     """
     n, nsteps = scale.shape[1], len(scale) // settings.ngroups
     fold_piece = compiled(fold_weight) if settings.compile else fold_weight
@@ -190,9 +243,11 @@ class Fold(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, settings, masks, skip, scale, *parameters):
-        outputs, saved = fold(settings, masks, skip, scale, *parameters)
-        ctx.settings, ctx.masks, ctx.skip = settings, masks, skip
+    def forward(ctx, settings, masks, skip, count, *parameters):
+        """Of `count` groups of networks, one after the other: their scales, betas, gains, … as `fold` has them."""
+        kinds = [parameters[k : k + count] for k in range(0, len(parameters), count)]
+        outputs, saved = fold(settings, masks, skip, *map(joined, kinds))
+        ctx.settings, ctx.masks, ctx.skip, ctx.lengths = settings, masks, skip, [len(scale) for scale in kinds[0]]
         ctx.save_for_backward(*saved)
         return tuple(outputs)
 
@@ -227,17 +282,8 @@ class Fold(torch.autograd.Function):
         grad_scale = grad_after[:, -n:]
         if ctx.skip:
             grad_scale = (grad_scale + grad_factor) * math.sqrt(0.5)
-        grad_scale = grad_scale if ctx.needs_input_grad[3] else None
-        return (
-            None,
-            None,
-            None,
-            grad_scale,
-            grad_all_betas,
-            grad_columns * after / norm,
-            grad_bias * after,
-            *grad_weights,
-        )
+        kinds = grad_scale, grad_all_betas, grad_columns * after / norm, grad_bias * after, *grad_weights
+        return None, None, None, None, *(part for grad in kinds for part in grad.split(ctx.lengths))
 
 
 def masked(tensor, mask):

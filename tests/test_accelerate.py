@@ -182,3 +182,11 @@ def test_bench(tmp_path, capsys):
         assert result["train_mfu"] == pytest.approx(rate / result["matrix_gflop_per_s"])
         assert 0 < result["data_percent"] + result["log_percent"] + result["optimizer_percent"] < 100
     assert "aten::bmm" in capsys.readouterr().out
+
+
+def test_bench_of_real_nvp(tmp_path):
+    flags = f"--model realnvp --L 8 --nchannels 1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --json {tmp_path}/a"
+    bench.main([*flags.split(), "--data", "folder", "--batch_size", "4", "--repeats", "1"])
+    (result,) = json.loads((tmp_path / "a").read_text())["results"]
+    fine, squeezed, coarse = 9 * (4 + 16 + 8), 9 * (2 * 8 + 64 + 8 * 4), 9 * (2 * 8 + 64 + 8 * 4)  # per position
+    assert result["gflop_per_image"] == pytest.approx(2 * (64 * fine + 16 * squeezed + 16 * coarse) / 1e9)

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from layers import PATCH_BIJECTORS, residual
 from layers.autoregressive import autoregressive_masks
 from layers.coupling import join_checkerboard, split_checkerboard
-from layers.residual import ResidualNetworks, evaluate
+from layers.residual import ResidualNetworks, evaluate, folded_together
 
 
 @pytest.mark.parametrize("name", PATCH_BIJECTORS)
@@ -121,6 +121,30 @@ def test_residual_networks_follow_the_formulas(skips, piece, monkeypatch):
                 torch.testing.assert_close(bias, linear.bias.grad)
                 torch.testing.assert_close(beta, next(betas).grad)
     torch.testing.assert_close(grad_x, x.grad)
+
+
+@pytest.mark.parametrize("together, piece", [(3, 2**19), (2, 2 * 4 * 11 * 11), (0, 1)])
+def test_small_networks_folded_together_are_those_folded_alone(together, piece, monkeypatch):
+    """Of 2, 2 and 1 half-steps of two networks, and one of other sizes; `piece` bounds the largest weights."""
+    every = nn.ModuleList([*(build_networks(nsteps=nsteps) for nsteps in (2, 2, 1)), build_networks((True,))])
+    x = torch.randn(5, 6)
+
+    def gradients():
+        every.zero_grad()
+        sum(evaluate(folded, x).square().sum() for networks in every for folded in networks.steps()).backward()
+        return [parameter.grad for parameter in every.parameters()]
+
+    expected = gradients()
+    monkeypatch.setattr(residual, "PIECE", piece)
+    for networks in every:
+        networks.fold = Mock(side_effect=networks.fold)
+    with folded_together(every):
+        for one, other in zip(gradients(), expected, strict=True):
+            torch.testing.assert_close(one, other)
+    assert sum(networks.fold.call_count for networks in every) == 4 - together
+    with torch.no_grad():
+        every[0].scale.zero_()
+    assert not torch.equal(gradients()[0], expected[0])  # nothing is held any longer
 
 
 def test_masked_residual_networks_follow_the_formulas():

@@ -18,11 +18,16 @@ def test_integrates_to_one_with_unit_variance(name):
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 2.0])
+@pytest.mark.parametrize("from_normal", [False, True])
 @pytest.mark.parametrize("name", PRIORS)
-def test_samples_follow_the_density_at_temperature(name, temperature):
+def test_samples_follow_the_density_at_temperature(name, from_normal, temperature):
     """p_T is proportional to p^(1/T): the empirical distribution function against the integral of that."""
-    prior = PRIORS[name]()
-    draws = prior.sample(torch.empty(100_000), temperature, torch.Generator().manual_seed(0)).sort().values
+    prior, draws = PRIORS[name](), torch.Generator().manual_seed(0)
+    if from_normal:
+        draws = prior.from_normal(torch.randn(100_000, generator=draws), temperature)
+    else:
+        draws = prior.sample(torch.empty(100_000), temperature, draws)
+    draws = draws.sort().values
     z = torch.linspace(-40, 40, 400_001)
     cdf = torch.cumulative_trapezoid((prior.log_prob(z) / temperature).exp(), z)
     cdf = cdf / cdf[-1]
@@ -36,3 +41,11 @@ def test_float32_samples_are_finite(name):
     draws = PRIORS[name]().sample(torch.empty(2_000_000, dtype=torch.float32))
     assert draws.dtype == torch.float32
     assert draws.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_from_normal_is_increasing_odd_and_finite(name):
+    z = PRIORS[name]().from_normal(torch.linspace(-9, 9, 1001, dtype=torch.float32))
+    assert z.isfinite().all()
+    assert (z.diff() > 0).all()
+    torch.testing.assert_close(z, -z.flip(0))

@@ -14,10 +14,11 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # 
 COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
+SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at least
 
 
 def style():
-    """A context for figures with axes: text as small, and lines as thin, as a paper's."""
+    """A context for figures with axes: text as small, and lines as thin, as a paper's; fonts as journals want them."""
     thin = {f"{name}.width": 0.5 for name in ("xtick.major", "ytick.major")}
     sizes = {"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.linewidth": 0.5, "pdf.fonttype": 42}
     return matplotlib.rc_context({**sizes, **thin})
@@ -78,9 +79,15 @@ def save_figure(figure, path, endings=(".png", ".pdf")):
     paths = [Path(f"{path}{ending}") for ending in endings]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for each in paths:
-        with replacing(each) as file:
+        with replacing(each) as file, style():
             figure.savefig(file, format=each.suffix[1:], dpi=300)
     return paths
+
+
+def screen_width(images, ncols):
+    """Inches that make a pixel of a grid of images (N, C, L, L) a whole number of pixels of an animation."""
+    pixels = image_grid(images, ncols).shape[1]
+    return pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI
 
 
 def save_animation(figures, path, seconds):
@@ -88,7 +95,7 @@ def save_animation(figures, path, seconds):
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+        figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
         frames.append(Image.open(buffer).convert("RGB"))
     path = Path(f"{path}.gif")
     path.parent.mkdir(parents=True, exist_ok=True)

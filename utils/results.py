@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,11 @@ def about(script, argv, device):
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def mean_and_deviation(values):
+    """Mean and standard deviation (n - 1) of a list of numbers; the deviation of one number is None."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def check_writable(path):

@@ -1,0 +1,121 @@
+"""What is measured of a flow on many images: bits per dimension, round trip, and samples to compare with data.
+
+Everything runs in batches of 250 whatever the batch size of training, and the draws of a batch are a function of a
+seed and its place: `main.py` after each epoch and `evaluate.py` give the same bits per dimension.
+"""
+
+import copy
+import math
+
+import torch
+from tqdm import tqdm
+
+from utils.random import generator
+
+from .preprocess import bits_per_dim, to_model, to_uint8
+
+BATCH = 250
+
+
+def starts(length, name, quiet, part=0, parts=1):
+    """The first indices of batches, those of part `part` of `parts`, behind a progress bar.
+
+    quiet: tqdm's `disable`, None shows the bar on terminals
+    """
+    return tqdm(range(part * BATCH, length, parts * BATCH), desc=name, leave=False, disable=quiet)
+
+
+def noisy_batch(flow, images, index, seed=0, draw=0):
+    """The batch that holds image number `index`, on the flow's device, and its dequantisation noise.
+
+    images: numpy array, uint8 (N, C, L, L)
+    """
+    like = next(flow.parameters())
+    start = index // BATCH * BATCH
+    batch = torch.from_numpy(images[start : start + BATCH]).to(like.device)
+    draws = generator(seed, "test", draw * len(images) + start, like.device)
+    return batch, torch.rand(batch.shape, generator=draws, dtype=like.dtype, device=like.device)
+
+
+@torch.no_grad()
+def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=None):
+    """Bits per dimension of each image, float64 (N,) on the flow's device; 0 for those of other parts.
+
+    images: numpy array, uint8 (N, C, L, L)
+    draw: number of the dequantisation noise
+    part, parts, quiet: see `starts`
+    """
+    values = torch.zeros(len(images), dtype=torch.float64, device=next(flow.parameters()).device)
+    for start in starts(len(images), "test", quiet, part, parts):
+        batch, noise = noisy_batch(flow, images, start, seed, draw)
+        values[start : start + BATCH] = bits_per_dim(flow, batch, noise=noise).to(values.dtype)
+    return values
+
+
+def first_nonfinite(values):
+    """The index of the first of values (N,) that is not finite, or None."""
+    bad = (~values.isfinite()).nonzero()
+    return bad[0].item() if len(bad) else None
+
+
+def mean_and_stderr(values):
+    """The mean of values (N,) and its standard error, which is 0 for a single one."""
+    mean = values.mean().item()
+    return mean, (values - mean).square().sum().item() ** 0.5 / max(1, len(values) * (len(values) - 1)) ** 0.5
+
+
+@torch.no_grad()
+def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
+    """Largest |g(f(x)) - x| and |f(g(z)) - z| of z = f(x) and x = g(z), which is its inverse, in model space.
+
+    images: numpy array, uint8 (N, C, L, L)
+    dtype: the type in which a copy of the flow computes, without any acceleration
+    Returns {"data": …, "samples": …}, from x of the images on and from z of N draws of the prior on. Each is
+    {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| of the latents of each level, from h = 0 up]}; None where an error
+    is not finite.
+    """
+    flow = copy.deepcopy(flow).to(dtype).eval()
+    flow.accelerate()
+    largest = torch.zeros(2, 1 + flow.num_levels, dtype=torch.float64)
+    name = f"round trip {dtype}".replace("torch.", "")
+    for start in starts(len(images), name, quiet):
+        batch, noise = noisy_batch(flow, images, start, seed)
+        x, _ = to_model(batch, noise=noise, dtype=dtype)
+        image, latent = there_and_back(flow.forward, flow.inverse, x)
+        z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
+        latent_of_sample, sample = there_and_back(flow.inverse, flow.forward, z)
+        errors = [per_level(flow, *pair) for pair in ((image, latent), (sample, latent_of_sample))]
+        largest = torch.maximum(largest, torch.tensor(errors, dtype=torch.float64))  # keeps NaN
+    values = [[error if math.isfinite(error) else None for error in row] for row in largest.tolist()]
+    return {name: {"image": row[0], "levels": row[1:]} for name, row in zip(("data", "samples"), values, strict=True)}
+
+
+def there_and_back(there, back, start):
+    """|back(there(s)) - s| of a start s (B, C, L, L), and |there(back(t)) - t| of t = there(s); both (B, C, L, L)."""
+    end, _ = there(start)
+    start_again, _ = back(end)
+    end_again, _ = there(start_again)
+    return (start_again - start).abs(), (end_again - end).abs()
+
+
+def per_level(flow, image_errors, latent_errors):
+    """The largest of errors (B, C, L, L) of the images, then of the latents of each level: a list."""
+    latent_errors = latent_errors.amax(0)
+    levels = [latent_errors[flow.level_map == h].max().item() for h in range(flow.num_levels)]
+    return [image_errors.max().item(), *levels]
+
+
+@torch.no_grad()
+def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
+    """n samples as 8-bit images, uint8 (n, C, L, L) on the host. `temperature`: see `Flow.sample`.
+
+    Raises FloatingPointError for a sample with a NaN.
+    """
+    images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
+    for start in starts(n, "samples", quiet):
+        part = images[start : start + BATCH]
+        x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
+        if x.isnan().any():
+            raise FloatingPointError(f"samples {start} to {start + len(part) - 1}: hold values that are not numbers")
+        part.copy_(to_uint8(x))
+    return images

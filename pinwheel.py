@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Train two-dimensional flows with both priors on a pinwheel (Appendix E, figure E1): do quadrants go to legs?
+
+    python pinwheel.py
+    python pinwheel.py --seeds 1 --steps 500 --json pinwheel.json
+
+The number behind the figure: draws from the prior are sorted into four sectors of the latent plane and their images by
+the nearest spiral arm; the accuracy is the share of draws in the arm of their sector, under the best of the 24 ways to
+match sectors with arms. Sectors are the quadrants, as in the paper, and also quadrants turned in steps of 5 degrees:
+a flow need not lay its legs where the axes are.
+"""
+
+import math
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from tqdm import trange
+
+import args as flags
+from flow.prior import PRIORS
+from layers.coupling import couple, uncouple
+from layers.residual import ResidualNetworks
+from utils.plotting import COLOURS, PAGE, save_figure, style
+from utils.random import derived_seed, generator
+from utils.results import about, mean_and_deviation, save
+
+LEGS = 4
+RADIAL_STD, TANGENTIAL_STD, RATE = 0.3, 0.1, 0.25
+BATCH, LR, CLIP = 512, 1e-2, 1.0
+NLAYERS, NHIDDEN = 4, 32
+TURNS = range(0, 90, 5)  # degrees
+
+
+class PlanarFlow(nn.Module):
+    """RNVP blocks on points of the plane, each coordinate moved in turn given the other.
+
+    forward: x (N, 2) -> z (N, 2), log_det (N,); inverse: z -> x
+    """
+
+    def __init__(self, prior, nlayers=NLAYERS, nhidden=NHIDDEN):
+        super().__init__()
+        self.prior = PRIORS[prior]()
+        self.networks = ResidualNetworks(2 * nlayers, 2, 1, nhidden, nresblocks=1, nmlp=2)
+
+    def forward(self, x):
+        kept, moved = x.split(1, 1)
+        log_scale = 0
+        for folded in self.networks.steps():
+            (kept, s), moved = couple(folded, kept, moved), kept
+            log_scale = log_scale + s
+        return torch.cat((kept, moved), 1), log_scale.sum(1)
+
+    def inverse(self, z):
+        kept, moved = z.split(1, 1)
+        for folded in reversed(self.networks.steps()):
+            kept, (moved, _) = moved, uncouple(folded, moved, kept)
+        return torch.cat((kept, moved), 1)
+
+    def log_prob(self, x):
+        """Nats: (N, 2) -> (N,)."""
+        z, log_det = self(x)
+        return self.prior.log_prob(z).sum(1) + log_det
+
+    @torch.no_grad()
+    def draw(self, n, generator):
+        """n latents from the prior and their images, (n, 2) each."""
+        z = self.prior.sample(torch.empty(n, 2), generator=generator)
+        return z, self.inverse(z)
+
+
+def turn(points, leg, radius):
+    """Points (…, 2) on the leg at angle 0, turned by leg * 90 degrees + RATE exp(radius) radians."""
+    angle = leg * 2 * math.pi / LEGS + RATE * radius.exp()
+    u, v = points.unbind(-1)
+    return torch.stack((u * angle.cos() - v * angle.sin(), u * angle.sin() + v * angle.cos()), -1)
+
+
+def pinwheel(n, generator):
+    """n points of the pinwheel (n, 2) and the leg of each (n,)."""
+    leg = torch.randint(LEGS, (n,), generator=generator)
+    points = torch.randn(n, 2, generator=generator) * torch.tensor([RADIAL_STD, TANGENTIAL_STD])
+    points[:, 0] += 1
+    return turn(points, leg, points[:, 0]), leg
+
+
+def nearest_arm(x):
+    """The arm, 0 … 3, whose line (the leg without its width) passes nearest to each point: (N, 2) -> (N,)."""
+    radius = torch.arange(0, 2.5, 0.01).expand(LEGS, -1)
+    line = torch.stack((radius, torch.zeros_like(radius)), -1)
+    arms = turn(line, torch.arange(LEGS)[:, None], radius)  # (LEGS, 250, 2)
+    return torch.cdist(x, arms.flatten(0, 1)).argmin(1) // radius.shape[1]
+
+
+def sector(z, degrees=0):
+    """The quadrant of each point (N, 2) -> (N,), in axes turned by `degrees` anticlockwise."""
+    angle = torch.atan2(z[:, 1], z[:, 0]) - math.radians(degrees)
+    return (angle.remainder(2 * math.pi) * LEGS / (2 * math.pi)).long().clamp(max=LEGS - 1)
+
+
+def matched_accuracy(sectors, arms):
+    """The share of points in the arm of their sector, under the best one-to-one matching."""
+    counts = torch.bincount(LEGS * sectors + arms, minlength=LEGS**2).reshape(LEGS, LEGS).tolist()
+    return max(sum(map(list.__getitem__, counts, match)) for match in permutations(range(LEGS))) / len(sectors)
+
+
+def train(prior, seed, steps):
+    """A flow trained on fresh points with AdamW, its rate falling to 0 along a cosine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights"))
+        flow = PlanarFlow(prior)
+    points = generator(seed, "pinwheel")
+    optimizer = torch.optim.AdamW(flow.parameters(), LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in trange(steps, desc=f"{prior} {seed}", unit="step", leave=False, disable=None):
+        loss = -flow.log_prob(pinwheel(BATCH, points)[0]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+    return flow.eval()
+
+
+def measure(flow, n, seed):
+    """Of n draws: accuracy of quadrants, of sectors about the axes (turned by 45 degrees), and of the best sectors."""
+    z, x = flow.draw(n, generator(seed, "accuracy"))
+    arms = nearest_arm(x)
+    accuracy = {degrees: matched_accuracy(sector(z, degrees), arms) for degrees in TURNS}
+    best = max(accuracy, key=accuracy.get)
+    with torch.no_grad():
+        nats = -flow.log_prob(pinwheel(n, generator(seed, "test"))[0]).mean().item()
+    return {"nats": nats, "quadrants": accuracy[0], "axes": accuracy[45], "best": accuracy[best], "best_degrees": best}
+
+
+def summary(results):
+    """Mean and standard deviation over seeds, in words."""
+    words = []
+    for name in ("nats", "quadrants", "axes", "best"):
+        mean, deviation = mean_and_deviation([result[name] for result in results])
+        words.append(f"{name} {mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else ""))
+    return ", ".join(words)
+
+
+def draw_figure(flows, seed):
+    """Figure E1, a row per prior: its density, 100 draws coloured by quadrant, their images, the pinwheel."""
+    grid = torch.linspace(-4, 4, 201)
+    mesh = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
+    target, _ = pinwheel(2000, generator(seed, "figure pinwheel"))
+    with style():
+        figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
+        rows = figure.subplots(len(flows), 4)
+        for row, (prior, flow) in zip(rows, flows.items(), strict=True):
+            z, x = flow.draw(100, generator(seed, "figure"))
+            colours = [COLOURS[k] for k in sector(z)]
+            row[0].contourf(grid, grid, flow.prior.log_prob(mesh).sum(-1).exp(), 12, cmap="Blues")
+            row[0].set_ylabel(f"{prior.capitalize()} prior")
+            row[1].scatter(*z.T, s=8, c=colours, linewidths=0)
+            row[2].scatter(*x.T, s=8, c=colours, linewidths=0)
+            row[3].scatter(*target.T, s=1, c="0.5", linewidths=0, rasterized=True)
+            row[1].axhline(0, color="0.6", linewidth=0.5, zorder=0)
+            row[1].axvline(0, color="0.6", linewidth=0.5, zorder=0)
+            for axes, limit in zip(row, (4, 4, 2.2, 2.2), strict=True):
+                axes.set(
+                    xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2)
+                )
+        for axes, title in zip(rows[0], ("prior", "draws, by quadrant", "their images", "pinwheel"), strict=True):
+            axes.set_title(title)
+    return figure
+
+
+def main(argv=None):
+    parser = flags.Parser("Train two-dimensional flows on a four-leg pinwheel (Appendix E): do quadrants go to legs?")
+    parser.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for the picture, PNG and PDF")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument("--draw_seed", type=flags.count, default=0, metavar="N", help="seed of what is drawn")
+    parser.add_argument("--seed", type=flags.count, default=0, metavar="N", help="first seed of weights and points")
+    parser.add_argument("--seeds", type=flags.positive, default=5, metavar="N", help="flows per prior")
+    parser.add_argument(
+        "--steps", type=flags.positive, default=3000, metavar="N", help=f"training steps of {BATCH} points"
+    )
+    parser.add_argument("--points", type=flags.positive, default=10_000, metavar="N", help="draws behind the accuracy")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(argv)
+    flags.check_json(parser, args)
+
+    results, shown = [], {}
+    for prior in ("gaussian", "laplace"):
+        for seed in range(args.seed, args.seed + args.seeds):
+            flow = train(prior, seed, args.steps)
+            shown.setdefault(prior, flow)
+            results.append({"prior": prior, "seed": seed, **measure(flow, args.points, args.draw_seed)})
+            print(
+                "{prior:8} seed {seed}: {nats:.3f} nats; accuracy of quadrants {quadrants:.3f}, about the axes"
+                " {axes:.3f}, best {best:.3f} at {best_degrees} degrees".format(**results[-1]),
+                flush=True,
+            )
+    for prior in shown:
+        print(f"{prior:8} mean of {args.seeds}: {summary([row for row in results if row['prior'] == prior])}")
+    x, legs = pinwheel(args.points, generator(args.draw_seed, "test"))
+    ceiling = (nearest_arm(x) == legs).double().mean().item()
+    print(f"the pinwheel itself: {ceiling:.3f} of its points are nearest to their own arm; chance is 0.25")
+    for picture in save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"):
+        print(picture)
+    if args.json:
+        config = {key: getattr(args, key) for key in ("seed", "seeds", "steps", "points", "draw_seed")}
+        config |= {"batch": BATCH, "lr": LR, "nlayers": NLAYERS, "nhidden": NHIDDEN}
+        record = {"config": config, "ceiling": ceiling, "results": results}
+        save(args.json, {"kind": "pinwheel", **about(__file__, argv, "cpu"), **record})
+
+
+if __name__ == "__main__":
+    flags.script(main)

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""Where in the latents are the factors of MSDS1 or MSDS2? Linear probes, level by level and position by position.
+
+    python plot_factors.py --weights saved_model/msds1/…/60.state
+    python plot_factors.py --weights SEED0 SEED1 SEED2 GAUSSIAN0 GAUSSIAN1 GAUSSIAN2 --json factors.json
+
+Three factors, known from the labels: the global one of an image, the local one of each oval, and how far an oval
+deviates from what is global (`data.msds.factors`). For each level of latents: R^2 on held-out images of a ridge
+regression from all its latents (the probe), R^2 of the best single latent for each number of the factor, and their
+ratio. A probe says where a factor is, and cannot see a rotation of the latents; a single latent can: a ratio of 1 is a
+factor that has latents of its own, and a low one a factor that is spread over many. Pixels can have a high one as well:
+compare with a flow that is hardly trained (--max_steps 1). Seeds of one network are averaged.
+"""
+
+import sys
+from itertools import cycle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import args as flags
+from data import msds, open_dataset
+from flow.preprocess import to_model
+from utils.plotting import COLOURS, PAGE, save_figure, style
+from utils.probes import Parts, position_r2, ridge_r2, single_r2
+from utils.random import generator
+from utils.results import about, mean_and_deviation, save
+
+TITLES = {
+    "msds1": {
+        "global": "global: base colour",
+        "local": "local: orientation of each oval",
+        "deviation": "each oval's colour minus the base",
+    },
+    "msds2": {
+        "global": "global: base orientation",
+        "local": "local: colour of each oval",
+        "deviation": "each oval's angle minus the base",
+    },
+}
+BATCH = 250  # images
+MIN_PROBE = 0.05  # R^2 of a probe below which the ratio says nothing
+
+
+@torch.no_grad()
+def encode(flow, images, noise):
+    """uint8 images (N, C, L, L), a numpy array -> latents (N, C L L) on the flow's device."""
+    device, dtype = flow.level_map.device, next(flow.parameters()).dtype
+    batches = torch.from_numpy(images).split(BATCH)
+    return torch.cat([flow(to_model(batch.to(device), noise, dtype=dtype)[0])[0].flatten(1) for batch in batches])
+
+
+def in_parts(train, test):
+    """What training images determine; what the first half of held-out ones chooses; what the second half scores."""
+    return Parts(train, *test.tensor_split(2))
+
+
+def probe_levels(flow, latents, factors):
+    """Rows of results, a dict for each factor and level.
+
+    latents: Parts of (N, C L L);  factors: name -> Parts of (N, D), or (N, 16, D) for what each oval has. R^2 is the
+    mean over ovals and the D numbers of a factor.
+    """
+    names, widths = list(factors), [part.fit[0].numel() for part in factors.values()]
+    labels = Parts(
+        *(torch.cat([part.flatten(1) for part in parts], 1) for parts in zip(*factors.values(), strict=True))
+    )
+    rows = []
+    for h in range(flow.num_levels):
+        of_level = Parts(*(part[:, flow.level_map.flatten() == h] for part in latents))
+        probes, singles = ridge_r2(of_level, labels).split(widths), single_r2(of_level, labels).split(widths)
+        for name, probe, single in zip(names, probes, singles, strict=True):
+            probe, single = probe.mean().item(), single.mean().item()
+            ratio = single / probe if probe >= MIN_PROBE else None
+            row = {"factor": name, "level": h, "latents": of_level.fit.shape[1]}
+            rows.append({**row, "probe": probe, "single": single, "ratio": ratio})
+    return rows
+
+
+def probe_positions(flow, latents, factors):
+    """R^2 from the C latents at each position alone: name -> (L, L).
+
+    Of what each oval has, that of the oval which is chosen for the position.
+    """
+    by_position = Parts(*(part.unflatten(1, (flow.nchannels, -1)).transpose(1, 2) for part in latents))
+    maps = {}
+    for name, parts in factors.items():
+        chosen, scored = position_r2(by_position, Parts(*(part.flatten(1) for part in parts)))
+        ovals = parts.fit.shape[1] if parts.fit.dim() == 3 else 1
+        chosen, scored = (r2.unflatten(1, (ovals, -1)).mean(2) for r2 in (chosen, scored))
+        best = chosen.argmax(1, keepdim=True)
+        maps[name] = scored.gather(1, best).reshape(flow.L, flow.L).tolist()
+    return maps
+
+
+def probe(flow, dataset, variant, images, held_out, seed):
+    """The rows of `probe_levels` and the maps of `probe_positions` for a flow."""
+    device, latents, factors = flow.level_map.device, [], []
+    for split, number in (("train", images), ("test", held_out)):
+        latents.append(encode(flow, getattr(dataset, split)[:number], generator(seed, split, device=device)))
+        labels = msds.factors(variant, *msds.read_labels(dataset.path, split, number))
+        factors.append({name: torch.from_numpy(value).to(device) for name, value in labels.items()})
+    latents = in_parts(*latents)
+    if not all(part.isfinite().all() for part in latents):
+        raise flags.RunError("its latents are not finite")
+    factors = {name: in_parts(factors[0][name], factors[1][name]) for name in factors[0]}
+    return probe_levels(flow, latents, factors), probe_positions(flow, latents, factors)
+
+
+def averages(results):
+    """(network, factor) -> rows with level, latents, seeds, and (mean, deviation) of probe, single and ratio."""
+    groups = {}
+    for result in results:
+        for row in result["levels"]:
+            levels = groups.setdefault((result["network"], row["factor"]), {})
+            levels.setdefault(row["level"], []).append(row)
+    for levels in groups.values():
+        for level, rows in levels.items():
+            levels[level] = {"latents": rows[0]["latents"], "seeds": len(rows)}
+            for name in ("probe", "single", "ratio"):
+                values = [row[name] for row in rows]
+                levels[level][name] = (None, None) if None in values else mean_and_deviation(values)
+    return groups
+
+
+def table(groups):
+    """The lines of a table."""
+    width = max(len(network) for network, _ in groups)
+    yield f"{'network':{width}} seeds factor    level latents {'probe R2':>14} {'best latent R2':>14} {'ratio':>14}"
+    for (network, factor), levels in groups.items():
+        for level, row in levels.items():
+            numbers = " ".join(f"{in_words(*row[name]):>14}" for name in ("probe", "single", "ratio"))
+            yield f"{network:{width}} {row['seeds']:5} {factor:9} {level:5} {row['latents']:7} {numbers}"
+
+
+def in_words(mean, deviation):
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+
+
+def draw_figure(groups, results, titles):
+    """R^2 by level, a panel per factor; below, a row per network (its first flow) of R^2 by position."""
+    networks = list(dict.fromkeys(network for network, _ in groups))
+    maps = {result["network"]: result["positions"] for result in reversed(results)}  # the first of each remains
+    brightest = max(0.05, max(np.max(each) for positions in maps.values() for each in positions.values()))
+    with style():
+        figure = Figure(figsize=(PAGE, 2.3 + 2 * len(networks)), layout="constrained")
+        top, *rows = figure.subplots(1 + len(networks), len(titles))
+        lines = {}
+        for axes, (factor, title) in zip(top, titles.items(), strict=True):
+            for network, colour in zip(networks, cycle(COLOURS)):
+                levels = groups[network, factor]
+                for name, words, form in (("probe", "all latents", "o-"), ("single", "best single latent", "s--")):
+                    means, deviations = zip(*(row[name] for row in levels.values()), strict=True)
+                    bars = None if None in deviations else deviations
+                    line = axes.errorbar(list(levels), means, bars, fmt=form, color=colour, markersize=3, linewidth=1)
+                    lines[f"{network}, {words}"] = line
+            axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
+            axes.set(title=title, xlabel="level h", ylim=(-0.05, 1.05), xticks=list(levels))
+        top[0].set_ylabel("R² on held-out images")
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, frameon=False)
+        for row, network in zip(rows, networks, strict=True):
+            for axes, factor in zip(row, titles, strict=True):
+                picture = axes.imshow(maps[network][factor], vmin=0, vmax=brightest, interpolation="nearest")
+                ticks = range(0, len(maps[network][factor]), 8)
+                axes.set(xticks=ticks, yticks=ticks, xlabel="column j")
+            row[0].set_ylabel(f"{network}\nrow i")
+            figure.colorbar(picture, ax=list(row), label="R², latents of one position")
+    return figure
+
+
+def main(argv=None):
+    parser = flags.build_parser(
+        "Linear probes from latents to the global and local factors of MSDS1 or MSDS2, by level and position.",
+        needs_weights=True,
+        several=True,
+        pictures=True,
+        numbers=True,
+    )
+    group = parser.add_argument_group("probes")
+    many = flags.number(int, 100, flags.LARGEST, f"a whole number of at least 100 and at most {flags.LARGEST}")
+    group.add_argument("--images", type=many, default=4000, metavar="N", help="training images, to fit the probes")
+    group.add_argument(
+        "--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score"
+    )
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = flags.get_args(argv, parser)
+    files, results, dataset, data = args.weights or [None], [], None, None
+    for args.weights in files:
+        flow, config, trained = flags.load_flow(args)
+        path = trained["weights"]
+        if config["data"] not in msds.VARIANTS:
+            raise flags.RunError(f"{path}: trained on {config['data']}, must be one of {', '.join(msds.VARIANTS)}")
+        if data not in (None, config["data"]):
+            raise flags.RunError(f"{path}: trained on {config['data']}, the flows before it on {data}")
+        if dataset is None:
+            data = config["data"]
+            dataset = open_dataset(data, args.data_path, config["nchannels"], config["L"])
+            for warning in dataset.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
+                if getattr(args, flag) > len(split):
+                    raise flags.RunError(f"--{flag} {getattr(args, flag)}: must be at most {len(split)} for {data}")
+        try:
+            levels, positions = probe(flow, dataset, msds.VARIANTS[data], args.images, args.held_out, args.draw_seed)
+        except flags.RunError as error:
+            raise flags.RunError(f"{path}: {error}") from error
+        prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))
+        named = {"network": f"{prior} {network.replace(f'{prior}_', '')}", "seed": config["seed"]}
+        results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
+    groups = averages(results)
+    print(f"{data}: {args.images} training and {args.held_out} test images")
+    for line in table(groups):
+        print(line)
+    for picture in save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}"):
+        print(picture)
+    if args.json:
+        record = {"data": data, "images": args.images, "held_out": args.held_out, "results": results}
+        save(args.json, {"kind": "factors", **about(__file__, argv, args.cuda), **record})
+
+
+if __name__ == "__main__":
+    flags.script(main)

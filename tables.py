@@ -1,0 +1,403 @@
+#!/usr/bin/env python3
+"""Turn a folder of results (the --json files of other scripts) into the paper's tables and further ones, in Markdown.
+
+    python tables.py results
+    python tables.py results --out docs/tables.md
+
+Beside each number of the paper stands ours, with the number in brackets of a line in the list below the table, which
+tells how it was trained and measured. A cell without a measurement stays empty. Where several results belong in one
+cell, it shows the one with most seconds of training, of equals the one with most steps, then the one whose file name
+comes last; the list has them all. Data sets and priors that a table of the paper lacks get columns and rows at its end.
+
+A further table is one more entry of `TABLES`, with a function from a record to the entries that it makes.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+
+import args as flags
+from data.msds import VARIANTS
+from utils.files import replacing
+from utils.results import check_writable, mean_and_deviation
+
+DATA_NAMES = {
+    "msds1": "MSDS1",
+    "msds2": "MSDS2",
+    "celeba32": "CelebA",
+    "cifar10": "CIFAR-10",
+    "chair600": "3D Chairs",
+    "mnist32": "MNIST",
+}
+MODELS = {"rgflow": "RG-Flow", "realnvp": "Real NVP"}
+PRIORS = {"laplace": "Laplacian", "gaussian": "Gaussian"}
+INPAINTERS = {"rgflow": "RG-Flow", "realnvp_constrained": "Constrained Real NVP", "realnvp": "Real NVP"}
+LIST = (
+    "",
+    "measured",
+    "network",
+    "parameters",
+    "steps",
+    "training time",
+    "trained on",
+    "measured on",
+    "commit",
+    "command",
+)
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what a strange file may raise
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a number comes from. rank: of several for one cell the largest counts; line: cells for the list below"""
+
+    rank: tuple
+    line: tuple
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number of ours: its row and column, what stands in the cell, and what the list below says of it."""
+
+    row: str
+    column: str
+    text: str
+    details: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Table:
+    """paper: {row: {column: number as printed there}}, in the paper's order; empty for tables that it lacks
+    entries: what a record adds to the table, nothing if it does not belong there; MALFORMED if it cannot be read
+    """
+
+    title: str
+    paper: dict
+    entries: Callable[[dict], Iterable[Entry]]
+
+
+def number(value):
+    """A finite number of a record. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return value
+
+
+def source(record, config):
+    """The Source of a record; config: of the training, None where the record does not tell."""
+    seconds, step = record.get("train_seconds"), number(record.get("step", 0))
+    network = f"`{record['weights']}`" if "weights" in record else ""
+    if config:
+        name = flags.network_name(SimpleNamespace(**{"model": "rgflow", **config}))
+        network = f"{name}, batch {config['batch_size']}, lr {config['lr']:g}, seed {config['seed']}; {network}"
+    line = (
+        network,
+        f"{number(record['parameters']):,}" if "parameters" in record else "",
+        f"{step:,}" if step else "",
+        "" if seconds is None else timedelta(seconds=round(number(seconds))),
+        record.get("trained_on") or "",
+        record["machine"],
+        record["commit"] or "",
+        f"`{record['command']}`",
+    )
+    return Source((seconds or 0, step, record["file"]), tuple(map(str, line)))
+
+
+def evaluation(record, row):
+    """The entries of an evaluation, in the row of that name: BPD, FID."""
+    results, config = record["results"], record["config"]
+    notes = "".join(f"; warning: {warning}" for warning in results.get("warnings", ()))
+    name, where = DATA_NAMES.get(config["data"], config["data"]), source(record, config)
+    if "bpd" in results:
+        bpd, stderr = number(results["bpd"]), number(results["bpd_stderr"])
+        details = (
+            f"BPD {bpd:.4f} ± {stderr:.4f}, {number(results['images']):,} images, {len(results['bpd_draws'])} draws"
+        )
+        yield Entry(row, f"{name} BPD", f"{bpd:.3f}", details + notes, where)
+    if "fid" in results:
+        fid, kid, kid_std, precision, recall = (
+            number(results[key]) for key in ("fid", "kid_mean", "kid_std", "precision", "recall")
+        )
+        settings = results["fid_settings"]
+        details = (
+            f"FID {fid:.4g}, KID {kid:.4g} ± {kid_std:.2g}, precision {precision:.3f}, recall {recall:.3f},"
+            f" {number(settings['samples']):,} samples at T = {settings['temperature']} against the {settings['split']}"
+            f" split, {settings['library']} {settings['version']}, {settings['feature_weights']}"
+        )
+        yield Entry(row, f"{name} FID", f"{fid:.3g}", details + notes, where)
+
+
+def flow_names(config):
+    """Name of the model, and of the model with its prior."""
+    model, prior = MODELS[config.get("model", "rgflow")], PRIORS[config["prior"]]
+    return model, f"{model}, {prior} prior"
+
+
+def b1_entries(record):
+    """Evaluations of both MSDS sets; the row names the prior of RG-Flow."""
+    if record["kind"] == "evaluation" and record["config"]["data"] in VARIANTS:
+        model, with_prior = flow_names(record["config"])
+        yield from evaluation(record, with_prior if model == "RG-Flow" else model)
+
+
+def g1_entries(record):
+    """Evaluations of all other sets; the paper's RG-Flow has a Laplacian prior."""
+    if record["kind"] == "evaluation" and record["config"]["data"] not in VARIANTS:
+        model, with_prior = flow_names(record["config"])
+        yield from evaluation(record, with_prior if with_prior == "RG-Flow, Gaussian prior" else model)
+
+
+def f1_entries(record):
+    """Inpainting: one result per method, with the weights it used; the paper's are of CelebA."""
+    for result in record["results"] if record["kind"] == "inpainting" else ():
+        config, data = record["config"], record["config"]["data"]
+        of_record = result["method"].startswith(config.get("model", "rgflow"))
+        where = source({**record, **result}, result.get("config", config if of_record else None))
+        row = INPAINTERS[result["method"]] + ("" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}")
+        image, region, free = (number(result[key]) for key in ("psnr_image", "psnr_region", "free_latents"))
+        details = (
+            f"{INPAINTERS[result['method']]}: PSNR {image:.2f} dB, {region:.2f} dB in the region, {free:g} free latents"
+        )
+        yield Entry(row, "PSNR", f"{image:.1f}", details, where)
+        if result.get("inception_psnr") is not None:
+            inception = number(result["inception_psnr"])
+            yield Entry(row, "Inception-PSNR", f"{inception:.1f}", f"Inception-PSNR {inception:.2f} dB", where)
+
+
+def structure_entries(record):
+    """Structure scores of evaluations."""
+    scores = record["results"].get("structure") if record["kind"] == "evaluation" else None
+    if scores:
+        config, (_, row) = record["config"], flow_names(record["config"])
+        where, name = source(record, config), DATA_NAMES[config["data"]]
+        score = "none" if scores["score"] is None else f"{number(scores['score']):.3f}"
+        failure, errors = scores["failure"] or f"score {score}", scores["calibration"]
+        details = (
+            f"{failure}, {number(scores['samples']):,} samples at T = {scores['temperature']}; off by"
+            f" {number(errors['degrees']):.1f}° and {number(errors['levels']):.1f} of 256 levels on labelled images"
+        )
+        yield Entry(row, f"{name} score", score, details, where)
+        for key, column in (("share", "cells with an oval"), ("share_real", "of real images")):
+            yield Entry(row, f"{name} {column}", f"{number(scores[key]):.1%}", "", where)
+        if scores["between"] is not None:
+            yield Entry(row, f"{name} spread between images / real", f"{number(scores['between']):.2f}", "", where)
+
+
+def round_trip_entries(record):
+    """Largest round-trip errors of evaluations, over data and samples."""
+    round_trip = record["results"].get("round_trip", {}) if record["kind"] == "evaluation" else {}
+    for dtype, sources in round_trip.items():
+        config, (_, row) = record["config"], flow_names(record["config"])
+        row = f"{DATA_NAMES.get(config['data'], config['data'])}: {row}"
+        errors = {
+            "images": [each["image"] for each in sources.values()],
+            "latents": [error for each in sources.values() for error in each["levels"]],
+        }
+        details = f"{dtype}, {number(record['results']['round_trip_images']):,} test images and samples"
+        for name, values in errors.items():
+            text = "not finite" if None in values else f"{max(map(number, values)):.1e}"
+            yield Entry(row, f"{dtype}, {name}", text, details, source(record, config))
+
+
+def factor_entries(record):
+    """Probes: R² of all latents of a level, and what the best single latent reaches of it, a mean over seeds."""
+    networks = {}
+    for result in record["results"] if record["kind"] == "factors" else ():
+        networks.setdefault(result["network"], []).append(result)
+    for results in networks.values():
+        where = source({**record, **results[0]}, results[0]["config"])
+        name, (_, flow) = DATA_NAMES[record["data"]], flow_names(results[0]["config"])
+        seeds = f"seed{'s' * (len(results) > 1)} {', '.join(str(result['seed']) for result in results)}"
+        for rows in zip(*(result["levels"] for result in results), strict=True):
+            factor, level = rows[0]["factor"], rows[0]["level"]
+            probe, ratio = (in_words([row[key] for row in rows]) for key in ("probe", "ratio"))
+            yield Entry(f"{name} {factor}, {flow}", f"h = {level}", f"{probe} / {ratio}", seeds, where)
+
+
+def pinwheel_entries(record):
+    """Accuracy of sectors of the plane, mean and deviation over seeds."""
+    results = record["results"] if record["kind"] == "pinwheel" else ()
+    for prior in dict.fromkeys(result["prior"] for result in results):
+        own = [result for result in results if result["prior"] == prior]
+        details = f"{len(own)} seeds, {number(record['config']['steps']):,} steps each"
+        columns = {"quadrants": "quadrants", "axes": "sectors about the axes", "best": "best of all turned quadrants"}
+        for key, column in columns.items():
+            text = in_words([result[key] for result in own], 3)
+            yield Entry(f"{PRIORS[prior]} prior", column, text, details, source(record, None))
+
+
+def in_words(values, digits=2):
+    """Mean and standard deviation of numbers; a dash where one of them is None."""
+    if None in values:
+        return "–"
+    mean, deviation = mean_and_deviation(list(map(number, values)))
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+TABLES = [
+    Table(
+        "Table B1: synthetic data",
+        {
+            "RG-Flow, Laplacian prior": {
+                "MSDS1 BPD": "0.906",
+                "MSDS2 BPD": "1.01",
+                "MSDS1 FID": "1.16",
+                "MSDS2 FID": "2.61",
+            },
+            "RG-Flow, Gaussian prior": {
+                "MSDS1 BPD": "1.60",
+                "MSDS2 BPD": "1.53",
+                "MSDS1 FID": "7.42",
+                "MSDS2 FID": "7.16",
+            },
+            "Real NVP": {"MSDS1 BPD": "1.07", "MSDS2 BPD": "1.14", "MSDS1 FID": "50.4", "MSDS2 FID": "78.0"},
+        },
+        b1_entries,
+    ),
+    Table(
+        "Table G1: real images",
+        {
+            "RG-Flow": {
+                "CelebA BPD": "3.47",
+                "CIFAR-10 BPD": "3.35",
+                "3D Chairs BPD": "0.930",
+                "CelebA FID": "31.3",
+                "CIFAR-10 FID": "98.5",
+                "3D Chairs FID": "36.2",
+            },
+            "Real NVP": {
+                "CelebA BPD": "3.36",
+                "CIFAR-10 BPD": "3.61",
+                "3D Chairs BPD": "0.933",
+                "CelebA FID": "11.1",
+                "CIFAR-10 FID": "126",
+                "3D Chairs FID": "73.8",
+            },
+        },
+        g1_entries,
+    ),
+    Table(
+        "Table F1: inpainting, dB",
+        {
+            "RG-Flow": {"PSNR": "38.7", "Inception-PSNR": "24.9"},
+            "Constrained Real NVP": {"PSNR": "23.2", "Inception-PSNR": "15.7"},
+            "Real NVP": {"PSNR": "37.0", "Inception-PSNR": "24.8"},
+        },
+        f1_entries,
+    ),
+    Table("Structure of MSDS samples: 1 for real images, 0 for ovals that share nothing", {}, structure_entries),
+    Table("Factors of MSDS: R² of the probe / ratio of the best single latent, per level", {}, factor_entries),
+    Table("Pinwheel (figure E1): share of draws in the leg of their sector", {}, pinwheel_entries),
+    Table("Largest round-trip errors, model space", {}, round_trip_entries),
+]
+
+
+def read(path):
+    """The record of a results file, with the file's name as "file". Raises OSError, ValueError if it is none."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise ValueError("no results of this program")
+    return {**record, "file": path.name}
+
+
+def collect(paths):
+    """({title: entries}, warnings): what the files add to each of `TABLES`, and a sentence for each that is skipped."""
+    found, warnings = {table.title: [] for table in TABLES}, []
+    for path in paths:
+        try:
+            record = read(path)
+            entries = [(table.title, list(table.entries(record))) for table in TABLES]
+        except KeyError as error:
+            warnings.append(f"{path}: skipped, {error.args[0]!r} is missing or not known")
+            continue
+        except (OSError, *MALFORMED) as error:
+            warnings.append(f"{path}: skipped, {' '.join(str(error).split())}")
+            continue
+        if not any(part for _, part in entries):
+            warnings.append(f"{path}: skipped, nothing in it of kind {record['kind']!r} belongs in a table")
+        for title, part in entries:
+            found[title] += part
+    return found, warnings
+
+
+def render(table, entries):
+    """A table and the list of its sources as lines of Markdown."""
+    rows = dict.fromkeys([*table.paper, *(entry.row for entry in entries)])
+    printed = dict.fromkeys([column for line in table.paper.values() for column in line])
+    columns = {**printed, **dict.fromkeys(entry.column for entry in entries)}
+    numbers = {where: n for n, where in enumerate(dict.fromkeys(entry.source for entry in entries), 1)}
+    best = {}
+    for entry in sorted(entries, key=lambda entry: entry.source.rank):
+        best[entry.row, entry.column] = f"{entry.text} [{numbers[entry.source]}]"
+
+    yield f"## {table.title}"
+    yield ""
+    if not rows:
+        yield "Not measured yet."
+        yield ""
+        return
+    names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
+    yield from heading(["", *chain(*names)])
+    for row in rows:
+        paper = table.paper.get(row, {})
+        cells = [[paper.get(column, "")] * (column in printed) + [best.get((row, column), "")] for column in columns]
+        yield line([row, *chain(*cells)])
+    yield ""
+    if numbers:
+        yield from heading(LIST)
+        for where, n in numbers.items():
+            details = "; ".join(
+                dict.fromkeys(entry.details for entry in entries if entry.source == where and entry.details)
+            )
+            yield line([f"[{n}]", details, *where.line])
+        yield ""
+
+
+def heading(names):
+    yield line(names)
+    yield "|" + "---|" * len(names)
+
+
+def line(cells):
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(argv=None):
+    parser = flags.Parser(__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of results, searched at any depth")
+    parser.add_argument("--out", metavar="FILE", help="write the tables there (default: to stdout)")
+    args = parser.parse_args(argv)
+    if not args.folder.is_dir():
+        parser.error(f"argument FOLDER: {args.folder}: not a folder")
+    if args.out:
+        try:
+            check_writable(args.out)
+        except OSError as error:
+            parser.error(f"argument --out: {args.out}: cannot be written ({error.strerror})")
+    paths = sorted(args.folder.rglob("*.json"))
+    found, warnings = collect(paths)
+    if not paths:
+        warnings.append(f"{args.folder}: holds no .json file")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    text = "\n".join(each for table in TABLES for each in render(table, found[table.title]))
+    if not args.out:
+        print(text)
+        return
+    with replacing(args.out) as file:
+        file.write((text + "\n").encode())
+    print(args.out)
+
+
+if __name__ == "__main__":
+    flags.script(main)

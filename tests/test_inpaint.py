@@ -1,0 +1,384 @@
+"""Inpainting: the causal cone against the whole flow, its cost, its independence of what was corrupted; the script."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from checks import randomise
+from PIL import Image
+from runs import SMALL
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import inpaint
+import main
+from args import RunError, get_args
+from data import DataError
+from flow import RGFlow
+from flow.hierarchy import cone_blocks, inference_cone
+from flow.inpaint import CausalCone, WholeFlow, maximise, psnr, random_latents
+
+
+def small(**settings):
+    sizes = {"nchannels": 3, "L": 16, "nlayers": 1, "nresblocks": 1, "nmlp": 1, "nhidden": 8}
+    return randomise(RGFlow(**{**sizes, **settings}), 0.3)
+
+
+def rectangle(L, row, column, height, width):
+    region = torch.zeros(L, L, dtype=torch.bool)
+    region[row : row + height, column : column + width] = True
+    return region
+
+
+def at(place, L, edge=10):
+    start = 0 if place == "origin" else (L - edge) // 2
+    return rectangle(L, start, start, edge, edge)
+
+
+@pytest.mark.parametrize(
+    "L, place, cone, whole",
+    [(32, "origin", 48, 170), (32, "centre", 60, 170), (256, "origin", 87, 10_922), (256, "centre", 135, 10_922)],
+)
+def test_blocks_of_a_10x10_region(L, place, cone, whole):
+    blocks = [chosen for level in cone_blocks(at(place, L)[None], 4) for chosen in level]
+    assert sum(int(chosen.sum()) for chosen in blocks) == cone
+    assert sum(len(chosen) for chosen in blocks) == whole
+
+
+@pytest.mark.parametrize("place, growth", [("origin", 324), ("centre", 576)])
+def test_latents_per_doubling_of_the_image(place, growth):
+    counts = [3 * int(inference_cone(at(place, L), 4).sum()) for L in (64, 128, 256, 512, 1024)]
+    assert np.diff(counts).tolist() == [growth] * 4
+
+
+@pytest.mark.parametrize("place, number", [("origin", 48), ("centre", 60)])
+def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(place, number):
+    flow = small(L=32)
+    problem = CausalCone(flow, torch.randn(2, 3, 32, 32), at(place, 32).expand(2, 32, 32))
+    patches = {"forward": 0, "inverse": 0}
+
+    def counted(function, direction):
+        def call(blocks):
+            patches[direction] += len(blocks)
+            return function(blocks)
+
+        return call
+
+    for bijector in [*flow.disentanglers, *flow.decimators]:
+        for direction in patches:
+            setattr(bijector, direction, counted(getattr(bijector, direction), direction))
+    problem.log_prob(torch.randn(len(problem.free)))
+    assert patches == {"forward": 2 * number, "inverse": 2 * number}
+    assert problem.num_blocks == 2 * number
+
+
+class LargestResult(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        views = function._schema.returns and any(r.alias_info for r in function._schema.returns)
+        if not views:
+            sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.largest = max(self.largest, *sizes, 0)
+        return result
+
+
+def test_no_step_touches_an_array_of_the_images_size():
+    flow, L = small(L=64, nchannels=1, nhidden=4), 64
+    x, region = torch.randn(1, 1, L, L), rectangle(L, 2, 30, 4, 4)[None]
+    cone = CausalCone(flow, x, region)
+    whole = WholeFlow(flow, x, region, cone.free)
+    largest = []
+    for problem in (cone, whole):
+        values = torch.randn(len(cone.free)).requires_grad_()
+        with LargestResult() as mode:
+            problem.log_prob(values).sum().backward()
+        largest.append(mode.largest)
+    assert largest[0] < L * L / 4, largest
+    assert largest[1] >= L * L
+
+
+def corners(L):
+    region = torch.zeros(L, L, dtype=torch.bool)
+    region[[0, -1, 0, -1], [0, 0, -1, -1]] = True
+    return region
+
+
+REGIONS = {
+    "origin": lambda L: rectangle(L, 0, 0, 3, 4),
+    "inside": lambda L: rectangle(L, L // 2 - 1, L // 4, 3, 2),
+    "wraps round the border": corners,
+    "last column": lambda L: rectangle(L, 0, L - 1, L, 1),
+    "scattered": lambda L: torch.rand(L, L) < 3 / L**2,
+    "everything": lambda L: torch.ones(L, L, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"L": 32, "nlayers": 2},
+        {"prior": "gaussian", "nchannels": 1},
+        {"share_levels": True},
+        {"kernel_size": 2},
+        {"L": 12, "kernel_size": 6},
+        {"L": 4},
+        {"L": 8, "subnet": "ar", "nchannels": 1},
+    ],
+    ids=str,
+)
+def test_causal_cone_equals_whole_flow(settings):
+    """Value, gradient and pasted image, with another region in each image."""
+    flow = small(**settings)
+    L, C = flow.L, flow.nchannels
+    regions = torch.stack([build(L) for build in REGIONS.values()])
+    regions[4, L // 2, 1] = True  # a random region may be empty
+    x = torch.randn(len(regions), C, L, L)
+    cone = CausalCone(flow, x, regions)
+    expected = torch.stack([inference_cone(region, flow.kernel_size).expand(C, L, L) for region in regions])
+    assert torch.equal(cone.free.sort().values, expected.flatten().nonzero()[:, 0])
+    whole = WholeFlow(flow, x, regions, cone.free)
+    values = torch.randn(len(cone.free)).requires_grad_()
+    results = []
+    for problem in (cone, whole):
+        log_prob = problem.log_prob(values)
+        weighted = log_prob @ torch.arange(1.0, 1 + len(x))
+        results.append((log_prob, torch.autograd.grad(weighted, values)[0], problem.paste(values)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    known = ~regions[:, None].expand_as(x)
+    assert torch.equal(cone.paste(values)[known], x[known])
+
+
+def test_latents_of_the_pasted_image_differ_from_the_free_ones_only_where_they_are_free():
+    """log p is that of the image that is seen: decoding, pasting and encoding written out."""
+    flow = small(L=8)
+    x, region = torch.randn(1, 3, 8, 8), rectangle(8, 1, 2, 3, 3)
+    cone = CausalCone(flow, x, region[None])
+    values = torch.randn(len(cone.free))
+    z = flow(x)[0].clone()
+    z.view(-1)[cone.free] = values
+    pasted = x.clone()
+    pasted[:, :, region] = flow.inverse(z)[0][:, :, region]
+    torch.testing.assert_close(cone.log_prob(values), flow.log_prob(pasted))
+
+
+def filled_in(problem_of, x, region, fill):
+    problem = problem_of(torch.where(region[:, None], fill, x), region)
+    values, log_prob, _ = maximise(problem, 0.05, 5, 3, torch.Generator().manual_seed(1))
+    return problem.paste(values), log_prob
+
+
+def test_the_result_depends_on_the_fill_only_if_some_latents_of_the_cone_are_fixed():
+    flow = small()
+    x, region = torch.randn(2, 3, 16, 16), rectangle(16, 5, 13, 4, 3).expand(2, 16, 16)
+    free = CausalCone(flow, x, region).free
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    chosen = random_latents([len(free) // 2] * 2, x[0].numel(), generators)
+    methods = {
+        "cone": lambda *problem: CausalCone(flow, *problem),
+        "whole": lambda *problem: WholeFlow(flow, *problem, free),
+        "random": lambda *problem: WholeFlow(flow, *problem, chosen),
+    }
+    for name, problem_of in methods.items():
+        grey, noise = (filled_in(problem_of, x, region, fill) for fill in (torch.zeros_like(x), torch.randn_like(x)))
+        moved = max((ours - theirs).abs().max().item() for ours, theirs in zip(grey, noise, strict=True))
+        assert moved > 1e-3 if name == "random" else moved < 1e-9, name
+
+
+@pytest.mark.parametrize("kind", [CausalCone, WholeFlow])
+def test_maximise_finds_the_mode_of_the_identity(kind):
+    """For the untrained flow, the identity, it is 0 in the region."""
+    flow = RGFlow(1, 8, nlayers=1, nresblocks=1, nmlp=1, nhidden=4, prior="gaussian").eval().requires_grad_(False)
+    x, regions = torch.randn(2, 1, 8, 8), torch.stack((rectangle(8, 6, 0, 2, 3), corners(8)))
+    problem = CausalCone(flow, x, regions)
+    if kind is WholeFlow:
+        problem = WholeFlow(flow, x, regions, problem.free)
+    values, log_prob, start = maximise(problem, 0.05, 400, 20, torch.Generator().manual_seed(0))
+    known = x.masked_fill(regions[:, None], 0)
+    best = torch.distributions.Normal(0.0, 1.0).log_prob(known).sum((1, 2, 3))
+    torch.testing.assert_close(log_prob, best, rtol=0, atol=1e-6)
+    torch.testing.assert_close(problem.paste(values), known, rtol=0, atol=1e-3)
+    assert (start < log_prob - 0.1).all()
+
+
+def test_maximise_starts_at_the_best_draw_of_each_image_and_keeps_the_best_values():
+    flow = small()
+    regions = torch.stack((rectangle(16, 0, 0, 3, 3), rectangle(16, 8, 8, 2, 5)))
+    problem = CausalCone(flow, torch.randn(2, 3, 16, 16), regions)
+    draws = torch.Generator().manual_seed(3)
+    drawn = [flow.prior.sample(torch.empty(len(problem.free)), 1.0, draws) for _ in range(6)]
+    each = torch.stack([problem.log_prob(values) for values in drawn])
+    calls = []
+    # A rate at which Adam leaves for good.
+    values, log_prob, start = maximise(problem, 1e3, 2, 6, torch.Generator().manual_seed(3), lambda: calls.append(None))
+    torch.testing.assert_close(start, each.amax(0))
+    torch.testing.assert_close(log_prob, start)
+    torch.testing.assert_close(problem.log_prob(values), log_prob)
+    assert len(calls) == 6 + 2 + 1
+
+
+def test_random_latents():
+    free = random_latents([5, 48, 0], 48, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    images, latents = free // 48, free % 48
+    assert images.bincount(minlength=3).tolist() == [5, 48, 0]
+    assert sorted(latents[images == 1].tolist()) == list(range(48))
+    assert len(set(latents[images == 0].tolist())) == 5
+
+
+def test_psnr():
+    truth = torch.full((2, 3, 4, 4), 0.5)
+    images = truth.clone()
+    images[0, :, 0, 0] += 0.1
+    images[1, 0, 0, 0] += 0.3
+    region = rectangle(4, 0, 0, 1, 2).expand(2, 4, 4)
+    expected = [[-10 * math.log10(square / pixels) for square in (0.01, 0.03)] for pixels in (16, 2)]
+    torch.testing.assert_close(psnr(images, truth), torch.tensor(expected[0]))
+    torch.testing.assert_close(psnr(images, truth, region), torch.tensor(expected[1]))
+
+
+@pytest.fixture(scope="module")
+def weights(images, tmp_path_factory):
+    """Checkpoints of a tiny RG-Flow and a tiny Real NVP on 16 x 16 images."""
+    torch.set_default_dtype(torch.float64)
+    folder, files = tmp_path_factory.mktemp("weights"), []
+    for model in ("--model rgflow", "--model realnvp --nmlp 2"):
+        flags = f"--data folder --data_path {images} -o {folder} {SMALL} --L 16 {model} --max_steps 3"
+        run = main.Run(get_args(flags.split()))
+        run.train()
+        files.append(str(run.folder / "last.state"))
+    return files
+
+
+@pytest.fixture
+def run_script(weights, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(*flags):
+        own = ["--weights", weights[0], "--data_path", str(images), "--draws", "2", "--steps", "2"]
+        inpaint.main([*own, "--region", "3,4", "--images", "4", "--json", "out.json", *map(str, flags)])
+        return json.loads((tmp_path / "out.json").read_text())
+
+    return run_script
+
+
+def test_script_on_test_images(run_script, tmp_path):
+    record = run_script("--batch_size", 3)
+    (result,) = record["results"]
+    assert record["kind"] == "inpainting"
+    assert record["step"] == 3
+    assert (result["method"], result["images"], result["steps"]) == ("rgflow", 4, 2)
+    regions = [rectangle(16, *corners) for corners in result["region"]]
+    assert all(region.sum() == 12 for region in regions)
+    assert len({tuple(corners) for corners in result["region"]}) > 1
+    per_image = result["per_image"]
+    assert per_image["free_latents"] == [3 * int(inference_cone(region, 4).sum()) for region in regions]
+    for image, region in zip(per_image["psnr_image"], per_image["psnr_region"], strict=True):
+        assert image == pytest.approx(region + 10 * math.log10(256 / 12))
+    assert result["psnr_image"] == pytest.approx(np.mean(per_image["psnr_image"]))
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+    for flag, names in (("2", [0, 1]), ("5,2", [5, 2]), ("3,", [3])):
+        assert run_script("--images", flag)["results"][0]["names"] == names
+    again = run_script("--batch_size", 3)
+    assert again["results"][0]["per_image"] == per_image
+
+
+def test_real_nvp_gets_as_many_random_latents_and_all_of_them(run_script, weights):
+    rgflow, constrained, free = run_script("--realnvp", weights[1])["results"]
+    assert [each["method"] for each in (rgflow, constrained, free)] == ["rgflow", "realnvp_constrained", "realnvp"]
+    assert constrained["per_image"]["free_latents"] == rgflow["per_image"]["free_latents"]
+    assert max(rgflow["per_image"]["free_latents"]) < 768
+    assert free["per_image"]["free_latents"] == [768] * 4
+    assert constrained["per_image"]["psnr_region"] != free["per_image"]["psnr_region"]
+    assert constrained["region"] == free["region"] == rgflow["region"]
+    assert (rgflow["weights"], free["weights"]) == tuple(weights)
+    assert (rgflow["config"]["model"], free["config"]["model"]) == ("rgflow", "realnvp")
+    with pytest.raises(RunError, match=r"--realnvp .*: must be a Real NVP"):
+        run_script("--realnvp", weights[0])
+    alone = run_script("--weights", weights[1])["results"]
+    assert [each["per_image"] for each in alone] == [each["per_image"] for each in (constrained, free)]
+
+
+def test_known_pixels_of_files_come_back_unchanged(run_script, weights, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    for k in (0, 1):
+        Image.fromarray(pixels[k]).save(f"{k}.png")
+    mask = np.zeros((16, 16, 3), dtype=np.uint8)
+    mask[2:4, 5, 2] = 1
+    Image.fromarray(mask).save("mask.png")
+    flags = ["--files", "0.png", "1.png", "--mask", "mask.png", "--fig_dir", "out", "--realnvp", weights[1]]
+    for result in run_script(*flags)["results"]:
+        assert result["names"] == ["0.png", "1.png"]
+        assert result["region"] == "mask.png"
+    known = ~mask.any(-1)
+    for k in (0, 1):
+        paths = list(tmp_path.glob(f"out/*_{k}_{k}.png"))
+        assert len(paths) == 3
+        for path in paths:
+            back = np.asarray(Image.open(path))
+            assert (back[known] == pixels[k][known]).all()
+            assert (back[~known] != pixels[k][~known]).any()
+
+
+def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
+    Image.new("RGB", (20, 10), (9, 9, 9)).save("wide.png")
+    thin = np.zeros((80, 80), dtype=np.uint8)
+    thin[27, 15:25] = 1  # a fifth of each of two output pixels
+    Image.fromarray(thin).save("thin.png")
+    with pytest.raises(DataError, match=r"wide\.png: 20x10 pixels, must be 16x16; --resize"):
+        run_script("--files", "wide.png")
+    with pytest.raises(DataError, match=r"thin\.png: 80x80 pixels, must be 16x16; --resize"):
+        run_script("--mask", "thin.png")
+    (result,) = run_script("--files", "wide.png", "--mask", "thin.png", "--resize")["results"]
+    expected = rectangle(16, 5, 3, 1, 2)
+    assert result["free_latents"] == 3 * int(inference_cone(expected, 4).sum())
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--region 0,4", "--region: 0,4: no pixel is corrupted"),
+        ("--region 1,2,3", "--region: 1,2,3: must be height,width or row"),
+        ("--region 14,0,3,3", "--region: 14,0,3,3: must lie inside the image of 16x16 pixels"),
+        ("--region 3,17", "--region: 3,17: must lie inside"),
+        ("--images 7", "--images: no image 6, the test split has 6, counted from 0"),
+        ("--images 6,", "--images: no image 6, the test split has 6"),
+        ("--images 0", "--images: 0: must be at least one"),
+        ("--bench --edges 8", "--edges: 8: must be at least 10"),
+    ],
+)
+def test_flags_that_do_not_fit(run_script, flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(*flags.split())
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_masks_that_do_not_fit(run_script):
+    Image.new("L", (16, 16)).save("black.png")
+    with pytest.raises(RunError, match=r"black\.png: no pixel is corrupted"):
+        run_script("--mask", "black.png")
+    for name in ("missing.png", __file__):
+        with pytest.raises(DataError, match="no readable image"):
+            run_script("--mask", name)
+    with pytest.raises(DataError, match=r"missing\.png: no readable image"):
+        run_script("--files", "missing.png")
+
+
+def test_benchmark(run_script, tmp_path):
+    flags = "--bench --edges 16,32 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --repeats 1"
+    record = run_script(*flags.split())
+    assert record["kind"] == "inpainting_speed"
+    found = {(row["L"], row["place"]): row for row in record["results"]}
+    assert (found[32, "centre"]["cone_blocks"], found[32, "centre"]["whole_blocks"]) == (60, 170)
+    assert found[32, "origin"]["free_latents"] == 1092
+    assert all(row["cone_seconds"] > 0 and row["whole_seconds"] > 0 for row in found.values())
+    assert [row["L"] for row in record["latents"]][::2] == [16, 32, 64, 128, 256, 512]
+    assert (tmp_path / "figures" / "inpaint_speed.pdf").exists()

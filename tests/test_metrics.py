@@ -1,0 +1,177 @@
+"""FID, KID, precision and recall through torch-fidelity, with a random projection in Inception's place."""
+
+import hashlib
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from fake_inception import install
+
+from utils import metrics
+
+N = 3000
+
+
+def grey_levels(n, mean, deviations, seed):
+    """n images (n, 3, 2, 2) of grey levels that are independent and normal, rounded."""
+    values = np.random.default_rng(seed).normal(mean, 1, (n, 3, 2, 2)) - mean
+    return (mean + values * np.reshape(deviations, (3, 2, 2))).round().clip(0, 255).astype(np.uint8)
+
+
+def frechet(mean1, covariance1, mean2, covariance2):
+    """The squared Fréchet distance of two normal distributions, with the square root of a symmetric matrix."""
+
+    def root(matrix):
+        values, vectors = np.linalg.eigh(matrix)
+        return vectors * np.sqrt(values.clip(0)) @ vectors.T
+
+    cross = np.trace(root(root(covariance1) @ covariance2 @ root(covariance1)))
+    return ((mean1 - mean2) ** 2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2 * cross
+
+
+def distances(samples, images, weights):
+    return metrics.image_distances(samples, images, metrics.inception_weights(weights), "cpu")
+
+
+def test_fid_against_the_distance_of_two_gaussians(monkeypatch, tmp_path):
+    """Features that are normal with known moments, since they are linear in normal grey levels."""
+    weights, matrix = install(monkeypatch, tmp_path, 12)
+    deviations = np.linspace(5, 16, 12), np.linspace(18, 7, 12)
+    samples, images = (grey_levels(N, 100 + 3 * k, deviations[k], k) for k in (0, 1))
+    moments = [
+        (np.full(12, 100 + 3 * k) @ matrix, matrix.T @ np.diag(deviations[k] ** 2 + 1 / 12) @ matrix) for k in (0, 1)
+    ]
+    results = distances(samples, images, weights)
+    assert results["fid"] == pytest.approx(frechet(*moments[0], *moments[1]), rel=0.05)
+    assert distances(samples, samples, weights)["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_kid_against_its_definition(monkeypatch, tmp_path):
+    """The unbiased cubic-kernel estimate over all images, in numpy; and 0 where both sets are of one distribution."""
+    weights, matrix = install(monkeypatch, tmp_path, 12)
+    matrix = matrix / 100
+    torch.save({"matrix": torch.from_numpy(matrix)}, weights)
+    samples, images = (grey_levels(N, mean, np.full(12, 10), mean) for mean in (100, 120))
+    results = distances(samples, images, weights)
+    x, y = (each.reshape(N, -1) @ matrix for each in (samples, images))
+
+    def kernel(a, b):
+        return (a @ b.T / 4 + 1) ** 3
+
+    within = [(kernel(each, each).sum() - np.trace(kernel(each, each))) / (N * (N - 1)) for each in (x, y)]
+    expected = sum(within) - 2 * kernel(x, y).mean()
+    assert abs(results["kid_mean"] - expected) < 4 * results["kid_std"] / 100**0.5  # a mean over 100 subsets
+    assert expected > 4 * results["kid_std"]
+    same = distances(samples, grey_levels(N, 100, np.full(12, 10), 7), weights)
+    assert abs(same["kid_mean"]) < 2 * same["kid_std"]
+
+
+def test_precision_and_recall_are_not_swapped(monkeypatch, tmp_path):
+    """Samples that cover one of two equal clusters of the data: all are like data, half of the data is not reached."""
+    weights, _ = install(monkeypatch, tmp_path, 12)
+    samples = grey_levels(N, 60, np.full(12, 8), 1)
+    images = np.concatenate([grey_levels(N // 2, mean, np.full(12, 8), mean) for mean in (60, 180)])
+    results = distances(samples, images, weights)
+    assert results["precision"] > 0.9
+    assert results["recall"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_grey_images_are_repeated(monkeypatch, tmp_path):
+    weights, _ = install(monkeypatch, tmp_path, 12)
+    rng = np.random.default_rng(0)
+    grey, other = (rng.integers(0, 256, (metrics.MIN_IMAGES, 1, 2, 2), dtype=np.uint8) for _ in range(2))
+    results = distances(torch.from_numpy(grey), other, weights)
+    repeated = distances(np.repeat(grey, 3, 1), np.repeat(other, 3, 1), weights)
+    assert results["fid"] == repeated["fid"] > 1
+
+
+def test_what_a_result_says_of_itself(monkeypatch, tmp_path):
+    weights, _ = install(monkeypatch, tmp_path, 12)
+    samples, images = grey_levels(2100, 100, np.full(12, 8), 1), grey_levels(2200, 100, np.full(12, 8), 2)
+    settings = distances(samples, images, weights)["fid_settings"]
+    assert (settings["samples"], settings["images"]) == (2100, 2200)
+    assert settings["library"] == "torch-fidelity"
+    assert settings["version"].startswith("0.")
+    assert settings["feature_weights"] == "projection.pth"
+    assert settings["feature_weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert "299" in settings["resize"]
+
+
+def test_without_network_it_says_which_file_to_put_where(monkeypatch, tmp_path):
+    def no_network(*arguments, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError) as error:
+        metrics.inception_weights()
+    message = str(error.value)
+    assert "https://github.com/toshas/torch-fidelity/" in message
+    assert str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth") in message
+    assert "--feature_weights" in message
+    assert "\n" not in message
+
+
+def test_the_download_is_checked_and_taken(monkeypatch, tmp_path):
+    """What is downloaded goes where torch-fidelity itself would look for it, and is used."""
+    source, _ = install(monkeypatch, tmp_path, 12)
+    calls = []
+
+    def fetch(url, path, hash_prefix, progress):
+        calls.append(hash_prefix)
+        with open(path, "wb") as file:
+            file.write(source.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for _ in range(2):
+        path, _ = metrics.inception_weights()
+        assert path == tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    assert calls == ["6726825d"]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(None, "No such file"), (b"text", "damaged"), ({"matrix": 3}, "damaged"), ({}, "not the weights")],
+)
+def test_feature_weights_that_are_none(content, words, monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path, 12)
+    path = tmp_path / "given.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"given\.pth.*{words}"):
+        metrics.inception_weights(path)
+
+
+def test_inception_itself_refuses_foreign_weights(tmp_path):
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth.*not the weights of inception-v3-compat"):
+        metrics.inception_weights(tmp_path / "other.pth")
+
+
+def test_weights_never_run_code(monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path, 12)
+
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was_here"), "w"))
+
+    torch.save(Code(), tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="damaged"):
+        metrics.inception_weights(tmp_path / "code.pth")
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("found", [None, "0.3.0"])
+def test_torch_fidelity_must_be_there_and_new_enough(found, monkeypatch):
+    def version(name):
+        if found is None:
+            raise metrics.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(metrics, "version", version)
+    with pytest.raises(ValueError, match=r"torch-fidelity 0\.4.*requirements-metrics\.txt"):
+        metrics.inception_weights()

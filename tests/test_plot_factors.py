@@ -1,0 +1,134 @@
+"""Factors of MSDS in toy latents: levels, positions, the labels of a prepared set, the script."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_probes import hadamard, parts
+
+import main
+import plot_factors
+from args import RunError, get_args
+from data import msds, open_dataset
+from flow.base import Flow
+from flow.hierarchy import level_map
+
+
+class Identity(Flow):
+    """Latents are the pixels."""
+
+    def __init__(self, nchannels=3, L=8):
+        super().__init__(nchannels, L, level_map(L, 4), 2, "laplace")
+
+    def forward(self, x):
+        return x, x.new_zeros(len(x))
+
+
+def test_levels_and_positions_of_a_factor():
+    flow, n = Identity(), 4000
+    z = torch.randn(n, 3, 8, 8)
+    local = torch.randn(n, 16, 2)
+    z[:, 0, 2, 4], z[:, 2, 2, 4] = local[:, 5, 0], local[:, 5, 1]  # row and column are even: level 1
+    hidden = torch.randn(n, 4)
+    z[:, 0, 1, :4] = hidden @ hadamard(4)  # row 1 is of level 0
+    factors = {"global": parts(hidden), "local": parts(local)}
+    latents = parts(z.flatten(1))
+    rows = {(row["factor"], row["level"]): row for row in plot_factors.probe_levels(flow, latents, factors)}
+    assert len(rows) == 4
+    assert [rows["global", h]["latents"] for h in (0, 1)] == [144, 48]
+    assert rows["global", 0]["probe"] > 0.999
+    assert rows["global", 0]["single"] == pytest.approx(1 / 4, abs=0.04)
+    assert rows["global", 0]["ratio"] == pytest.approx(1 / 4, abs=0.04)
+    assert abs(rows["global", 1]["probe"]) < 0.03 and rows["global", 1]["ratio"] is None
+    assert rows["local", 1]["probe"] == pytest.approx(1 / 16, abs=0.01)  # one oval of 16
+    assert rows["local", 1]["ratio"] == pytest.approx(1, abs=0.1)
+    assert abs(rows["local", 0]["probe"]) < 0.03
+
+    maps = {name: np.array(rows) for name, rows in plot_factors.probe_positions(flow, latents, factors).items()}
+    expected = np.zeros((8, 8))
+    expected[1, :4] = 1 / 4
+    np.testing.assert_allclose(maps["global"], expected, atol=0.05)
+    expected = np.zeros((8, 8))
+    expected[2, 4] = 1
+    np.testing.assert_allclose(maps["local"], expected, atol=0.05)
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_factors_are_uncorrelated_and_rebuild_the_labels(variant):
+    _, ovals, base = msds.generate(variant, 0, 0, 1500, processes=1)
+    factors = msds.factors(variant, ovals, base)
+    colours, angles = ovals[:, :, 3:], ovals[:, :, 2].astype(float)
+    if variant == 1:
+        np.testing.assert_array_equal(factors["global"][:, None] + factors["deviation"], colours)
+        angle = factors["local"]
+    else:
+        np.testing.assert_array_equal(factors["local"], colours)
+        angle = np.exp(2j * np.radians(angles)).mean(1)  # of the ovals of an image, within 3 degrees of the mean angle
+        np.testing.assert_allclose(
+            np.exp(2j * np.radians(base + factors["deviation"][..., 0])), np.exp(2j * np.radians(angles)), atol=1e-4
+        )
+        mean = factors["global"] @ np.array([1, 1j])
+        assert np.abs(np.angle(mean / angle)).mean() < 2 * np.radians(3)
+        return
+    np.testing.assert_allclose(angle @ np.array([1, 1j]), np.exp(2j * np.radians(angles)), atol=1e-5)
+
+
+FLAGS = "--data msds1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --max_steps 2 --no_stdout"
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(msds, "SIZES", (240, 120))
+    return tmp_path / "datasets"
+
+
+def test_script(prepared, tmp_path, capsys):
+    files = []
+    for seed in (0, 1):
+        argv = f"{FLAGS} --data_path {prepared} -o {tmp_path} --seed {seed} --out_infix _{seed}"
+        main.Run(get_args(argv.split())).train()
+        files.append(str(next(tmp_path.glob(f"msds1/*/out_{seed}_save/*.state"))))
+    argv = f"--data_path {prepared} --images 200 --held_out 120 --fig_dir {tmp_path} --json {tmp_path}/f.json --weights"
+    plot_factors.main([*argv.split(), *files])
+    record = json.loads((tmp_path / "f.json").read_text())
+    assert record["kind"] == "factors" and record["data"] == "msds1"
+    assert [result["seed"] for result in record["results"]] == [0, 1]
+    for result in record["results"]:
+        assert {(row["factor"], row["level"]) for row in result["levels"]} == {
+            (factor, h) for factor in ("global", "local", "deviation") for h in range(4)
+        }
+        assert np.array(result["positions"]["local"]).shape == (32, 32)
+    # After two steps the flow is nearly the identity: the colour is in pixels of level 0, with noise of 200 images
+    assert record["results"][0]["levels"][0]["probe"] > 0.5
+    output = capsys.readouterr().out
+    assert " ± " in output and "factors_msds1.pdf" in output
+    assert (tmp_path / "factors_msds1.png").stat().st_size > 20_000
+
+    plot_factors.main([*argv.split()[:-3], "--json", f"{tmp_path}/g.json", "--weights", files[0]])
+    again = json.loads((tmp_path / "g.json").read_text())
+    assert again["results"][0]["levels"] == record["results"][0]["levels"]
+    with pytest.raises(RunError, match=r"--images 300: must be at most 240"):
+        plot_factors.main([*argv.split(), files[0], "--images", "300"])
+
+
+def test_labels_are_those_of_the_images(prepared):
+    dataset = open_dataset("msds1", prepared, 3, 32)
+    for split in ("train", "test"):
+        ovals, base = msds.read_labels(dataset.path, split, 5)
+        assert ovals.shape == (5, 16, 6) and base.shape == (5, 3)
+        for image, each in zip(getattr(dataset, split)[:5], ovals, strict=True):
+            assert (msds.draw_ovals(each) == image).all()
+
+
+def test_flows_of_other_data_are_refused(start, images, tmp_path):
+    run = start("--max_steps 1")
+    path = next(run.log.records_path.parent.glob("out_save/*.state"))
+    with pytest.raises(RunError, match="trained on folder, must be one of msds1, msds2"):
+        plot_factors.main(["--weights", str(path)])
+
+
+def test_too_few_images_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot_factors.main(["--images", "9"])
+    assert stop.value.code == 2 and "--images: '9': must be a whole number of at least 100" in capsys.readouterr().err

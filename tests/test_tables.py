@@ -1,0 +1,317 @@
+"""tables.py on results written here by hand: which number stands in which cell, and what is skipped."""
+
+import json
+
+import pytest
+
+import tables
+
+CONFIG = {
+    "data": "msds1",
+    "prior": "laplace",
+    "subnet": "rnvp",
+    "kernel_size": 4,
+    "nlayers": [4, 4, 4, 4],
+    "nresblocks": 4,
+    "nmlp": 2,
+    "nhidden": 512,
+    "share_levels": False,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "seed": 0,
+}
+BITS = {"bpd": 3.14159, "bpd_stderr": 0.0018, "bpd_draws": [3.1, 3.2], "images": 10_000}
+FID = {
+    "fid": 31.27,
+    "kid_mean": 0.0123,
+    "kid_std": 0.0004,
+    "precision": 0.61,
+    "recall": 0.42,
+    "fid_settings": {
+        "samples": 50_000,
+        "temperature": 0.9,
+        "split": "train",
+        "library": "torch-fidelity",
+        "version": "0.4.0",
+        "feature_weights": "inception.pth",
+    },
+}
+
+
+def record(results=BITS, kind="evaluation", seconds=3661.2, step=3000, **config):
+    return {
+        "kind": kind,
+        "command": "python evaluate.py --weights a|b.state",
+        "machine": "a fast one",
+        "commit": "abc1234",
+        "weights": "a|b.state",
+        "parameters": 185516800,
+        "epoch": 1,
+        "step": step,
+        "train_seconds": seconds,
+        "trained_on": "a slow one",
+        "config": {**CONFIG, **config},
+        "results": results,
+    }
+
+
+@pytest.fixture
+def make(tmp_path, capsys):
+    """Write records to files of these names and run tables.py; returns {title: {row: {column: cell}}}, the lists of
+    sources {title: rows of cells} and the warnings."""
+
+    def make(**records):
+        folder = tmp_path / "results"
+        folder.mkdir(exist_ok=True)
+        for name, content in records.items():
+            (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        tables.main([str(folder)])
+        captured = capsys.readouterr()
+        cells, sources = {}, {}
+        for part in captured.out.split("## ")[1:]:
+            title, first, *rest = part.strip().split("\n\n")
+            cells[title.split(":")[0]] = {} if first == "Not measured yet." else by_row(*parse(first))
+            sources[title.split(":")[0]] = parse(rest[0])[1] if rest else []
+        return cells, sources, captured.err.splitlines()
+
+    return make
+
+
+def by_row(header, rows):
+    """{row: {column: [the paper's, ours]}}, without the paper's where the table lacks it."""
+    named = {}
+    for first, *cells in rows:
+        columns, last = {}, None
+        named[first] = columns
+        for name, cell in zip(header[1:], cells, strict=True):
+            if name == "ours":
+                columns[last].append(cell)
+            else:
+                last = name.removesuffix(", paper")
+                columns[last] = [cell]
+    return named
+
+
+def parse(text):
+    """(cells of the first line, those of the lines after the second) of a Markdown table, which must be rectangular."""
+    lines = [line.strip("|").replace("\\|", "¦").split("|") for line in text.splitlines()]
+    assert len({len(line) for line in lines}) == 1
+    header, _, *rows = ([cell.strip() for cell in line] for line in lines)
+    return header, rows
+
+
+def test_the_papers_numbers_beside_empty_cells(make):
+    cells, sources, warnings = make()
+    assert cells["Table B1"]["RG-Flow, Gaussian prior"]["MSDS2 BPD"] == ["1.53", ""]
+    assert cells["Table B1"]["Real NVP"]["MSDS2 FID"] == ["78.0", ""]
+    assert cells["Table G1"]["RG-Flow"]["3D Chairs FID"] == ["36.2", ""]
+    assert cells["Table G1"]["Real NVP"]["CIFAR-10 BPD"] == ["3.61", ""]
+    assert cells["Table F1"]["Constrained Real NVP"]["Inception-PSNR"] == ["15.7", ""]
+    assert not any(sources.values())
+    assert len(warnings) == 1 and "no .json file" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "config, table, row, column",
+    [
+        ({}, "Table B1", "RG-Flow, Laplacian prior", "MSDS1"),
+        ({"data": "msds2", "prior": "gaussian", "model": "rgflow"}, "Table B1", "RG-Flow, Gaussian prior", "MSDS2"),
+        ({"model": "realnvp"}, "Table B1", "Real NVP", "MSDS1"),
+        ({"model": "realnvp", "prior": "gaussian", "data": "cifar10"}, "Table G1", "Real NVP", "CIFAR-10"),
+        ({"data": "celeba32"}, "Table G1", "RG-Flow", "CelebA"),
+        ({"data": "chair600"}, "Table G1", "RG-Flow", "3D Chairs"),
+    ],
+)
+def test_the_cell_of_an_evaluation(make, config, table, row, column):
+    cells, sources, warnings = make(one=record({**BITS, **FID}, **config))
+    assert cells[table][row][f"{column} BPD"][1] == "3.142 [1]"
+    assert cells[table][row][f"{column} FID"][1] == "31.3 [1]"
+    filled = [pair[1] for each in cells.values() for line in each.values() for pair in line.values() if pair[1]]
+    assert len(filled) == 2
+    assert sum(map(len, sources.values())) == 1
+    assert warnings == []
+
+
+def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
+    cells, _, _ = make(a=record(data="mnist32"), b=record(data="celeba32", prior="gaussian"))
+    assert list(cells["Table G1"]) == ["RG-Flow", "Real NVP", "RG-Flow, Gaussian prior"]
+    assert cells["Table G1"]["RG-Flow"]["MNIST BPD"] == ["3.142 [1]"]
+    assert cells["Table G1"]["RG-Flow, Gaussian prior"]["CelebA BPD"] == ["", "3.142 [2]"]
+
+
+def test_structure_and_round_trip(make):
+    structure = {
+        "score": 0.4321,
+        "failure": None,
+        "share": 0.95,
+        "share_real": 0.99,
+        "between": 0.8765,
+        "samples": 2000,
+        "temperature": 1.0,
+        "calibration": {"degrees": 1.3, "levels": 2.5},
+    }
+    errors = {"data": {"image": 1e-5, "levels": [2e-5, 3e-4]}, "samples": {"image": 2e-5, "levels": [1e-6, None]}}
+    cells, sources, warnings = make(
+        one=record({"structure": structure, "round_trip": {"float32": errors}, "round_trip_images": 1000}),
+        two=record({"structure": {**structure, "score": None, "failure": "all alike"}}, data="msds2", model="realnvp"),
+    )
+    row = cells["Structure of MSDS samples"]["RG-Flow, Laplacian prior"]
+    assert row["MSDS1 score"] == ["0.432 [1]"]
+    assert row["MSDS1 cells with an oval"] == ["95.0% [1]"]
+    assert row["MSDS1 spread between images / real"] == ["0.88 [1]"]
+    assert cells["Structure of MSDS samples"]["Real NVP, Laplacian prior"]["MSDS2 score"] == ["none [2]"]
+    details = [line[1] for line in sources["Structure of MSDS samples"]]
+    assert "off by 1.3° and 2.5 of 256 levels" in details[0] and "all alike" in details[1]
+    row = cells["Largest round-trip errors, model space"]["MSDS1: RG-Flow, Laplacian prior"]
+    assert (row["float32, images"], row["float32, latents"]) == (["2.0e-05 [1]"], ["not finite [1]"])
+    assert warnings == []
+
+
+def test_factors_are_averaged_over_seeds(make):
+    def levels(probe, ratio):
+        rows = [(0, probe, ratio), (1, 0.01, None)]
+        return [{"factor": "global", "level": h, "probe": p, "ratio": r} for h, p, r in rows]
+
+    whole = record()
+    seeds = [
+        {
+            **{key: whole[key] for key in ("weights", "parameters", "step", "config")},
+            "network": "n",
+            "seed": seed,
+            "levels": rows,
+        }
+        for seed, rows in ((3, levels(0.7, 0.2)), (5, levels(0.9, 0.4)))
+    ]
+    about = {key: whole[key] for key in ("command", "machine", "commit")}
+    cells, sources, warnings = make(one={"kind": "factors", **about, "data": "msds1", "results": seeds})
+    row = cells["Factors of MSDS"]["MSDS1 global, RG-Flow, Laplacian prior"]
+    assert row == {"h = 0": ["0.80 ± 0.14 / 0.30 ± 0.14 [1]"], "h = 1": ["0.01 ± 0.00 / – [1]"]}
+    assert sources["Factors of MSDS"][0][1] == "seeds 3, 5"
+    assert warnings == []
+
+
+def test_pinwheel(make):
+    results = [{"prior": "laplace", "quadrants": q, "axes": 0.5, "best": 0.75} for q in (0.5, 0.7)]
+    about = {"command": "python pinwheel.py", "machine": "a fast one", "commit": None}
+    cells, sources, warnings = make(one={"kind": "pinwheel", **about, "config": {"steps": 3000}, "results": results})
+    row = cells["Pinwheel (figure E1)"]["Laplacian prior"]
+    assert row["quadrants"] == ["0.600 ± 0.141 [1]"]
+    assert row["best of all turned quadrants"] == ["0.750 ± 0.000 [1]"]
+    assert sources["Pinwheel (figure E1)"][0][1] == "2 seeds, 3,000 steps each"
+    assert warnings == []
+
+
+def test_the_source_of_a_number(make):
+    results = {**BITS, **FID, "warnings": ["another fingerprint"]}
+    _, sources, _ = make(one=record(results))
+    (line,) = sources["Table B1"]
+    text = " # ".join(line)
+    for word in (
+        "[1]",
+        "BPD 3.1416 ± 0.0018, 10,000 images, 2 draws",
+        "FID 31.27, KID 0.0123 ± 0.0004, precision 0.610, recall 0.420",
+        "50,000 samples at T = 0.9 against the train split, torch-fidelity 0.4.0, inception.pth",
+        "another fingerprint",
+        "laplace_nl4_nr4_nm2_nh512, batch 64, lr 0.001, seed 0",
+        "185,516,800 # 3,000 # 1:01:01 # a slow one # a fast one # abc1234",
+        "`python evaluate.py --weights a¦b.state`",
+    ):
+        assert word in text
+
+
+def test_most_training_seconds_win_a_cell_and_the_list_has_all(make):
+    cells, sources, _ = make(
+        a=record({**BITS, "bpd": 4.0}, seconds=500),
+        b=record({**BITS, "bpd": 2.0}, seconds=9000, step=10),
+        c=record({**BITS, "bpd": 3.0, **FID}, seconds=800, step=9999),
+        d=record({**BITS, "bpd": 1.0}, seconds=None, step=99999),
+    )
+    line = cells["Table B1"]["RG-Flow, Laplacian prior"]
+    assert line["MSDS1 BPD"] == ["0.906", "2.000 [2]"]
+    assert line["MSDS1 FID"] == ["1.16", "31.3 [3]"]
+    assert [each[0] for each in sources["Table B1"]] == ["[1]", "[2]", "[3]", "[4]"]
+    assert "BPD 4.0000" in sources["Table B1"][0][1]
+
+
+def test_steps_then_file_names_break_ties(make):
+    cells, _, _ = make(
+        a=record({**BITS, "bpd": 4.0}, step=30),
+        b=record({**BITS, "bpd": 3.0}, step=20),
+        c=record({**BITS, "bpd": 2.0}, step=20),
+    )
+    assert cells["Table B1"]["RG-Flow, Laplacian prior"]["MSDS1 BPD"][1] == "4.000 [1]"
+    cells, _, _ = make(a=record({**BITS, "bpd": 4.0}, step=10))
+    assert cells["Table B1"]["RG-Flow, Laplacian prior"]["MSDS1 BPD"][1] == "2.000 [3]"
+
+
+def test_inpainting(make):
+    psnr = {"psnr_image": 36.66, "psnr_region": 26.56}
+    others = {"weights": "nvp.state", "parameters": 5, "step": 7, "train_seconds": 60}
+    results = [
+        {"method": "rgflow", **psnr, "free_latents": 1200, "inception_psnr": 24.42},
+        {"method": "realnvp_constrained", **psnr, "free_latents": 1200, **others},
+        {"method": "realnvp", **psnr, "psnr_image": 31.0, "free_latents": 3072, "inception_psnr": None, **others},
+    ]
+    cells, sources, warnings = make(one=record(results, "inpainting", data="celeba32"))
+    assert cells["Table F1"]["RG-Flow"] == {"PSNR": ["38.7", "36.7 [1]"], "Inception-PSNR": ["24.9", "24.4 [1]"]}
+    assert cells["Table F1"]["Constrained Real NVP"]["PSNR"] == ["23.2", "36.7 [2]"]
+    assert cells["Table F1"]["Real NVP"] == {"PSNR": ["37.0", "31.0 [2]"], "Inception-PSNR": ["24.8", ""]}
+    assert "26.56 dB in the region, 1200 free latents" in sources["Table F1"][0][1]
+    assert sources["Table F1"][1][2:6] == ["`nvp.state`", "5", "7", "0:01:00"]  # not the configuration of RG-Flow
+    assert warnings == []
+    cells, _, _ = make(one=record(results[:1], "inpainting"))
+    assert cells["Table F1"]["RG-Flow"]["PSNR"] == ["38.7", ""]
+    assert cells["Table F1"]["RG-Flow, MSDS1"]["PSNR"] == ["", "36.7 [1]"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"kind": 3}',
+        "[" * 100_000,
+        {"kind": "speed", "results": []},
+        {"kind": "evaluation"},
+        {**record(), "config": []},
+        {**record(), "results": 3},
+        record({**BITS, "bpd": "3.1"}),
+        record({**BITS, "bpd": float("nan")}),
+        record({**BITS, "bpd_draws": 3}),
+        record(seconds=1e300),
+        record(model="glow"),
+        record([{"method": "magic"}], "inpainting"),
+        record([3], "inpainting"),
+    ],
+)
+def test_other_files_are_skipped_with_one_sentence(make, content):
+    cells, _, warnings = make(bad=content, good=record())
+    (warning,) = warnings
+    assert warning.startswith("warning: ") and "bad.json: skipped" in warning
+    filled = [pair[1] for each in cells.values() for line in each.values() for pair in line.values() if pair[1]]
+    assert filled == ["3.142 [1]"]
+
+
+def test_a_file_that_is_no_text(make, tmp_path):
+    make(good=record())
+    (tmp_path / "results" / "bad.json").write_bytes(b"\xff\xfe\x00")
+    _, _, warnings = make()
+    assert len(warnings) == 1 and "bad.json: skipped" in warnings[0]
+
+
+def test_out_writes_what_stdout_shows(make, tmp_path, capsys):
+    make(good=record())
+    tables.main([str(tmp_path / "results")])
+    shown = capsys.readouterr().out
+    tables.main([str(tmp_path / "results"), "--out", str(tmp_path / "tables.md")])
+    assert (tmp_path / "tables.md").read_text("utf-8") == shown
+
+
+@pytest.mark.parametrize("argv, word", [(["{tmp}/none"], "FOLDER"), (["{tmp}", "--out", "{tmp}/none/a.md"], "--out")])
+def test_bad_flags(argv, word, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tables.main([argument.format(tmp=tmp_path) for argument in argv])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert word in message and "none" in message and message.count("\n") == 1
