@@ -6,6 +6,7 @@
     python bench.py @configs/msds1_cpu.args --profile
     python bench.py --edges 32,64,128 --nlayers 2 --nhidden 256 --nresblocks 1
     python bench.py @configs/msds1_cpu.args --compare 256 --weights saved_model/…/last.state
+    python bench.py --fields 4
 
 The step is the one of `main.py`, on random images. The matrix rate (2048 x 2048 products on a CPU, 8192 on a GPU, in
 the precision of the networks) is measured between the steps, since it drifts. MFU counts the multiply-adds of the
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +31,8 @@ from tqdm import tqdm
 
 import args as flags
 from data import open_dataset
+from flow import RGFlow
+from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build
 from flow.preprocess import bits_per_dim, to_model
 from main import Run
@@ -200,16 +204,61 @@ def sweep(first, argv, parser):
     return results
 
 
+def get_flow(args):
+    """(flow, config) of --weights, or the untrained one of the flags, in evaluation mode."""
+    if args.weights:
+        flow, config, _ = flags.load_flow(args)
+        return flow, config
+    return build(vars(args)).to(args.cuda).eval(), vars(args)
+
+
+def time_fields(args, draws):
+    """Time all receptive fields, as the chain of the layers' Jacobians gives them, beside one pass per latent.
+
+    Of those only PASSES are timed, one at a time and, which is as exact, all in one batch; the times for all latents
+    and draws are extrapolated from them. Returns a list of one dict.
+    """
+    flow, _ = get_flow(args)
+    if not isinstance(flow, RGFlow):
+        raise flags.FlagError("--fields", draws, "only for rgflow, other flows have one pass per latent alone")
+    device, times = torch.device(args.cuda), {"all": [], "single": [], "batch": []}
+    z = flow.sample_prior(1, generator=generator(args.draw_seed, "fields", 0, device))
+    units = torch.eye(z.numel(), dtype=z.dtype, device=device)[:PASSES].reshape(-1, *z.shape[1:])
+    single, batch = (timed(derivative, device, times[name]) for name in ("single", "batch"))
+    with torch.no_grad():
+        derivative(flow.inverse, z, units[:1])  # a warm-up
+        for unit in tqdm(units.split(1), desc="single passes", disable=None):
+            single(flow.inverse, z, unit)
+        batch(flow.inverse, z.repeat(PASSES, 1, 1, 1), units)
+    reset_peak_memory(device)
+    timed(partial(receptive_fields, progress=True), device, times["all"])(flow, draws)
+    memory = peak_memory(device)
+    needed = draws * z.numel()
+    result = {
+        "draws": draws,
+        "latents": z.numel(),
+        "seconds": times["all"][0],
+        "ms_per_single_pass": 1e3 * statistics.median(times["single"]),
+        "extrapolated_seconds_single": needed * statistics.median(times["single"]),
+        "extrapolated_seconds_batched": needed * times["batch"][0] / PASSES,
+        "peak_memory_mib": memory and memory / 2**20,
+    }
+    print(
+        f"receptive fields of {z.numel()} latents, {draws} draws: {result['seconds']:.1f} s"
+        f" ({'memory not counted here' if memory is None else f'{memory / 2**20:.0f} MiB at most'})\n"
+        f"one pass per latent, extrapolated from {PASSES}: {result['extrapolated_seconds_single']:.0f} s"
+        f" one at a time, {result['extrapolated_seconds_batched']:.0f} s in batches of {PASSES}"
+    )
+    return [result]
+
+
 def compare(args, count):
     """What compiled kernels and lower precision change: BPD and round trip of `count` test images, a dict for each.
 
     The flow is that of --weights, or the untrained one of the flags. Differences are from float64.
     """
     device = torch.device(args.cuda)
-    if args.weights:
-        flow, config, _ = flags.load_flow(args)
-    else:
-        flow, config = build(vars(args)).to(device).eval(), vars(args)
+    flow, config = get_flow(args)
     data = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
     images = torch.from_numpy(data.test[:count]).to(device)
     draws = generator(args.draw_seed, "compare", 0, device)
@@ -258,17 +307,29 @@ def main(argv=None):
     group.add_argument("--edges", type=sizes, metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
     group.add_argument("--repeats", type=flags.positive, default=7, metavar="N", help="measurements, after a warm-up")
     group.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
-    group.add_argument(
+    instead = group.add_mutually_exclusive_group()
+    instead.add_argument(
         "--compare",
         type=flags.positive,
         metavar="N",
         help="instead: BPD and round trip of N test images of --data in --data_path with each way to compute, of the"
         " flow of --weights or, without it, an untrained one",
     )
+    instead.add_argument(
+        "--fields",
+        type=flags.positive,
+        metavar="N",
+        help="instead: all receptive fields, N draws, beside one pass per latent, of the same flow",
+    )
     argv = sys.argv[1:] if argv is None else list(argv)
     first = flags.get_args(argv, parser)
     keep_freed_memory()
-    results = compare(first, first.compare) if first.compare else sweep(first, argv, parser)
+    if first.compare:
+        results = compare(first, first.compare)
+    elif first.fields:
+        results = time_fields(first, first.fields)
+    else:
+        results = sweep(first, argv, parser)
     if first.json:
         save(first.json, {"kind": "speed", **about(__file__, argv, first.cuda), "results": results})
 

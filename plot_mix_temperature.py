@@ -13,11 +13,8 @@ from utils.random import generator
 LOWEST, HIGHER = 0.2, 0.6
 
 
-def main(argv=None):
-    parser = flags.build_parser(
-        "Draw samples at a temperature of their own per level (Appendix D).", needs_weights=True, pictures=True
-    )
-    group = parser.add_argument_group("mixed temperatures")
+def add_temperatures(group):
+    """The flag --temperatures; its value is for `mixed_temperatures`."""
     group.add_argument(
         "--temperatures",
         type=flags.number_list(flags.non_negative),
@@ -25,17 +22,33 @@ def main(argv=None):
         help="one for all levels or one per level from h = 0 up, comma separated"
         f" (default: {LOWEST} at h = 0, {HIGHER} above)",
     )
+
+
+def mixed_temperatures(args, flow):
+    """The temperature of each level that --temperatures asks for, a tuple. Raises args.FlagError."""
+    temperatures = args.temperatures or (LOWEST, *[HIGHER] * (flow.num_levels - 1))
+    return flags.check_temperature(temperatures, flow, "--temperatures")
+
+
+def listing(temperatures):
+    return ", ".join(f"T_{h} = {T:g}" for h, T in enumerate(temperatures))
+
+
+def main(argv=None):
+    parser = flags.build_parser(
+        "Draw samples at a temperature of their own per level (Appendix D).", needs_weights=True, pictures=True
+    )
+    group = parser.add_argument_group("mixed temperatures")
+    add_temperatures(group)
     group.add_argument("--grid", type=flags.positive, default=4, metavar="N", help="samples per row and column")
     args = flags.get_args(argv, parser)
     flow, config, trained = flags.load_flow(args)
-    temperatures = args.temperatures or (LOWEST, *[HIGHER] * (flow.num_levels - 1))
-    temperatures = flags.check_temperature(temperatures, flow, "--temperatures")
+    temperatures = mixed_temperatures(args, flow)
     images = decode(flow, flow.sample_prior(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
     path = flags.picture_path(args, config, "mix_temperature")
     for picture in save_figure(grid_figure(images, args.grid), path):
         print(picture)
-    listing = ", ".join(f"T_{h} = {T:g}" for h, T in enumerate(temperatures))
-    print(f"{args.grid**2} samples of {trained['weights']} with {listing}")
+    print(f"{args.grid**2} samples of {trained['weights']} with {listing(temperatures)}")
 
 
 if __name__ == "__main__":

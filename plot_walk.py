@@ -53,6 +53,22 @@ def papers_range(h):
     return (0.0, 6.0) if h <= 1 else (0.0, 1.5)
 
 
+def add_range(group):
+    """The flag --range, for `check_two`."""
+    group.add_argument(
+        "--range",
+        type=flags.number_list(flags.finite),
+        metavar="LOW,HIGH",
+        help="of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)",
+    )
+
+
+def check_two(args):
+    """Raises args.FlagError unless --range, if given, is two numbers."""
+    if args.range and len(args.range) != 2:
+        raise flags.FlagError("--range", flags.listing(args.range), "must be two numbers")
+
+
 def random_walks(flow, config, args):
     levels = args.levels or (flow.num_levels - 1,)
     flags.check_range("--levels", levels, flow.num_levels)
@@ -63,8 +79,7 @@ def random_walks(flow, config, args):
 
 
 def sweeps(flow, config, args):
-    if args.range and len(args.range) != 2:
-        raise flags.FlagError("--range", flags.listing(args.range), "must be two numbers")
+    check_two(args)
     indices = flags.check_latents(args.latents, flow)
     for name, index in zip(args.latents, indices, strict=True):
         low, high = args.range or papers_range(name[0])
@@ -142,12 +157,7 @@ def walk_parser():
         "--images", type=flags.number_list(flags.count), metavar="N,N", help="from one test image to another"
     )
     flags.add_temperature(group)
-    group.add_argument(
-        "--range",
-        type=flags.number_list(flags.finite),
-        metavar="LOW,HIGH",
-        help="of a swept latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)",
-    )
+    add_range(group)
     group.add_argument("--samples", type=flags.positive, default=4, metavar="N", help="samples that walk together")
     group.add_argument(
         "--stops", type=flags.several, default=4, metavar="N", help="draws of the prior that the random walk passes"

@@ -31,13 +31,16 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     z = flow.sample_prior(n, temperature, generator)
     flat = torch.arange(C * L * L) if latents is None else (latents[:, 0] * L + latents[:, 1]) * L + latents[:, 2]
     fields = z.new_zeros(len(flat), L, L)
-    with tqdm(total=n * len(flat), desc="receptive fields", unit="latent", disable=None if progress else True) as bar:
+    if isinstance(flow, RGFlow):
+        total, unit = sum(2 * (L // 2**h // flow.kernel_size) ** 2 for h in range(flow.num_levels)), "patch"
+    else:
+        total, unit = len(flat), "latent"
+    with tqdm(total=n * total, desc="receptive fields", unit=unit, disable=None if progress else True) as bar:
         for each in z:
             done = 0
-            for part in tangents(flow, each, flat.to(z.device)):
+            for part in tangents(flow, each, flat.to(z.device), bar.update):
                 fields[done : done + len(part)] += part.abs().sum(1) / n
                 done += len(part)
-                bar.update(len(part))
     return fields.reshape(C, L, L, L, L) if latents is None else fields
 
 
@@ -47,10 +50,13 @@ def jacobian(flow, z):
 
 
 @torch.no_grad()
-def tangents(flow, z, latents):
-    """dG / dz_l at z (C, L, L) for latents l, indices (S,) into z.flatten(): parts (s, C, L, L) of all S, in order."""
+def tangents(flow, z, latents, advance=lambda number: None):
+    """dG / dz_l at z (C, L, L) for latents l, indices (S,) into z.flatten(): parts (s, C, L, L) of all S, in order.
+
+    advance: called with the number of patches, or of latents for flows without, that have been differentiated
+    """
     hierarchical = isinstance(flow, RGFlow)
-    jacobians = layer_jacobians(flow, z) if hierarchical else None
+    jacobians = layer_jacobians(flow, z, advance) if hierarchical else None
     for chosen in latents.split(max(1, ENTRIES // z.numel()) if hierarchical else PASSES):
         units = torch.zeros(len(chosen), z.numel(), dtype=z.dtype, device=z.device)
         units = units.scatter_(1, chosen[:, None], 1).reshape(-1, *z.shape)
@@ -60,19 +66,23 @@ def tangents(flow, z, latents):
             yield part
         else:
             yield derivative(flow.inverse, z.repeat(len(units), 1, 1, 1), units)
+            advance(len(units))
 
 
-def layer_jacobians(flow, z):
+def layer_jacobians(flow, z, advance):
     """The Jacobians (P, C m^2, C m^2), output by input, of the inverse of every layer that z (C, L, L) passes on its
     way to the image, for each of its P patches."""
     jacobians = []
 
     def layer(bijector, blocks):
         outputs, _ = bijector.inverse(blocks)
-        if bijector.inverse_passes == 1:
-            parts = [block_jacobians(bijector.inverse, part) for part in blocks.split(PATCHES)]
-        else:  # the forward map at the same points is the cheaper one
-            parts = [torch.linalg.inv(block_jacobians(bijector, part)) for part in outputs.split(PATCHES)]
+        parts = []
+        for before, after in zip(blocks.split(PATCHES), outputs.split(PATCHES), strict=True):
+            if bijector.inverse_passes == 1:
+                parts.append(block_jacobians(bijector.inverse, before))
+            else:  # the forward map at the same points is the cheaper one
+                parts.append(torch.linalg.inv(block_jacobians(bijector, after)))
+            advance(len(before))
         jacobians.append(torch.cat(parts))
         return outputs
 

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from checks import randomise
 from runs import SMALL, make_images
 
 import main
 from args import get_args
+from flow.load import build
+from utils import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +39,30 @@ def start(images, tmp_path):
         return run
 
     return start
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Checkpoints of randomised flows on 8 x 8 images of two levels: RG-Flow, Real NVP, RG-Flow of one channel."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    files = {}
+    for name, flags in (("rgflow", ""), ("realnvp", "--model realnvp"), ("grey", "--nchannels 1")):
+        config = vars(get_args(f"--data folder {SMALL} {flags}".split()))
+        model = randomise(build(config), 0.2).state_dict()
+        files[name] = str(tmp_path_factory.mktemp("weights") / f"{name}.state")
+        checkpoint.save(files[name], {"config": config, "epoch": 1, "step": 5, "model": model})
+    return files
+
+
+@pytest.fixture
+def draw(weights, tmp_path, capsys):
+    """Run a script's main with flags; returns the paths of pictures and the text that it prints."""
+
+    def draw(script, name, flags=""):
+        script.main(["--weights", weights[name], "--fig_dir", str(tmp_path / "f"), *flags.split()])
+        lines = capsys.readouterr().out.splitlines()
+        paths = [line for line in lines if line.startswith(str(tmp_path / "f"))]
+        return paths, "\n".join(line for line in lines if line not in paths)
+
+    return draw

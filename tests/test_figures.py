@@ -8,7 +8,7 @@ import pytest
 import torch
 from checks import randomise
 from PIL import Image
-from runs import SMALL, command
+from runs import command
 
 import plot_generation
 import plot_log
@@ -16,12 +16,10 @@ import plot_mixing
 import plot_reconstruct
 import plot_samples
 import plot_walk
-from args import FlagError, RunError, get_args
+from args import FlagError, RunError
 from data import DataError, open_dataset
 from flow import RealNVP, RGFlow
 from flow.latents import decode, encode, interpolate, mix, random_walk, sweep
-from flow.load import build
-from utils import checkpoint
 from utils.plotting import grid_figure
 
 
@@ -257,20 +255,6 @@ def test_log_script(tmp_path, capsys):
             plot_log.main([*files, *flags])
     with pytest.raises(FileNotFoundError):
         plot_log.main([str(tmp_path / "none.jsonl")])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Checkpoints of randomised flows on 8 x 8 images of two levels: RG-Flow, Real NVP, RG-Flow of one channel."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    files = {}
-    for name, flags in (("rgflow", ""), ("realnvp", "--model realnvp"), ("grey", "--nchannels 1")):
-        config = vars(get_args(f"--data folder {SMALL} {flags}".split()))
-        model = randomise(build(config), 0.2).state_dict()
-        files[name] = str(tmp_path_factory.mktemp("weights") / f"{name}.state")
-        checkpoint.save(files[name], {"config": config, "epoch": 1, "step": 5, "model": model})
-    return files
 
 
 @pytest.fixture

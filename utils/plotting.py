@@ -60,6 +60,20 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     return figure
 
 
+def add_image(figure, image, left, top, size, label=""):
+    """Draw one image (C, L, L) in [0, 1], as `image_grid` does, as a square of `size` inches.
+
+    left, top: inches from the upper left corner of the figure to the image's; the label goes above, as wide as it
+    """
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+    axes.imshow(image_grid(image[None], 1), interpolation="nearest")
+    axes.set_axis_off()
+    fitting = 72 * size / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
+    axes.set_title(label, fontsize=min(FONT_SIZE, fitting), pad=2)
+    return axes
+
+
 def save_figure(figure, path, endings=(".png", ".pdf")):
     """Write a figure to `path` plus each ending; returns the paths."""
     paths = [Path(f"{path}{ending}") for ending in endings]

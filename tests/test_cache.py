@@ -1,0 +1,49 @@
+"""Cached results: computed once per key, again when the file is damaged, never half written."""
+
+import pytest
+import torch
+
+from utils.cache import cached, digest
+
+
+def test_digest_tells_apart_what_differs():
+    tensor = torch.arange(6.0)
+    values = [
+        (tensor, 1),
+        (tensor, 2),
+        (tensor, "1"),
+        (tensor.float(), 1),
+        (tensor.reshape(2, 3), 1),
+        (tensor + 1e-15, 1),
+        ({"a": tensor}, 1),
+        ({"b": tensor}, 1),
+        ([tensor, 1],),
+        ([tensor], 1),
+        (12, 3),
+        (1, 23),
+    ]
+    assert len({digest(*value) for value in values}) == len(values)
+    assert digest({"a": tensor}, 1) == digest({"a": tensor.clone().requires_grad_()}, 1)
+    assert digest(tensor.reshape(2, 3).T) == digest(tensor.reshape(2, 3).T.contiguous())
+
+
+def test_cached(tmp_path):
+    results = [torch.rand(50, 50) for _ in range(4)]
+    path, remaining = tmp_path / "folder" / "x.cache", iter(results)
+
+    def compute():
+        return next(remaining)
+
+    assert torch.equal(cached(path, compute), results[0])
+    assert torch.equal(cached(path, compute), results[0])
+    whole = path.read_bytes()
+    for number, damaged in enumerate((whole[:-100], whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:], b""), 1):
+        path.write_bytes(damaged)
+        assert torch.equal(cached(path, compute), results[number])
+    assert [each.name for each in path.parent.iterdir()] == ["x.cache"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_computing(tmp_path):
+    (tmp_path / "x.cache").mkdir()
+    with pytest.raises(OSError, match=r"x\.cache"):
+        cached(tmp_path / "x.cache", lambda: pytest.fail("computed"))

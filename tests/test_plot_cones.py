@@ -1,0 +1,104 @@
+"""Cones level by level, against what changes in a flow, and their sizes for a 10 x 10 region of a 32 x 32 image."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from checks import randomise
+from matplotlib.colors import to_rgb
+
+import plot_cones as script
+from args import FlagError
+from flow import RGFlow
+from plot_cones import generation_sections, inference_sections, region
+
+
+@pytest.fixture
+def flow():
+    return randomise(RGFlow(1, 16, nlayers=1, nresblocks=1, nmlp=1, nhidden=6), 0.3)
+
+
+@pytest.mark.parametrize("h, i, j", [(0, 5, 7), (0, 0, 1), (1, 6, 14), (1, 2, 0), (2, 12, 4)])
+def test_generation_sections_are_what_a_latent_changes(flow, h, i, j):
+    z = flow.sample_prior(1)
+    other = z.clone()
+    other[0, 0, i, j] += 1
+    steps = [list(flow.generate(each, lambda bijector, x: bijector.inverse(x)[0])) for each in (z, other)]
+    sections = generation_sections(h, i, j, 16, 4)
+    assert len(sections) == 3
+    for section, one, two in zip(reversed(sections), *steps, strict=True):
+        assert np.array_equal(section, ((one - two).abs() > 1e-12)[0, 0].numpy())
+
+
+@pytest.mark.parametrize("i, j, size", [(0, 0, 1), (3, 9, 1), (5, 6, 3), (14, 1, 2)])
+def test_inference_sections_are_what_pixels_change(flow, i, j, size):
+    x = torch.randn(1, 1, 16, 16)
+    pixels = region(i, j, size, 16)
+    assert pixels.sum() == size**2 and pixels[i, j] and pixels[i + size - 1, j + size - 1]
+    changed = ((flow(x)[0] - flow(x + torch.from_numpy(pixels))[0]).abs() > 1e-12)[0, 0]
+    for h, section in enumerate(inference_sections(pixels, 4)):
+        own = changed & (flow.level_map[0] == h)
+        assert np.array_equal(section, own[:: 2**h, :: 2**h].numpy())
+        assert section.sum() == own.sum()
+
+
+def test_a_10_x_10_region_touches_about_1200_latents():
+    numbers = set()
+    for i in range(0, 23):
+        for j in range(i, 23):
+            numbers.add(3 * sum(int(cells.sum()) for cells in inference_sections(region(i, j, 10, 32), 4)))
+    assert numbers == {1092, 1200, 1344, 1488, 1668}
+
+
+def test_figure_and_caption(tmp_path, capsys, monkeypatch):
+    figures = []
+    original = script.draw
+    monkeypatch.setattr(script, "draw", lambda *own: figures.append(original(*own)) or figures[-1])
+    script.main(["--latents", "1:2:2:0", "--regions", "0:0,22:3", "--fig_dir", str(tmp_path)])
+    *paths, generation, first, second = capsys.readouterr().out.splitlines()
+    assert [path.rpartition("/")[2] for path in paths] == ["cones_3x32x32_ks4.png", "cones_3x32x32_ks4.pdf"]
+    assert generation == "latent 1:2:2:0 affects 400 of 1024 pixels"
+    pattern = r"at (\d+:\d+) affect (\d+) of 3072 latents \((\d+) at h = 0, (\d+) at h = 1, (\d+) at .*, (\d+) at h = 3"
+    for caption, at in ((first, "0:0"), (second, "22:3")):
+        where, total, *by_level = re.search(pattern, caption).groups()
+        assert where == at
+        assert int(total) == sum(map(int, by_level)) in {1092, 1200, 1344, 1488, 1668}
+    panels = figures[0].axes
+    assert [axes.get_title() for axes in panels[:5]] == ["$h = 0$", "$h = 1$", "$h = 2$", "$h = 3$", "1200 of 3072"]
+    for axes, colour in zip(panels[4:], [script.RED] * 4 + [script.BLUE] * 8, strict=True):
+        picture = np.asarray(axes.images[0].get_array())
+        coloured = (picture == to_rgb(colour)).all(-1).sum()
+        assert axes.get_title().startswith(f"{3 * coloured} of ")
+
+
+@pytest.mark.parametrize("L, m, C", [(4, 4, 1), (8, 4, 3), (32, 2, 1)])
+def test_other_sizes(tmp_path, capsys, L, m, C):
+    script.main(f"--L {L} --kernel_size {m} --nchannels {C} --fig_dir {tmp_path}".split())
+    assert f"of {C * L * L} latents" in capsys.readouterr().out
+    assert (tmp_path / f"cones_{C}x{L}x{L}_ks{m}.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--regions 23:0", r"--regions: 23:0: row and column of a 10 x 10 region must be in 0\.\.22"),
+        ("--region_size 33", r"--region_size: 33: must be at most L, 32"),
+        ("--latents 4:0:0:0", r"row 0, column 0 is at level 3 of 0\.\.3"),
+        ("--latents 0:1:1:1 --nchannels 1", r"the channel must be in 0\.\.0"),
+    ],
+)
+def test_what_does_not_exist_is_refused(tmp_path, flags, words):
+    with pytest.raises(FlagError, match=words):
+        script.main([*flags.split(), "--fig_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "flags, word", [("--L 24", "L 24"), ("--regions 1", "row:column"), ("--kernel_size 3", "kernel_size 3")]
+)
+def test_flags_that_cannot_be_read(flags, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(flags.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert word in error and error.count("\n") == 1

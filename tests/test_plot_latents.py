@@ -1,0 +1,110 @@
+"""Latents that are varied: which pixels change, over which values, in which panels."""
+
+import numpy as np
+import pytest
+import torch
+from checks import randomise
+
+import plot_latents as script
+import plot_receptive_fields
+from args import FlagError
+from flow import RGFlow
+from flow.hierarchy import generation_cone
+from flow.preprocess import to_image
+from plot_latents import vary
+
+
+@pytest.mark.parametrize("latent", [(0, 8, 24), (2, 4, 12), (2, 6, 10), (1, 3, 31), (1, 0, 1), (2, 0, 30)])
+def test_a_varied_latent_changes_its_generation_cone_alone(latent):
+    flow = randomise(RGFlow(3, 32, nlayers=1, nresblocks=1, nmlp=1, nhidden=6), 0.3)
+    z = flow.sample_prior(2)
+    values = torch.tensor([0.0, 0.7, 6.0])
+    images = vary(flow, z, latent, values)
+    assert images.shape == (3, 2, 3, 32, 32)
+    cone = generation_cone(*latent[1:], 32, 4)
+    original = to_image(flow.inverse(z)[0])
+    change = (images - original).abs().amax((0, 1, 2))
+    assert cone.all() == (flow.level_map[latent] >= 2)
+    assert (change[~cone] < 1e-12).all()
+    assert (change[cone] > 1e-12).all()
+    for k, value in enumerate(values):
+        own = z.clone()
+        own[:, latent[0], latent[1], latent[2]] = value
+        torch.testing.assert_close(images[k], to_image(flow.inverse(own)[0]))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the scripts' figures are drawn of, and the figures."""
+    calls = []
+    original = script.draw
+
+    def record(groups):
+        calls.append((groups, original(groups)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(script, "draw", record)
+    return calls
+
+
+@pytest.mark.parametrize("model", ["rgflow", "realnvp", "grey"])
+def test_figure(draw, drawn, model):
+    """The strongest latent of each level, from the top, over the ranges of figure 6; base images the same in all."""
+    paths, text = draw(script, model, "--draws 1 --steps 3")
+    ((groups, figure),) = drawn
+    assert [name[0] for name, *_ in groups] == ["1", "0"]
+    assert all(name in text for name, *_ in groups)
+    assert all(values.tolist() == [0, 3, 6] for _, _, values, _ in groups)
+    assert all(field.shape == (3, 8, 8) for _, field, _, _ in groups)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [title for name, *_ in groups for title in (name, "z = 0", "", "3", "", "6", "")]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    for g, (_, field, _, images) in enumerate(groups):
+        own = shown[7 * g : 7 * g + 7]
+        assert np.array_equal(own[0], field.transpose(1, 2, 0))
+        for panel, image in zip(own[1:], images.flatten(0, 1), strict=True):
+            assert panel.shape == (8, 8, 3)
+            assert np.array_equal(panel, np.broadcast_to(image.permute(1, 2, 0), (8, 8, 3)))
+            assert (panel.max(-1) == panel.min(-1)).all() == (model == "grey")
+    assert "T_0 = 0.2, T_1 = 0.6, seed 0" in text
+    assert [path.rpartition(".")[2] for path in paths] == ["png", "pdf"]
+
+
+def test_chosen_latents_ranges_and_samples(draw, drawn):
+    draw(script, "rgflow", "--latents 1:4:0:2,0:1:1:0 --range -1,2 --steps 4 --samples 3 --draws 1 --temperatures 0")
+    ((groups, figure),) = drawn
+    assert [name for name, *_ in groups] == ["1:4:0:2", "0:1:1:0"]
+    assert groups[0][2].tolist() == [-1, 0, 1, 2]
+    assert groups[0][3].shape == (4, 3, 3, 8, 8)
+    assert len(figure.axes) == 2 * (1 + 12)
+    assert torch.equal(groups[0][3][:, 0], groups[0][3][:, 1])  # at temperature 0 all samples are one
+    torch.testing.assert_close(groups[0][3][1], groups[1][3][1])  # both with all latents 0
+
+
+def test_many_latents_fill_two_columns(draw, drawn):
+    draw(script, "rgflow", "--levels 0 --strongest 5 --draws 1 --steps 2")
+    ((groups, figure),) = drawn
+    assert [name[0] for name, *_ in groups] == ["0"] * 5
+    boxes = [axes.get_position().bounds for axes in figure.axes]
+    assert len(boxes) == 5 * 5
+    assert all(min(x, y) > -1e-9 and x + w < 1 + 1e-9 and y + h < 1 for x, y, w, h in boxes)
+
+
+def test_fields_are_shared_with_their_own_figure(draw, tmp_path):
+    draw(plot_receptive_fields, "rgflow", "--draws 1")
+    draw(script, "rgflow", "--draws 1 --steps 2")
+    assert len(list((tmp_path / "f").glob("*.cache"))) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--levels 0,5", r"--levels: 5: must be in 0\.\.1"),
+        ("--latents 0:4:4:0", r"row 4, column 4 is at level 1"),
+        ("--range 1", r"--range: 1: must be two numbers"),
+        ("--temperatures 1,2,3", r"--temperatures: 1,2,3: must be one number or 2"),
+    ],
+)
+def test_what_does_not_exist_is_refused(draw, flags, words):
+    with pytest.raises(FlagError, match=words):
+        draw(script, "rgflow", flags)
