@@ -345,7 +345,7 @@ def get_args(argv=None, parser=None):
         args.compile = args.cuda != "cpu"
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    check_json(parser, args)
+    check_output(parser, args)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -374,13 +374,18 @@ def set_device(parser, args, several):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
 
 
-def check_json(parser, args):
-    """Ends with one sentence if the file of --json, where there is that flag, cannot be written."""
-    if getattr(args, "json", None):
-        try:
-            check_writable(args.json)
-        except OSError as error:
-            parser.error(f"argument --json: {args.json}: cannot be written ({error.strerror})")
+def check_output(parser, args):
+    """Ends with one sentence, before anything is computed, if a file or folder that a flag names cannot be written."""
+    for flag in ("json", "out", "fig_dir"):
+        path = getattr(args, flag, None)
+        if path is not None:
+            try:
+                if flag == "fig_dir":  # it, or what it will be made in
+                    folders = [Path(path), *Path(path).absolute().parents]
+                    path = next(folder for folder in folders if folder.exists()) / "picture"
+                check_writable(path)
+            except OSError as error:
+                parser.error(f"argument --{flag}: {getattr(args, flag)}: cannot be written ({error.strerror})")
 
 
 def network_name(args):
@@ -474,17 +479,26 @@ def load_images(args, config, numbers, flag="--images"):
 
     Raises FlagError, naming `flag`, for a number that the split does not have, data.DataError if there are no images.
     """
-    images = open_test_images(args, config)
+    images = open_data(args, config)[0].test
     check_range(flag, numbers, len(images))
     return torch.from_numpy(images[list(numbers)])
 
 
-def open_test_images(args, config):
-    """The test split of the data set of `config` below --data_path, an array (N, C, L, L); prints warnings."""
+def open_data(args, config):
+    """The data set of `config` below --data_path, and sentences that a result must carry; prints these.
+
+    One of them says that its fingerprint is not that of the training.
+    """
     dataset = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
-    for line in dataset.warnings:
+    warnings, trained = list(dataset.warnings), config.get("fingerprint")
+    if trained not in (None, dataset.fingerprint):
+        warnings.append(
+            f"--data_path {args.data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}, that of"
+            f" the training is {trained}: prepared in another way or from other images"
+        )
+    for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
-    return dataset.test
+    return dataset, warnings
 
 
 def check_latents(latents, flow, flag="--latents"):

@@ -188,19 +188,20 @@ def profile(run):
 
 def sweep(first, argv, parser):
     """Measure every batch size and edge that the flags `first`, parsed from `argv`, ask for; a list of results."""
-    results = []
-    print(row(COLUMNS))
+    results, runs = [], []
     for edge in first.edges or [first.L]:
         for batch_size in first.batch_sizes or [first.batch_size]:
             own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels), "--no_stdout"]
-            args = flags.get_args([*argv, *own, "--batch_size", str(batch_size)], parser)
-            with random_run(args) as run:
-                results.append(measure(run, first.repeats))
-                values = (results[-1][key] for key in COLUMNS.values())
-                print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
-                if first.profile:
-                    profile(run)
-            del run
+            runs.append(flags.get_args([*argv, *own, "--batch_size", str(batch_size)], parser))
+    print(row(COLUMNS))
+    for args in runs:
+        with random_run(args) as run:
+            results.append(measure(run, first.repeats))
+            values = (results[-1][key] for key in COLUMNS.values())
+            print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
+            if first.profile:
+                profile(run)
+        del run
     return results
 
 

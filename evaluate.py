@@ -33,7 +33,7 @@ import sys
 import torch
 
 import args as flags
-from data import msds, open_dataset
+from data import msds
 from data.msds_structure import calibration, structure_scores
 from flow.evaluation import (
     bits_per_dim_of_all,
@@ -48,6 +48,8 @@ from utils import metrics
 from utils.compilation import why_not_compiled
 from utils.memory import keep_freed_memory
 from utils.results import about, save
+
+MIN_SAMPLES = 100  # for structure scores
 
 
 def build_parser():
@@ -81,18 +83,6 @@ def build_parser():
         help="Inception's weights for --fid (default: torch-fidelity's, in torch.hub's folder or downloaded)",
     )
     return parser
-
-
-def open_data(config, data_path, where):
-    """The data set of a configuration and sentences that a result must carry."""
-    dataset = open_dataset(config["data"], data_path, config["nchannels"], config["L"])
-    warnings, trained = list(dataset.warnings), config.get("fingerprint")
-    if trained not in (None, dataset.fingerprint):
-        warnings.append(
-            f"--data_path {data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}, that of the"
-            f" training of {where} is {trained}: prepared in another way or from other images"
-        )
-    return dataset, warnings
 
 
 def bits_of_split(flow, images, seed, draws):
@@ -180,8 +170,8 @@ def check(args, parser, config):
         args.structure = 2000 if data in msds.VARIANTS else 0
     if args.structure and data not in msds.VARIANTS:
         parser.error(f"argument --structure: {args.structure}: only for {' and '.join(msds.VARIANTS)}, not {data}")
-    if args.structure == 1:
-        parser.error("argument --structure: 1: must be 0 or at least 2")
+    if 0 < args.structure < MIN_SAMPLES:
+        parser.error(f"argument --structure: {args.structure}: must be 0 or at least {MIN_SAMPLES}")
     if not (args.draws or args.round_trip or args.structure or args.fid):
         parser.error("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid")
     if args.fid and args.samples < metrics.MIN_IMAGES:
@@ -209,20 +199,19 @@ def accelerate(flow, args):
 
 
 def measure(args, flow, dataset, variant, feature_weights):
-    """All results that the flags ask for, a flat dict. Raises FloatingPointError if the flow gives no numbers."""
-    results = {}
+    """The results that the flags ask for, part by part, flat dicts. Raises FloatingPointError if the flow gives no
+    numbers."""
     if args.draws:
-        results.update(bits_of_split(flow, dataset.test, args.draw_seed, args.draws))
+        yield bits_of_split(flow, dataset.test, args.draw_seed, args.draws)
     if args.round_trip:
         images = dataset.test[: args.round_trip]
         dtypes = {"float32": torch.float32, "float64": torch.float64}
         errors = {name: round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()}
-        results.update(round_trip=errors, round_trip_images=len(images))
+        yield {"round_trip": errors, "round_trip_images": len(images)}
     if args.structure:
-        results["structure"] = structure(args, flow, dataset, variant)
+        yield {"structure": structure(args, flow, dataset, variant)}
     if args.fid:
-        results.update(distances(args, flow, getattr(dataset, args.split), feature_weights))
-    return results
+        yield distances(args, flow, getattr(dataset, args.split), feature_weights)
 
 
 def main(argv=None):
@@ -234,26 +223,27 @@ def main(argv=None):
     check(args, parser, config)
     args.temperature = flags.check_temperature(args.temperature, flow)
     feature_weights, notes = find_feature_weights(args.feature_weights) if args.fid else (None, [])
-    dataset, warnings = open_data(config, args.data_path, trained["weights"])
+    dataset, warnings = flags.open_data(args, config)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise flags.RunError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
     ways, more_notes = accelerate(flow, args)
-    warnings += notes + more_notes
-    for line in warnings:
+    for line in notes + more_notes:
         print(f"warning: {line}", file=sys.stderr)
+    warnings += notes + more_notes
 
+    print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")
+    record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config}
+    record["results"] = {"data_fingerprint": dataset.fingerprint, **ways, "warnings": warnings}
     try:
-        results = measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights)
+        for part in measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights):
+            for line in describe(part):
+                print(line, flush=True)
+            record["results"].update(part)
+            if args.json:  # after each part, lest a later one fails
+                save(args.json, record)
     except FloatingPointError as error:
         raise flags.RunError(f"{trained['weights']}: {error}") from error
-    for line in describe(results):
-        print(line)
-    print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")
-    if args.json:
-        results.update(data_fingerprint=dataset.fingerprint, **ways, warnings=warnings)
-        record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained}
-        save(args.json, {**record, "config": config, "results": results})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import copy
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 import args as flags
 from bench import timed
-from data import open_dataset
 from data.images import load_mask, load_single
 from flow import RGFlow
 from flow.hierarchy import cone_blocks, inference_cone
@@ -50,9 +50,10 @@ def main(argv=None):
     args = flags.get_args(argv, parser)
     keep_freed_memory()
     record = {"kind": "inpainting_speed" if args.bench else "inpainting", **about(__file__, argv, args.cuda)}
-    record.update(bench(argv, parser, args) if args.bench else inpaint_all(args, parser))
+    results, draw = bench(argv, parser, args) if args.bench else inpaint_all(args, parser)
     if args.json:
-        save(args.json, record)
+        save(args.json, {**record, **results})
+    draw()
 
 
 def image_numbers(text):
@@ -107,10 +108,13 @@ def inpaint_parser():
 
 
 def inpaint_all(args, parser):
-    """Inpaint the images that the flags ask for by each method and draw the figure; what the record says of it."""
+    """Inpaint the images that the flags ask for by each method; what the record says of it, and a function that draws
+    it."""
     flow, config, trained = flags.load_flow(args)
     flows = [(flow, config, trained)]
     if args.realnvp:
+        if not isinstance(flow, RGFlow):
+            raise flags.RunError(f"--realnvp {args.realnvp}: {trained['weights']} is a Real NVP itself")
         second = copy.copy(args)
         second.weights, second.given_data = args.realnvp, config["data"]
         other, its_config, its_trained = flags.load_flow(second)
@@ -119,7 +123,7 @@ def inpaint_all(args, parser):
         if (other.nchannels, other.L) != (flow.nchannels, flow.L):
             raise flags.RunError(f"--realnvp {args.realnvp}: its images have another shape than those of --weights")
         flows.append((other, its_config, its_trained))
-    names, images = load_images(args, parser, config)
+    names, images, warnings = load_images(args, parser, config)
     regions, rectangles = load_regions(args, parser, names, flow.L)
     images, regions = images.to(args.cuda), regions.to(args.cuda)
 
@@ -128,7 +132,10 @@ def inpaint_all(args, parser):
     for method, flow, its_config, its_trained in methods:
         inpaint = Inpainting(method, flow, config["kernel_size"], args)
         start = time.perf_counter()
-        inpainted[method], per_image = inpaint(images, regions, names)
+        try:
+            inpainted[method], per_image = inpaint(images, regions, names)
+        except FloatingPointError as error:
+            raise flags.RunError(f"{its_trained['weights']}: {error}") from error
         seconds = time.perf_counter() - start
         means = {key: statistics.fmean(per_image[key]) for key in ("psnr_image", "psnr_region", "free_latents")}
         settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
@@ -138,8 +145,8 @@ def inpaint_all(args, parser):
             f"{name_of(method)}: PSNR {means['psnr_region']:.2f} dB in the region, {means['psnr_image']:.2f} dB of the"
             f" image, {means['free_latents']:.0f} free latents of {images[0].numel()}, {seconds:.0f} s"
         )
-    write_pictures(args, config, images, regions, inpainted)
-    return {**trained, "config": config, "results": results}
+    pictures = partial(write_pictures, args, config, images, regions, inpainted)
+    return {**trained, "config": config, "warnings": warnings, "results": results}, pictures
 
 
 def methods_of(flow):
@@ -205,23 +212,20 @@ class Inpainting:
 
 
 def load_images(args, parser, config):
-    """Numbers in the split or names of files, and uint8 images (N, C, L, L)."""
+    """Numbers in the split or names of files, uint8 images (N, C, L, L), and sentences that the result must carry."""
     nchannels, L = config["nchannels"], config["L"]
     if args.files:
         arrays = [torch.tensor(load_single(file, nchannels, L, args.resize)) for file in args.files]
-        return args.files, torch.stack(arrays)
-    data = open_dataset(config["data"], args.data_path, nchannels, L)
-    for line in data.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        return args.files, torch.stack(arrays), []
+    data, warnings = flags.open_data(args, config)
     array = getattr(data, args.split)
     if not args.images:
         parser.error("argument --images: 0: must be at least one image")
-    if max(args.images) >= len(array):
-        parser.error(
-            f"argument --images: no image {max(args.images)}, the {args.split} split has {len(array)}, counted from 0"
-        )
+    last = args.images[-1] if isinstance(args.images, range) else max(args.images)
+    if last >= len(array):
+        parser.error(f"argument --images: no image {last}, the {args.split} split has {len(array)}, counted from 0")
     numbers = list(args.images)
-    return numbers, torch.from_numpy(array[numbers])
+    return numbers, torch.from_numpy(array[numbers]), warnings
 
 
 def load_regions(args, parser, names, L):
@@ -229,7 +233,8 @@ def load_regions(args, parser, names, L):
     if args.mask:
         mask = torch.tensor(load_mask(args.mask, L, args.resize))
         if not mask.any():
-            raise flags.RunError(f"--mask {args.mask}: no pixel is corrupted, all are 0")
+            part = " of the central square" if args.resize else ""
+            raise flags.RunError(f"--mask {args.mask}: no pixel{part} is corrupted, all are 0")
         return mask.repeat(len(names), 1, 1), None
     text = ",".join(map(str, args.region))
     if len(args.region) not in (2, 4):
@@ -272,13 +277,14 @@ def write_pictures(args, config, images, regions, inpainted):
 
 def bench(argv, parser, first):
     """Seconds per step of Adam by the causal cone and by the whole flow of an untrained RG-Flow, for each edge and
-    place of the region; prints a line for each, draws the figure; what the record says."""
-    results = []
+    place of the region; prints a line for each; what the record says, and a function that draws the figure."""
+    results, runs = [], []
     for L in first.edges:
         own = ["--data", "folder", "--L", str(L), "--nchannels", str(first.nchannels), "--model", "rgflow"]
-        args = flags.get_args([*argv, *own], parser)
+        runs.append(flags.get_args([*argv, *own], parser))
         if L < BENCH_REGION:
             parser.error(f"argument --edges: {L}: must be at least {BENCH_REGION}")
+    for L, args in zip(first.edges, runs, strict=True):
         whole = {}
         for place in PLACES:
             results.append({"L": L, "place": place, **measure(args, place, whole)})
@@ -292,10 +298,15 @@ def bench(argv, parser, first):
         for L in (first.edges[0] * 2**k for k in range(6))
         for place in PLACES
     ]
+    name = Path(first.fig_dir) / "inpaint_speed"
+    return {"network": flags.network_name(args), "results": results, "latents": counts}, partial(
+        write_speed, name, results, counts
+    )
+
+
+def write_speed(name, results, counts):
     with style():
-        pictures = save_figure(speed_figure(results, counts), Path(first.fig_dir) / "inpaint_speed")
-    print(*pictures, sep="\n")
-    return {"network": flags.network_name(args), "results": results, "latents": counts}
+        print(*save_figure(speed_figure(results, counts), name), sep="\n")
 
 
 def bench_region(L, place):

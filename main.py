@@ -392,7 +392,7 @@ class Run:
             "step": self.step,
             "mid_epoch": last or self.mid_epoch,
             "seconds": self.seconds,
-            "machine": machine(self.device),
+            "machine": f"{self.peers.size} x {machine(self.device)}" if self.peers.size > 1 else machine(self.device),
             "test_bpds": self.test_bpds,
             "model": self.flow.state_dict(),
             **self.descent.state(),

@@ -26,7 +26,7 @@ from layers.coupling import couple, uncouple
 from layers.residual import ResidualNetworks
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
-from utils.results import about, mean_and_deviation, save
+from utils.results import about, in_words, save
 
 LEGS = 4
 RADIAL_STD, TANGENTIAL_STD, RATE = 0.3, 0.1, 0.25
@@ -138,11 +138,8 @@ def measure(flow, n, seed):
 
 def summary(results):
     """Mean and standard deviation over seeds, in words."""
-    words = []
-    for name in ("nats", "quadrants", "axes", "best"):
-        mean, deviation = mean_and_deviation([result[name] for result in results])
-        words.append(f"{name} {mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else ""))
-    return ", ".join(words)
+    names = "nats", "quadrants", "axes", "best"
+    return ", ".join(f"{name} {in_words([result[name] for result in results])}" for name in names)
 
 
 def draw_figure(flows, seed):
@@ -185,7 +182,7 @@ def main(argv=None):
     parser.add_argument("--points", type=flags.positive, default=10_000, metavar="N", help="draws behind the accuracy")
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
-    flags.check_json(parser, args)
+    flags.check_output(parser, args)
 
     results, shown = [], {}
     for prior in ("gaussian", "laplace"):
@@ -203,13 +200,13 @@ def main(argv=None):
     x, legs = pinwheel(args.points, generator(args.draw_seed, "test"))
     ceiling = (nearest_arm(x) == legs).double().mean().item()
     print(f"the pinwheel itself: {ceiling:.3f} of its points are nearest to their own arm; chance is 0.25")
-    for picture in save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"):
-        print(picture)
     if args.json:
         config = {key: getattr(args, key) for key in ("seed", "seeds", "steps", "points", "draw_seed")}
         config |= {"batch": BATCH, "lr": LR, "nlayers": NLAYERS, "nhidden": NHIDDEN}
         record = {"config": config, "ceiling": ceiling, "results": results}
         save(args.json, {"kind": "pinwheel", **about(__file__, argv, "cpu"), **record})
+    for picture in save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"):
+        print(picture)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ deviates from what is global (`data.msds.factors`). For each level of latents: R
 regression from all its latents (the probe), R^2 of the best single latent for each number of the factor, and their
 ratio. A probe says where a factor is, and cannot see a rotation of the latents; a single latent can: a ratio of 1 is a
 factor that has latents of its own, and a low one a factor that is spread over many. Pixels can have a high one as well:
-compare with a flow that is hardly trained (--max_steps 1). Seeds of one network are averaged.
+compare with a flow that is hardly trained (--max_steps 1). Seeds of one network are averaged. R^2 of levels with many
+latents grows with the number of training images: compare flows with the same.
 """
 
 import sys
@@ -22,12 +23,12 @@ import torch
 from matplotlib.figure import Figure
 
 import args as flags
-from data import msds, open_dataset
+from data import msds
 from flow.preprocess import to_model
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
-from utils.results import about, mean_and_deviation, save
+from utils.results import about, in_words, mean_and_deviation, save
 
 TITLES = {
     "msds1": {
@@ -111,7 +112,7 @@ def probe(flow, dataset, variant, images, held_out, seed):
 
 
 def averages(results):
-    """(network, factor) -> rows with level, latents, seeds, and (mean, deviation) of probe, single and ratio."""
+    """(network, factor) -> level -> latents, seeds, and lists over these of probe, single and ratio."""
     groups = {}
     for result in results:
         for row in result["levels"]:
@@ -120,9 +121,7 @@ def averages(results):
     for levels in groups.values():
         for level, rows in levels.items():
             levels[level] = {"latents": rows[0]["latents"], "seeds": len(rows)}
-            for name in ("probe", "single", "ratio"):
-                values = [row[name] for row in rows]
-                levels[level][name] = (None, None) if None in values else mean_and_deviation(values)
+            levels[level] |= {name: [row[name] for row in rows] for name in ("probe", "single", "ratio")}
     return groups
 
 
@@ -132,14 +131,8 @@ def table(groups):
     yield f"{'network':{width}} seeds factor    level latents {'probe R2':>14} {'best latent R2':>14} {'ratio':>14}"
     for (network, factor), levels in groups.items():
         for level, row in levels.items():
-            numbers = " ".join(f"{in_words(*row[name]):>14}" for name in ("probe", "single", "ratio"))
+            numbers = " ".join(f"{in_words(row[name]):>14}" for name in ("probe", "single", "ratio"))
             yield f"{network:{width}} {row['seeds']:5} {factor:9} {level:5} {row['latents']:7} {numbers}"
-
-
-def in_words(mean, deviation):
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
 
 
 def draw_figure(groups, results, titles):
@@ -155,7 +148,7 @@ def draw_figure(groups, results, titles):
             for network, colour in zip(networks, cycle(COLOURS)):
                 levels = groups[network, factor]
                 for name, words, form in (("probe", "all latents", "o-"), ("single", "best single latent", "s--")):
-                    means, deviations = zip(*(row[name] for row in levels.values()), strict=True)
+                    means, deviations = zip(*(mean_and_deviation(row[name]) for row in levels.values()), strict=True)
                     bars = None if None in deviations else deviations
                     line = axes.errorbar(list(levels), means, bars, fmt=form, color=colour, markersize=3, linewidth=1)
                     lines[f"{network}, {words}"] = line
@@ -183,7 +176,7 @@ def main(argv=None):
     )
     group = parser.add_argument_group("probes")
     many = flags.number(int, 100, flags.LARGEST, f"a whole number of at least 100 and at most {flags.LARGEST}")
-    group.add_argument("--images", type=many, default=4000, metavar="N", help="training images, to fit the probes")
+    group.add_argument("--images", type=many, default=20_000, metavar="N", help="training images, to fit the probes")
     group.add_argument(
         "--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score"
     )
@@ -197,11 +190,14 @@ def main(argv=None):
             raise flags.RunError(f"{path}: trained on {config['data']}, must be one of {', '.join(msds.VARIANTS)}")
         if data not in (None, config["data"]):
             raise flags.RunError(f"{path}: trained on {config['data']}, the flows before it on {data}")
+        prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))
+        network = f"{prior} {network.replace(f'{prior}_', '')}, {trained['step']:,} steps"
+        named = {"network": network, "seed": config["seed"]}
+        if any(named.items() <= result.items() for result in results):
+            raise flags.RunError(f"{path}: a second flow of {network} with seed {config['seed']}")
         if dataset is None:
             data = config["data"]
-            dataset = open_dataset(data, args.data_path, config["nchannels"], config["L"])
-            for warning in dataset.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
+            dataset, warnings = flags.open_data(args, config)
             for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
                 if getattr(args, flag) > len(split):
                     raise flags.RunError(f"--{flag} {getattr(args, flag)}: must be at most {len(split)} for {data}")
@@ -209,18 +205,16 @@ def main(argv=None):
             levels, positions = probe(flow, dataset, msds.VARIANTS[data], args.images, args.held_out, args.draw_seed)
         except flags.RunError as error:
             raise flags.RunError(f"{path}: {error}") from error
-        prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))
-        named = {"network": f"{prior} {network.replace(f'{prior}_', '')}", "seed": config["seed"]}
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = averages(results)
     print(f"{data}: {args.images} training and {args.held_out} test images")
     for line in table(groups):
         print(line)
+    if args.json:
+        record = {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings}
+        save(args.json, {"kind": "factors", **about(__file__, argv, args.cuda), **record, "results": results})
     for picture in save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}"):
         print(picture)
-    if args.json:
-        record = {"data": data, "images": args.images, "held_out": args.held_out, "results": results}
-        save(args.json, {"kind": "factors", **about(__file__, argv, args.cuda), **record})
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(argv=None):
     n = args.grid**2
     if args.real:
         config = flags.load_flow(args)[1] if args.weights else vars(args)
-        dataset = flags.open_test_images(args, config)
+        dataset = flags.open_data(args, config)[0].test
         if n > len(dataset):
             raise flags.FlagError("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
         numbers = choose(len(dataset), n, args.draw_seed)

@@ -5,9 +5,10 @@
     python tables.py results --out docs/tables.md
 
 Beside each number of the paper stands ours, with the number in brackets of a line in the list below the table, which
-tells how it was trained and measured. A cell without a measurement stays empty. Where several results belong in one
-cell, it shows the one with most seconds of training, of equals the one with most steps, then the one whose file name
-comes last; the list has them all. Data sets and priors that a table of the paper lacks get columns and rows at its end.
+tells how it was trained (in the seconds of that run alone, without those before an --init) and measured. A cell without
+a measurement stays empty. Where several results belong in one cell, it shows the one with most seconds of training, of
+equals the one with most steps, then the one whose file name comes last; the list has them all. Data sets and priors
+that a table of the paper lacks get columns and rows at its end.
 
 A further table is one more entry of `TABLES`, with a function from a record to the entries that it makes.
 """
@@ -16,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from types import SimpleNamespace
 import args as flags
 from data.msds import VARIANTS
 from utils.files import replacing
-from utils.results import check_writable, mean_and_deviation
+from utils.results import in_words
 
 DATA_NAMES = {
     "msds1": "MSDS1",
@@ -88,6 +89,10 @@ def number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no finite number")
     return value
+
+
+def number_or_none(value):
+    return None if value is None else number(value)
 
 
 def source(record, config):
@@ -155,20 +160,24 @@ def g1_entries(record):
 
 
 def f1_entries(record):
-    """Inpainting: one result per method, with the weights it used; the paper's are of CelebA."""
+    """Inpainting of a data set's images, one result per method; the paper's are of CelebA. Most images count first."""
     for result in record["results"] if record["kind"] == "inpainting" else ():
-        config, data = record["config"], record["config"]["data"]
-        of_record = result["method"].startswith(config.get("model", "rgflow"))
-        where = source({**record, **result}, result.get("config", config if of_record else None))
+        if any(isinstance(name, str) for name in result["names"]):  # a user's files
+            continue
+        config, data = result["config"], result["config"]["data"]
+        where = source({**record, **result}, config)
+        where = replace(where, rank=(number(result["images"]), *where.rank))
         row = INPAINTERS[result["method"]] + ("" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}")
         image, region, free = (number(result[key]) for key in ("psnr_image", "psnr_region", "free_latents"))
+        regions = "a mask"
+        if isinstance(result["region"], list):
+            regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
         details = (
-            f"{INPAINTERS[result['method']]}: PSNR {image:.2f} dB, {region:.2f} dB in the region, {free:g} free latents"
+            f"{INPAINTERS[result['method']]}: PSNR {image:.2f} dB, {region:.2f} dB in the region, {free:g} free"
+            f" latents; {result['images']} images, {regions}, lr {number(result['lr']):g}, {result['steps']} steps,"
+            f" {result['draws']} draws"
         )
         yield Entry(row, "PSNR", f"{image:.1f}", details, where)
-        if result.get("inception_psnr") is not None:
-            inception = number(result["inception_psnr"])
-            yield Entry(row, "Inception-PSNR", f"{inception:.1f}", f"Inception-PSNR {inception:.2f} dB", where)
 
 
 def structure_entries(record):
@@ -214,10 +223,11 @@ def factor_entries(record):
     for results in networks.values():
         where = source({**record, **results[0]}, results[0]["config"])
         name, (_, flow) = DATA_NAMES[record["data"]], flow_names(results[0]["config"])
-        seeds = f"seed{'s' * (len(results) > 1)} {', '.join(str(result['seed']) for result in results)}"
+        seeds = f"seed{'s' * (len(results) > 1)} {', '.join(str(result['seed']) for result in results)},"
+        seeds += f" {number(record['images']):,} training and {number(record['held_out']):,} test images"
         for rows in zip(*(result["levels"] for result in results), strict=True):
             factor, level = rows[0]["factor"], rows[0]["level"]
-            probe, ratio = (in_words([row[key] for row in rows]) for key in ("probe", "ratio"))
+            probe, ratio = (in_words([number_or_none(row[key]) for row in rows], 2) for key in ("probe", "ratio"))
             yield Entry(f"{name} {factor}, {flow}", f"h = {level}", f"{probe} / {ratio}", seeds, where)
 
 
@@ -229,16 +239,8 @@ def pinwheel_entries(record):
         details = f"{len(own)} seeds, {number(record['config']['steps']):,} steps each"
         columns = {"quadrants": "quadrants", "axes": "sectors about the axes", "best": "best of all turned quadrants"}
         for key, column in columns.items():
-            text = in_words([result[key] for result in own], 3)
+            text = in_words([number(result[key]) for result in own])
             yield Entry(f"{PRIORS[prior]} prior", column, text, details, source(record, None))
-
-
-def in_words(values, digits=2):
-    """Mean and standard deviation of numbers; a dash where one of them is None."""
-    if None in values:
-        return "–"
-    mean, deviation = mean_and_deviation(list(map(number, values)))
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 TABLES = [
@@ -379,11 +381,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         parser.error(f"argument FOLDER: {args.folder}: not a folder")
-    if args.out:
-        try:
-            check_writable(args.out)
-        except OSError as error:
-            parser.error(f"argument --out: {args.out}: cannot be written ({error.strerror})")
+    flags.check_output(parser, args)
     paths = sorted(args.folder.rglob("*.json"))
     found, warnings = collect(paths)
     if not paths:

@@ -94,7 +94,7 @@ def load_mask(path, L, fit=False):
     """
     with _named(path):
         if fit:
-            image = Image.fromarray(255 * np.asarray(load_image(path, 3)).any(-1).astype(np.uint8))
+            image = Image.fromarray(np.asarray(load_image(path, 3)).any(-1).astype(np.float32))  # bytes would round
             return np.asarray(image.resize((L, L), Image.Resampling.BOX, central_square(image))) > 0
         return np.asarray(_exact(path, 3, L)).any(-1)
 

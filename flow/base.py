@@ -38,7 +38,7 @@ class Flow(nn.Module):
     def accelerate(self, compile=False, dtype=None, recompute=False):
         """Set how the networks run; what is computed, and what a checkpoint holds, stays the same but for rounding.
 
-        compile: run the networks, couplings and the folding of their parameters as kernels of torch.compile
+        compile: run networks and couplings, and of RG-Flow the folding of parameters, as kernels of torch.compile
         dtype: type of the networks' matrix products, such as torch.bfloat16; couplings, log-determinants, prior and
             parameters keep theirs
         recompute: keep only the variables between coupling layers for the backward pass and compute the rest again

@@ -156,7 +156,8 @@ def maximise(problem, rate, steps, draws, generator=None, progress=None):
 
     rate, steps: of Adam; draws: at temperature 1, of which the most likely is the start; progress: called after each of
     the draws and steps.
-    Returns the best values met (F,), log p that they give (B,) and log p of the best draw (B,).
+    Returns the best values met (F,), log p that they give (B,) and log p of the best draw (B,). Raises
+    FloatingPointError if no draw has a finite log p.
     """
     best = problem.x.new_zeros(problem.free.shape)
     log_prob = best.new_full((len(problem.x),), -torch.inf)
@@ -173,6 +174,8 @@ def maximise(problem, rate, steps, draws, generator=None, progress=None):
         for _ in range(draws):
             values = problem.flow.prior.sample(best, 1.0, generator)
             keep_better(values, problem.log_prob(values))
+    if not log_prob.isfinite().all():
+        raise FloatingPointError("log p of the draws to start from is not finite")
     start = log_prob
     values = best.clone().requires_grad_()
     adam = torch.optim.Adam([values], rate)

@@ -2,8 +2,8 @@
 
 A network is a 3 x 3 convolution, residual blocks  x <- (x + f(x)) / sqrt(2)  with the pre-activated
 f = conv . silu . … . conv . silu  of width `nhidden`, and a last silu and convolution that gives s and t side by side.
-Every convolution has weight normalisation. As in RG-Flow's networks, s = tanh(...), t is free, and both are multiplied
-by a learnable scale that starts at 0, so that an untrained coupling is the identity.
+Every convolution has weight normalisation. As in RG-Flow's networks, the output is multiplied by a learnable scale that
+starts at 0, so that an untrained coupling is the identity; then s goes through tanh, t does not.
 
 B images, c channels, l x l positions. Kernels are stored with the input channels last, which is how fast convolutions
 want them.
@@ -39,9 +39,8 @@ class ConvolutionalNetworks(Networks):
 
     def fold(self):
         """The folded parameters for `evaluate`: a list over K steps of lists over stages of lists of (kernel, bias)."""
-        half = math.sqrt(0.5)
         last_of_block = torch.arange(self.weights[1].shape[1], device=self.scale.device) % self.nmlp == self.nmlp - 1
-        factors = [1, torch.where(last_of_block, half, 1.0).to(self.scale)[:, None], self.scale[:, None]]
+        factors = [1, 1 - (1 - math.sqrt(0.5)) * last_of_block.to(self.scale.dtype)[:, None], self.scale[:, None]]
         stages = []
         for weight, gain, bias, factor in zip(self.weights, self.gains, self.biases, factors, strict=True):
             kernels = weight * ((gain * factor)[..., None, None, None] / norm_of(weight))

@@ -22,7 +22,7 @@ class Networks(nn.Module):
         self.accelerate()
 
     def accelerate(self, compile=False, dtype=None, recompute=False):
-        """compile: run coupling steps and the folding of parameters as compiled kernels
+        """compile: run coupling steps, and where a subclass does so the folding, as compiled kernels
         dtype: type of the networks' products, None for that of the parameters
         recompute: keep only the variables between coupling steps for the backward pass and compute the rest again
         """

@@ -34,7 +34,7 @@ def many_images(monkeypatch):
     """Enough random images for FID in place of the data set's; returns them."""
     images = np.random.default_rng(0).integers(0, 256, (metrics.MIN_IMAGES, 3, 8, 8), dtype=np.uint8)
     fake = SimpleNamespace(train=images, test=images[:20], fingerprint="fake", warnings=[])
-    monkeypatch.setattr(evaluate, "open_dataset", lambda *arguments: fake)
+    monkeypatch.setattr(args, "open_dataset", lambda *arguments: fake)
     return images
 
 
@@ -97,23 +97,23 @@ def test_each_measurement_can_be_chosen(trained, tmp_path):
 
 def test_structure_of_samples(tmp_path, monkeypatch):
     """Drawn images in place of samples score 1; those of the flow, noise after three steps, have no ovals."""
-    monkeypatch.setattr(msds, "SIZES", (60, 80))
+    monkeypatch.setattr(msds, "SIZES", (60, 120))
     small = SMALL.replace("--L 8", "").split()
     run = main.Run(args.get_args(["--data", "msds1", "--data_path", str(tmp_path), "-o", str(tmp_path), *small]))
     run.total_steps = 3
     run.train()
     flags = ["--weights", str(run.folder / "last.state"), "--data_path", str(tmp_path), "--draws", "0"]
-    flags += ["--round_trip", "0", "--structure", "80", "--temperature", "0.9"]
+    flags += ["--round_trip", "0", "--structure", "100", "--temperature", "0.9"]
     noise = results_of(flags, tmp_path)["results"]["structure"]
-    assert (noise["samples"], noise["temperature"]) == (80, 0.9)
+    assert (noise["samples"], noise["temperature"]) == (100, 0.9)
     assert noise["score"] is None and "cells" in noise["failure"]
-    drawn, _, _ = msds.generate(1, 5, 0, 80, processes=1)
+    drawn, _, _ = msds.generate(1, 5, 0, 100, processes=1)
     monkeypatch.setattr(evaluate, "sample_uint8", lambda *arguments: torch.from_numpy(drawn))
     real = results_of(flags, tmp_path)["results"]["structure"]
     assert real["score"] == pytest.approx(1, abs=0.1)
     assert real["calibration"]["degrees"] < 5
     with pytest.raises(SystemExit):
-        evaluate.main([*flags, "--structure", "1"])
+        evaluate.main([*flags, "--structure", "99"])
 
 
 def test_fid_is_that_of_the_samples(trained, many_images, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_fid_of_grey_images(start, tmp_path, monkeypatch):
     run = start("--max_steps 1 --nchannels 1")
     grey = np.random.default_rng(0).integers(0, 256, (metrics.MIN_IMAGES, 1, 8, 8), dtype=np.uint8)
     fake = SimpleNamespace(train=grey, test=grey[:20], fingerprint="fake", warnings=[])
-    monkeypatch.setattr(evaluate, "open_dataset", lambda *arguments: fake)
+    monkeypatch.setattr(args, "open_dataset", lambda *arguments: fake)
     weights, _ = install(monkeypatch, tmp_path, 192)
     flags = ["--weights", str(run.folder / "last.state"), "--fid", "--samples", "2048", "--draws", "1"]
     results = results_of([*flags, "--feature_weights", str(weights)], tmp_path)["results"]

@@ -329,12 +329,12 @@ def test_known_pixels_of_files_come_back_unchanged(run_script, weights, tmp_path
 
 def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
     Image.new("RGB", (20, 10), (9, 9, 9)).save("wide.png")
-    thin = np.zeros((80, 80), dtype=np.uint8)
-    thin[27, 15:25] = 1  # a fifth of each of two output pixels
+    thin = np.zeros((800, 800), dtype=np.uint8)
+    thin[275, 199:201] = 1  # a 2,500th of each of two output pixels
     Image.fromarray(thin).save("thin.png")
     with pytest.raises(DataError, match=r"wide\.png: 20x10 pixels, must be 16x16; --resize"):
         run_script("--files", "wide.png")
-    with pytest.raises(DataError, match=r"thin\.png: 80x80 pixels, must be 16x16; --resize"):
+    with pytest.raises(DataError, match=r"thin\.png: 800x800 pixels, must be 16x16; --resize"):
         run_script("--mask", "thin.png")
     (result,) = run_script("--files", "wide.png", "--mask", "thin.png", "--resize")["results"]
     expected = rectangle(16, 5, 3, 1, 2)

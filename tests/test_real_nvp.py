@@ -76,6 +76,15 @@ def test_networks_against_weight_norm_of_torch(nresblocks, nmlp):
         torch.testing.assert_close(torch.cat(evaluate(folded, x), 1), expected)
 
 
+def test_float64_whatever_the_default_type():
+    """The folded 1 / sqrt(2) is exact."""
+    networks = randomise(ConvolutionalNetworks(1, 1, 1, 3, 1, 1))
+    expected = networks.fold()
+    torch.set_default_dtype(torch.float32)
+    for one, other in zip(networks.fold()[0], expected[0], strict=True):
+        assert torch.equal(one[0][0], other[0][0])
+
+
 def conv(weight, gain, bias):
     """torch's weight-normalised convolution; weight: (out, 3, 3, in)."""
     layer = weight_norm(nn.Conv2d(weight.shape[-1], weight.shape[0], 3, padding=1), dim=0)

@@ -183,10 +183,11 @@ def test_factors_are_averaged_over_seeds(make):
         for seed, rows in ((3, levels(0.7, 0.2)), (5, levels(0.9, 0.4)))
     ]
     about = {key: whole[key] for key in ("command", "machine", "commit")}
-    cells, sources, warnings = make(one={"kind": "factors", **about, "data": "msds1", "results": seeds})
+    about |= {"data": "msds1", "images": 4000, "held_out": 2000}
+    cells, sources, warnings = make(one={"kind": "factors", **about, "results": seeds})
     row = cells["Factors of MSDS"]["MSDS1 global, RG-Flow, Laplacian prior"]
     assert row == {"h = 0": ["0.80 ± 0.14 / 0.30 ± 0.14 [1]"], "h = 1": ["0.01 ± 0.00 / – [1]"]}
-    assert sources["Factors of MSDS"][0][1] == "seeds 3, 5"
+    assert sources["Factors of MSDS"][0][1] == "seeds 3, 5, 4,000 training and 2,000 test images"
     assert warnings == []
 
 
@@ -245,23 +246,37 @@ def test_steps_then_file_names_break_ties(make):
 
 
 def test_inpainting(make):
-    psnr = {"psnr_image": 36.66, "psnr_region": 26.56}
-    others = {"weights": "nvp.state", "parameters": 5, "step": 7, "train_seconds": 60}
-    results = [
-        {"method": "rgflow", **psnr, "free_latents": 1200, "inception_psnr": 24.42},
-        {"method": "realnvp_constrained", **psnr, "free_latents": 1200, **others},
-        {"method": "realnvp", **psnr, "psnr_image": 31.0, "free_latents": 3072, "inception_psnr": None, **others},
-    ]
-    cells, sources, warnings = make(one=record(results, "inpainting", data="celeba32"))
-    assert cells["Table F1"]["RG-Flow"] == {"PSNR": ["38.7", "36.7 [1]"], "Inception-PSNR": ["24.9", "24.4 [1]"]}
+    def results(images=15, config=CONFIG, names=None):
+        common = {"psnr_image": 36.66, "psnr_region": 26.56, "images": images, "names": names or list(range(images))}
+        common |= {"region": [[0, 1, 10, 10]] * images, "lr": 0.1, "steps": 300, "draws": 200}
+        nvp = {**common, "weights": "nvp.state", "parameters": 5, "step": 7, "train_seconds": 60}
+        nvp |= {"config": {**config, "model": "realnvp"}}
+        return [
+            {**common, "method": "rgflow", "free_latents": 1200, "config": config},
+            {**nvp, "method": "realnvp_constrained", "free_latents": 1200},
+            {**nvp, "method": "realnvp", "free_latents": 3072, "psnr_image": 31.0},
+        ]
+
+    faces = {**CONFIG, "data": "celeba32"}
+    cells, sources, warnings = make(one=record(results(config=faces), "inpainting", data="celeba32"))
+    assert cells["Table F1"]["RG-Flow"] == {"PSNR": ["38.7", "36.7 [1]"], "Inception-PSNR": ["24.9", ""]}
     assert cells["Table F1"]["Constrained Real NVP"]["PSNR"] == ["23.2", "36.7 [2]"]
     assert cells["Table F1"]["Real NVP"] == {"PSNR": ["37.0", "31.0 [2]"], "Inception-PSNR": ["24.8", ""]}
-    assert "26.56 dB in the region, 1200 free latents" in sources["Table F1"][0][1]
-    assert sources["Table F1"][1][2:6] == ["`nvp.state`", "5", "7", "0:01:00"]  # not the configuration of RG-Flow
+    details = sources["Table F1"][0][1]
+    for words in ("26.56 dB in the region, 1200 free latents", "15 images, 10 x 10, lr 0.1, 300 steps, 200 draws"):
+        assert words in details
+    assert "realnvp_laplace" in sources["Table F1"][1][2]
+    assert sources["Table F1"][1][3:6] == ["5", "7", "0:01:00"]
     assert warnings == []
-    cells, _, _ = make(one=record(results[:1], "inpainting"))
+    # More images win a cell, files of a user's own belong in none.
+    one = {**results(1)[0], "psnr_image": 50.0}
+    own = [{**one, "names": ["photo.png"], "psnr_image": 60.0}]
+    cells, _, warnings = make(
+        one=record(results()[:1], "inpainting"), two=record([one], "inpainting"), own=record(own, "inpainting")
+    )
     assert cells["Table F1"]["RG-Flow"]["PSNR"] == ["38.7", ""]
     assert cells["Table F1"]["RG-Flow, MSDS1"]["PSNR"] == ["", "36.7 [1]"]
+    assert len(warnings) == 1 and "own.json" in warnings[0]
 
 
 @pytest.mark.parametrize(

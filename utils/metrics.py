@@ -4,6 +4,7 @@ torch-fidelity (0.4 or newer, `requirements-metrics.txt`) is optional and import
 """
 
 import hashlib
+import re
 import sys
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ def check_library():
         found = version("torch-fidelity")
     except PackageNotFoundError:
         found = None
-    if found is None or tuple(map(int, found.split(".")[:2])) < (0, 4):
+    if found is None or tuple(map(int, re.findall(r"\d+", found)[:2])) < (0, 4):
         here = f"version {found} is installed" if found else "it is not installed"
         raise ValueError(f"needs torch-fidelity 0.4 or newer, {here}: pip install -r requirements-metrics.txt")
     return found

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -40,7 +42,7 @@ def commit():
 def about(script, argv, device):
     """The command, machine, versions and date of a measurement, a dict; `script` is its file, argv its flags."""
     return {
-        "command": " ".join(["python", Path(script).name, *argv]),
+        "command": shlex.join(["python", Path(script).name, *argv]),
         "machine": machine(torch.device(device)),
         "torch": torch.__version__,
         "commit": commit(),
@@ -51,6 +53,14 @@ def about(script, argv, device):
 def mean_and_deviation(values):
     """Mean and standard deviation (n - 1) of a list of numbers; the deviation of one number is None."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def in_words(values, digits=3):
+    """Mean and standard deviation of a list of numbers; a dash where one of them is None."""
+    if None in values:
+        return "–"
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 def check_writable(path):
@@ -64,6 +74,15 @@ def check_writable(path):
 
 
 def save(path, record):
-    """Write a dict as JSON. Raises OSError."""
+    """Write a dict as JSON, null for numbers that are not finite. Raises OSError."""
     with replacing(path) as file:
-        file.write((json.dumps(record, indent=1) + "\n").encode())
+        file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
+
+
+def finite(value):
+    """A value as JSON can hold it: None for floats that are not finite, in dicts and sequences too."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
