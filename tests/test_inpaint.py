@@ -53,10 +53,12 @@ def test_latents_per_doubling_of_the_image(place, growth):
     assert np.diff(counts).tolist() == [growth] * 4
 
 
-@pytest.mark.parametrize("place, number", [("origin", 48), ("centre", 60)])
-def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(place, number):
-    flow = small(L=32)
-    problem = CausalCone(flow, torch.randn(2, 3, 32, 32), at(place, 32).expand(2, 32, 32))
+@pytest.mark.parametrize(
+    "L, place, number", [(32, "origin", 48), (32, "centre", 60), (256, "origin", 87), (256, "centre", 135)]
+)
+def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(L, place, number):
+    flow = small(L=L, nlayers=1)
+    problem = CausalCone(flow, torch.randn(2, 3, L, L), at(place, L).expand(2, L, L))
     patches = {"forward": 0, "inverse": 0}
 
     def counted(function, direction):
