@@ -21,6 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 import args as flags
 from data import msds
@@ -42,6 +44,9 @@ TITLES = {
         "deviation": "each oval's angle minus the base",
     },
 }
+WORDS = {"probe": "all latents of a level", "single": "its best single latent"}
+MARKERS = {"markersize": 3, "linewidth": 1}
+FORMS = {"probe": {"marker": "o", **MARKERS}, "single": {"marker": "s", "linestyle": "--", **MARKERS}}
 BATCH = 250  # images
 MIN_PROBE = 0.05  # R^2 of a probe below which the ratio says nothing
 
@@ -143,15 +148,15 @@ def draw_figure(groups, results, titles):
     with style():
         figure = Figure(figsize=(PAGE, 2.3 + 2 * len(networks)), layout="constrained")
         top, *rows = figure.subplots(1 + len(networks), len(titles))
-        lines = {}
+        lines = {words: Line2D([], [], color="0.3", **FORMS[name]) for name, words in WORDS.items()}
         for axes, (factor, title) in zip(top, titles.items(), strict=True):
             for network, colour in zip(networks, cycle(COLOURS)):
                 levels = groups[network, factor]
-                for name, words, form in (("probe", "all latents", "o-"), ("single", "best single latent", "s--")):
+                for name, form in FORMS.items():
                     means, deviations = zip(*(mean_and_deviation(row[name]) for row in levels.values()), strict=True)
                     bars = None if None in deviations else deviations
-                    line = axes.errorbar(list(levels), means, bars, fmt=form, color=colour, markersize=3, linewidth=1)
-                    lines[f"{network}, {words}"] = line
+                    axes.errorbar(list(levels), means, bars, color=colour, **form)
+                lines[network] = Patch(color=colour)
             axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
             axes.set(title=title, xlabel="level h", ylim=(-0.05, 1.05), xticks=list(levels))
         top[0].set_ylabel("R² on held-out images")
@@ -161,7 +166,7 @@ def draw_figure(groups, results, titles):
                 picture = axes.imshow(maps[network][factor], vmin=0, vmax=brightest, interpolation="nearest")
                 ticks = range(0, len(maps[network][factor]), 8)
                 axes.set(xticks=ticks, yticks=ticks, xlabel="column j")
-            row[0].set_ylabel(f"{network}\nrow i")
+            row[0].set_ylabel(network.replace(" ", "\n", 1).replace(", ", "\n") + "\nrow i")
             figure.colorbar(picture, ax=list(row), label="R², latents of one position")
     return figure
 
@@ -191,7 +196,8 @@ def main(argv=None):
         if data not in (None, config["data"]):
             raise flags.RunError(f"{path}: trained on {config['data']}, the flows before it on {data}")
         prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))
-        network = f"{prior} {network.replace(f'{prior}_', '')}, {trained['step']:,} steps"
+        steps = f"{trained['step']:,} step{'s' * (trained['step'] != 1)}"
+        network = f"{prior} {network.replace(f'{prior}_', '')}, {steps}"
         named = {"network": network, "seed": config["seed"]}
         if any(named.items() <= result.items() for result in results):
             raise flags.RunError(f"{path}: a second flow of {network} with seed {config['seed']}")
