@@ -380,10 +380,7 @@ def check_output(parser, args):
         path = getattr(args, flag, None)
         if path is not None:
             try:
-                if flag == "fig_dir":  # it, or what it will be made in
-                    folders = [Path(path), *Path(path).absolute().parents]
-                    path = next(folder for folder in folders if folder.exists()) / "picture"
-                check_writable(path)
+                check_writable(Path(path) / "picture" if flag == "fig_dir" else path)
             except OSError as error:
                 parser.error(f"argument --{flag}: {getattr(args, flag)}: cannot be written ({error.strerror})")
 

@@ -261,9 +261,9 @@ def write_pictures(args, config, images, regions, inpainted):
     truth = images[shown].expand(-1, 3, -1, -1) / 255
     rows = [truth, torch.where(regions[shown, None], red, truth)]
     rows += [filled[shown].expand(-1, 3, -1, -1) / 255 for filled in inpainted.values()]
-    labels = ["ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
+    labels = ["given" if args.files else "ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
     figure = grid_figure(torch.cat(rows).cpu(), len(truth), 0.8 + 0.42 * len(truth), labels, row_label=0.8)
-    name = flags.picture_path(args, config, "inpaint")
+    name = flags.picture_path(args, config, "inpaint_files" if args.files else "inpaint")
     for picture in save_figure(figure, name):
         print(picture)
     for method, filled in inpainted.items() if args.files else ():

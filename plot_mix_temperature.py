@@ -45,7 +45,7 @@ def main(argv=None):
     flow, config, trained = flags.load_flow(args)
     temperatures = mixed_temperatures(args, flow)
     images = decode(flow, flow.sample_prior(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
-    path = flags.picture_path(args, config, "mix_temperature")
+    path = flags.picture_path(args, config, f"mix_temperature_T{flags.listing(temperatures)}")
     for picture in save_figure(grid_figure(images, args.grid), path):
         print(picture)
     print(f"{args.grid**2} samples of {trained['weights']} with {listing(temperatures)}")

@@ -42,8 +42,8 @@ def pair_labels(flow, linear):
         rows.append("linear in $z$")
         weights = torch.linspace(1, 0, flow.num_levels + 1).tolist()
         columns = [
-            "high\nA",
-            "low\nB",
+            "high",
+            "low",
             *[f"{theta}\n$\\lambda = {weight:.3g}$" for theta, weight in zip(columns[2:], weights, strict=True)],
         ]
     return rows, columns

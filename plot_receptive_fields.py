@@ -105,7 +105,7 @@ def add_flags(group):
         "--levels", type=flags.number_list(flags.count), metavar="H[,H…]", help="draw only these levels (default: all)"
     )
     group.add_argument(
-        "--draws", type=flags.positive, default=4, metavar="N", help="draws of z that receptive fields are the mean of"
+        "--draws", type=flags.positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of"
     )
     group.add_argument(
         "--per_level",

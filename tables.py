@@ -392,6 +392,7 @@ def main(argv=None):
     if not args.out:
         print(text)
         return
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with replacing(args.out) as file:
         file.write((text + "\n").encode())
     print(args.out)

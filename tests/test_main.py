@@ -323,7 +323,7 @@ def test_scripts_from_the_command_line(images, tmp_path):
         str(tmp_path / "b"),
     )
     assert by_file.returncode == 0, by_file.stderr
-    pictures = [tmp_path / folder / "mix_temperature_folder_laplace_nl1_nr1_nm1_nh8.png" for folder in "ab"]
+    pictures = [tmp_path / folder / "mix_temperature_T0.2,0.6_folder_laplace_nl1_nr1_nm1_nh8.png" for folder in "ab"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert pictures[0].with_suffix(".pdf").exists()
     bad = command("plot_mix_temperature.py", "--weights", str(weights), "--temperatures", "1,1,1")

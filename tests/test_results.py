@@ -12,11 +12,14 @@ def test_a_result_says_how_to_measure_it_again(tmp_path):
     about = results.about("/somewhere/bench.py", ["--L", "8"], "cpu")
     assert about["command"] == "python bench.py --L 8"
     assert "thread" in about["machine"]
-    results.save(tmp_path / "out.json", {**about, "results": [1]})
-    assert json.loads((tmp_path / "out.json").read_text())["results"] == [1]
+    path = tmp_path / "new" / "out.json"
+    get_args(["--json", str(path)], build_parser("", numbers=True))
+    assert not path.parent.exists()
+    results.save(path, {**about, "results": [1]})
+    assert json.loads(path.read_text())["results"] == [1]
 
 
-@pytest.mark.parametrize("name", ["missing/out.json", "", "file/out.json"])
+@pytest.mark.parametrize("name", ["", "file/out.json", "file/folder/out.json"])
 def test_unwritable_files_are_refused_at_the_start(name, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:

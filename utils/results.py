@@ -64,17 +64,19 @@ def in_words(values, digits=3):
 
 
 def check_writable(path):
-    """Raises OSError, before anything is computed, if `path` cannot be written."""
+    """Raises OSError, before anything is computed, if `path` cannot be written; missing folders are made later."""
     path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     with naming(path):
         if path.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
 
 
 def save(path, record):
     """Write a dict as JSON, null for numbers that are not finite. Raises OSError."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
 
