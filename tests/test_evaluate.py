@@ -197,7 +197,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         (["--weights", "{weights}", "--data_path", "{tmp}/nothing"], 1, ["--data_path", "nothing"]),
         (["--weights", "{weights}", "--data_path", "{tmp}/empty"], 1, ["empty", "no image"]),
         (["--weights", "{weights}", "--data", "msds1"], 1, ["--data msds1", "folder"]),
-        (["--weights", "{weights}", "--json", "{tmp}/no/out.json"], 2, ["--json", "no/out.json"]),
+        (["--weights", "{weights}", "--json", "{tmp}/text.state/out.json"], 2, ["--json", "text.state/out.json"]),
         (["--weights", "{weights}", "--temperature", "1,1,1"], 2, ["--temperature", "2, one per level"]),
         (["--weights", "{weights}", "--structure", "9"], 2, ["--structure: 9", "msds1 and msds2", "folder"]),
         (

@@ -84,7 +84,7 @@ def test_script(tmp_path, capsys):
     assert pinwheel.measure(first, 500, 0)["nats"] == record["results"][3]["nats"]  # seeds decide everything
 
 
-@pytest.mark.parametrize("flags", ["--steps 0", "--seeds -1", "--json /missing/x.json"])
+@pytest.mark.parametrize("flags", ["--steps 0", "--seeds -1", "--json /dev/null/x.json"])
 def test_bad_flags_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         pinwheel.main(flags.split())
