@@ -419,8 +419,8 @@ class Run:
             images = self.flow.sample(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
             images = to_image(images).cpu()
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
-        base.mkdir(exist_ok=True)  # without parents: a run folder that was removed is not made anew
-        (path,) = save_figure(grid_figure(images, GRID), base / name, [".png"])
+        # Without parents: a run folder that was removed meanwhile is not made anew.
+        (path,) = save_figure(grid_figure(images, GRID), base / name, [".png"], parents=False)
         self.log.text(f"samples: {path}")
 
 

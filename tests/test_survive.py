@@ -20,6 +20,7 @@ from args import RunError, get_args
 from flow import load
 from utils import checkpoint
 from utils.checkpoint import CheckpointError, read
+from utils.plotting import grid_figure
 
 FLAGS = "--epoch 4 --print_step 3 --lr_schedule cosine --warmup_steps 3 --keep_epoch 2"  # 20 steps
 TIMES = {"time", "images_per_s", "seconds"}
@@ -168,6 +169,14 @@ def test_signals_before_training(images, tmp_path, seconds, number):
     process.send_signal(number)
     assert process.wait(60) in (-number, 128 + number)
     assert b"Traceback" not in process.stderr.read()
+
+
+def test_samples_do_not_bring_back_a_folder_that_was_removed(start, monkeypatch):
+    run = start("--max_steps 5")
+    monkeypatch.setattr(main, "grid_figure", lambda *_: shutil.rmtree(run.folder.parent) or grid_figure(*_))
+    with pytest.raises(FileNotFoundError):
+        run.plot()
+    assert not run.folder.parent.exists()
 
 
 def test_a_damaged_newest_file_is_named_and_the_one_before_used(start, stopped):

@@ -74,10 +74,13 @@ def add_image(figure, image, left, top, size, label=""):
     return axes
 
 
-def save_figure(figure, path, endings=(".png", ".pdf")):
-    """Write a figure to `path` plus each ending; returns the paths."""
+def save_figure(figure, path, endings=(".png", ".pdf"), parents=True):
+    """Write a figure to `path` plus each ending; returns the paths.
+
+    parents: whether to make the folders above that of the figure, if they are missing
+    """
     paths = [Path(f"{path}{ending}") for ending in endings]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    paths[0].parent.mkdir(parents=parents, exist_ok=True)
     for each in paths:
         with replacing(each) as file, style():
             figure.savefig(file, format=each.suffix[1:], dpi=300)
