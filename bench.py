@@ -30,7 +30,6 @@ import torch
 from tqdm import tqdm
 
 import args as flags
-from data import open_dataset
 from flow import RGFlow
 from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build
@@ -260,7 +259,7 @@ def compare(args, count):
     """
     device = torch.device(args.cuda)
     flow, config = get_flow(args)
-    data = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"])
+    data, _ = flags.open_data(args, config)
     images = torch.from_numpy(data.test[:count]).to(device)
     draws = generator(args.draw_seed, "compare", 0, device)
     noise = torch.rand(images.shape, generator=draws, dtype=torch.float64, device=device)
@@ -325,6 +324,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     first = flags.get_args(argv, parser)
     keep_freed_memory()
+    origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
     if first.compare:
         results = compare(first, first.compare)
     elif first.fields:
@@ -332,7 +332,7 @@ def main(argv=None):
     else:
         results = sweep(first, argv, parser)
     if first.json:
-        save(first.json, {"kind": "speed", **about(__file__, argv, first.cuda), "results": results})
+        save(first.json, {"kind": "speed", **origin, "results": results})
 
 
 if __name__ == "__main__":

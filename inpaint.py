@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
 import args as flags
@@ -27,9 +26,8 @@ from flow.hierarchy import cone_blocks, inference_cone
 from flow.inpaint import CausalCone, WholeFlow, climb, maximise, psnr, random_latents
 from flow.load import build
 from flow.preprocess import to_image, to_model, to_uint8
-from utils.files import replacing
 from utils.memory import keep_freed_memory
-from utils.plotting import COLOURS, PAGE, grid_figure, save_figure, style
+from utils.plotting import COLOURS, PAGE, grid_figure, save_figure, save_pixels, style
 from utils.random import generator
 from utils.results import about, save
 
@@ -268,11 +266,7 @@ def write_pictures(args, config, images, regions, inpainted):
         print(picture)
     for method, filled in inpainted.items() if args.files else ():
         for k, (file, image) in enumerate(zip(args.files, filled.cpu(), strict=True)):
-            path = f"{name}_{method}_{k}_{Path(file).stem}.png"
-            pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-            with replacing(path) as output:
-                Image.fromarray(pixels.numpy()).save(output, format="png")
-            print(path)
+            print(save_pixels(image, f"{name}_{method}_{k}_{Path(file).stem}"))
 
 
 def bench(argv, parser, first):

@@ -184,6 +184,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     flags.check_output(parser, args)
 
+    origin = about(__file__, argv, "cpu")  # at the start: the commit of the code that runs
     results, shown = [], {}
     for prior in ("gaussian", "laplace"):
         for seed in range(args.seed, args.seed + args.seeds):
@@ -204,7 +205,7 @@ def main(argv=None):
         config = {key: getattr(args, key) for key in ("seed", "seeds", "steps", "points", "draw_seed")}
         config |= {"batch": BATCH, "lr": LR, "nlayers": NLAYERS, "nhidden": NHIDDEN}
         record = {"config": config, "ceiling": ceiling, "results": results}
-        save(args.json, {"kind": "pinwheel", **about(__file__, argv, "cpu"), **record})
+        save(args.json, {"kind": "pinwheel", **origin, **record})
     for picture in save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"):
         print(picture)
 

@@ -187,6 +187,7 @@ def main(argv=None):
     )
     argv = sys.argv[1:] if argv is None else list(argv)
     args = flags.get_args(argv, parser)
+    origin = about(__file__, argv, args.cuda)  # at the start: the commit of the code that runs
     files, results, dataset, data = args.weights or [None], [], None, None
     for args.weights in files:
         flow, config, trained = flags.load_flow(args)
@@ -218,7 +219,7 @@ def main(argv=None):
         print(line)
     if args.json:
         record = {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings}
-        save(args.json, {"kind": "factors", **about(__file__, argv, args.cuda), **record, "results": results})
+        save(args.json, {"kind": "factors", **origin, **record, "results": results})
     for picture in save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}"):
         print(picture)
 
