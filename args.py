@@ -250,6 +250,13 @@ def build_parser(description, needs_weights=False, pictures=False, numbers=False
     group.add_argument("--no_stdout", action="store_true", help="do not print log to stdout")
     group.add_argument("--print_step", type=count, default=1, metavar="N", help="steps between log lines, 0 for none")
     group.add_argument(
+        "--test_steps",
+        type=number_list(positive),
+        default=(),
+        metavar="N[,N…]",
+        help="also measure the test BPD after these steps (default: after each epoch and at the end of the run only)",
+    )
+    group.add_argument(
         "--save_epoch", type=count, default=1, metavar="N", help="epochs between checkpoints, 0 for one at the end only"
     )
     group.add_argument(

@@ -141,7 +141,7 @@ class Run:
 
     def check_peers(self):
         """Raises RunError unless all processes train the same run on the same data."""
-        own = {name: self.config[name] for name in FIXED} | {"steps": self.total_steps}
+        own = {name: self.config[name] for name in (*FIXED, "test_steps")} | {"steps": self.total_steps}
         first = self.peers.broadcast(own)
         different = [f"{name} {first[name]} -> {own[name]}" for name in own if own[name] != first[name]]
         if different:
@@ -284,7 +284,8 @@ class Run:
     def train_until(self, stop):
         """All steps that are left, with tests, checkpoints and sample grids at the end of each epoch and of the run.
 
-        A signal, of which `stop` tells, ends it after a step and its saves; returns its number.
+        --test_steps are tested too. A signal, of which `stop` tells, ends it after a step and its saves; returns its
+        number.
         """
         args, agreed = self.args, None
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.quiet, dynamic_ncols=True)
@@ -296,14 +297,16 @@ class Run:
             finished = self.step == self.total_steps
             epoch_end = not self.mid_epoch
             printing = args.print_step and self.step % args.print_step == 0
-            if printing or finished or epoch_end or self.device.type == "cpu":
+            testing = finished or epoch_end or self.step in args.test_steps
+            if printing or testing or self.device.type == "cpu":
                 self.stop_if_failed()
             self.seconds += time.perf_counter() - resumed
             if printing:
                 self.report_training(bar, norm.item(), (self.seconds - reported) / (self.step - first))
                 reported, first = self.seconds, self.step
-            if epoch_end or finished:
+            if testing:
                 self.test()
+            if epoch_end or finished:
                 if finished or (args.plot_epoch and self.epoch % args.plot_epoch == 0):
                     self.plot()
                 if finished or (args.save_epoch and self.epoch % args.save_epoch == 0):

@@ -53,6 +53,7 @@ OURS = {
     "grad_checkpoint": False,
     "lr_schedule": "constant",
     "save_minutes": 0.0,
+    "test_steps": (),
 }
 
 
@@ -73,7 +74,7 @@ def test_help_shows_every_default():
     text = " ".join(build_parser("").format_help().split())
     for name, value in {**RELEASE, **OURS}.items():
         assert f"--{name}" in text
-        own = value in (False, "") or name in (
+        own = value in (False, "", ()) or name in (
             "nchannels",
             "L",
             "nlayers",

@@ -45,6 +45,45 @@ def test_a_run_that_ends_inside_an_epoch(start):
     assert (run.folder.parent / "out_samples" / "step7.png").exists()
 
 
+def test_tests_inside_an_epoch_change_nothing_else(start, monkeypatch):
+    """Tests after steps 3, 5 (once, the end of the epoch) and 6 of 7; only steps and tests take time on the clock."""
+    clock = [0.0]
+
+    def taking(seconds, function):
+        def timed(*args, **kwargs):
+            clock[0] += seconds
+            return function(*args, **kwargs)
+
+        return timed
+
+    monkeypatch.setattr(main.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(main.Run, "train_step", taking(1, main.Run.train_step))
+    monkeypatch.setattr(main, "bits_per_dim_of_all", taking(100, main.bits_per_dim_of_all))
+    tested = start("--max_steps 7 --test_steps 6,3,5,100 --print_step 2", "tested")
+    plain = start("--max_steps 7 --print_step 2", "plain")
+    for key in ("model", "optimizer"):
+        states = [read(run.folder / "last.state")[key] for run in (tested, plain)]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+    rows = [[{**record, "time": 0} for record in records(run, "train")] for run in (tested, plain)]
+    assert rows[0] == rows[1] and [row["seconds"] for row in rows[0]] == [2, 4, 6]
+    tests = records(tested, "test")
+    assert [(record["epoch"], record["step"], record["seconds"]) for record in tests] == [
+        (1, 3, 3),
+        (1, 5, 5),
+        (2, 6, 6),
+        (2, 7, 7),
+    ]
+    assert tested.test_bpds == plain.test_bpds == {1: tests[1]["bpd"]}
+    assert tests[0]["bpd"] == records(start("--max_steps 3", "short"), "test")[0]["bpd"]
+
+
+def test_a_test_inside_an_epoch_after_a_restart(start):
+    flags = "--test_steps 2,3,4"
+    start(f"{flags} --max_steps 3")
+    run = start(f"{flags} --max_steps 6")
+    assert [record["step"] for record in records(run, "test")] == [2, 3, 4, 5, 6]
+
+
 def test_checkpoint_alone_gives_the_trained_flow(start):
     run = start("--epoch 1")
     flow, config = load(run.folder / "1.state")
