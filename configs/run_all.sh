@@ -1,0 +1,27 @@
+#!/bin/sh
+# Train the networks of weights/, or go on from their checkpoints, and write their weights and logs there anew.
+#
+#     sh configs/run_all.sh                           all, two at a time, one thread each
+#     JOBS=1 sh configs/run_all.sh msds1_laplace      some of them
+#     FLAGS="--max_steps 100000" sh configs/run_all.sh    further than the files of flags say; also --cuda 0, …
+#
+# PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again.
+set -eu
+cd "$(dirname "$0")/.."
+export PYTHON="${PYTHON:-python}" FLAGS="${FLAGS:-}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+if [ $# = 0 ]; then
+    set -- $(basename -s .args -a weights/*.args)
+fi
+printf '%s\n' "$@" | xargs -P "${JOBS:-2}" -I NAME sh -euc '
+    $PYTHON main.py @weights/NAME.args $FLAGS --no_stdout
+    $PYTHON main.py @weights/NAME.args $FLAGS --export weights/NAME.state
+    log=$($PYTHON -c "import args, sys; print(args.run_path(args.get_args(sys.argv[1:]), \".jsonl\"))" @weights/NAME.args $FLAGS)
+    cp "$log" weights/NAME.jsonl
+'
+cd weights
+$PYTHON -c "
+import hashlib, pathlib
+for path in sorted(pathlib.Path().glob('*.state')):
+    print(hashlib.sha256(path.read_bytes()).hexdigest(), '', path)
+" > SHA256SUMS
