@@ -6,43 +6,6 @@ from torch import nn
 from .residual import ResidualNetworks, evaluate
 
 
-class RNVP(nn.Module):
-    """`nlayers` RNVP blocks in a row, a bijector of patches.
-
-    The checkerboard splits a patch into x1 (row + column even) and x2, C m^2 / 2 variables each, and every block maps
-
-        x2' = x2 * exp(s1(x1)) + t1(x1),    x1' = x1 * exp(s2(x2')) + t2(x2')
-
-    with s = tanh(...) bounded and t free, four residual networks with parameters of their own.
-    """
-
-    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.inverse_passes = 1
-        half = nchannels * kernel_size**2 // 2
-        self.networks = ResidualNetworks(2 * nlayers, 2, half, nhidden, nresblocks, nmlp)
-
-    def forward(self, x):
-        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        shape = x.shape
-        kept, moved = split_checkerboard(x)
-        log_scale = 0
-        for folded in self.networks.steps():
-            (kept, s), moved = self.networks.run(couple, folded, kept, moved), kept
-            log_scale = log_scale + s
-        return join_checkerboard(kept, moved, shape), log_scale.sum(1)
-
-    def inverse(self, y):
-        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        shape = y.shape
-        kept, moved = split_checkerboard(y)
-        log_scale = 0
-        for folded in reversed(self.networks.steps()):
-            kept, (moved, s) = moved, self.networks.run(uncouple, folded, moved, kept)
-            log_scale = log_scale - s
-        return join_checkerboard(kept, moved, shape), log_scale.sum(1)
-
-
 def couple(folded, x, moved):
     """moved * exp(s(x)) + t(x) and s(x), all (N, n)."""
     s, t = evaluate(folded, x).unbind(0)
@@ -55,6 +18,47 @@ def uncouple(folded, x, moved):
     s, t = evaluate(folded, x).unbind(0)
     s = s.tanh()
     return (moved - t) * (-s).exp(), s
+
+
+class RNVP(nn.Module):
+    """`nlayers` RNVP blocks in a row, a bijector of patches.
+
+    The checkerboard splits a patch into x1 (row + column even) and x2, C m^2 / 2 variables each, and every block maps
+
+        x2' = x2 * exp(s1(x1)) + t1(x1),    x1' = x1 * exp(s2(x2')) + t2(x2')
+
+    with s = tanh(...) bounded and t free, four residual networks with parameters of their own. A subclass with `couple`
+    and `uncouple` of its own is another coupling: they map single entries, given the networks, and give for each the
+    logarithm of the derivative of `couple`.
+    """
+
+    inverse_passes = 1
+    couple, uncouple = staticmethod(couple), staticmethod(uncouple)
+
+    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        half = nchannels * kernel_size**2 // 2
+        self.networks = ResidualNetworks(2 * nlayers, 2, half, nhidden, nresblocks, nmlp)
+
+    def forward(self, x):
+        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
+        shape = x.shape
+        kept, moved = split_checkerboard(x)
+        log_scale = 0
+        for folded in self.networks.steps():
+            (kept, s), moved = self.networks.run(self.couple, folded, kept, moved), kept
+            log_scale = log_scale + s
+        return join_checkerboard(kept, moved, shape), log_scale.sum(1)
+
+    def inverse(self, y):
+        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
+        shape = y.shape
+        kept, moved = split_checkerboard(y)
+        log_scale = 0
+        for folded in reversed(self.networks.steps()):
+            kept, (moved, s) = moved, self.networks.run(self.uncouple, folded, moved, kept)
+            log_scale = log_scale - s
+        return join_checkerboard(kept, moved, shape), log_scale.sum(1)
 
 
 def split_checkerboard(x):
