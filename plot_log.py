@@ -140,7 +140,12 @@ def main(argv=None):
         help="standard deviation over seeds to judge differences by (default: %(default)s, the demo's, docs/claims.md)",
     )
     parser.add_argument("--time", action="store_true", help="against the time of training instead of steps")
-    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="of the runs (default: data set and network)")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="TEXT",
+        help="of the runs, that of --against last (default: data set and network, or the name of the file)",
+    )
     parser.add_argument(
         "--bpd", type=flags.number_list(flags.finite), metavar="LOW,HIGH", help="range that is shown (default: all)"
     )
