@@ -3,18 +3,34 @@
 
 python plot_log.py saved_model/msds1/*/out.jsonl
 python plot_log.py a/out.jsonl b/out.jsonl --time --labels RG-Flow "Real NVP" --bpd 3,4
+python plot_log.py saved_model/msds1/*/out.jsonl --against weights/msds1_laplace.jsonl
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 import args as flags
-from utils.logging import read_records
+from utils.logging import read_bpds, run_name
 from utils.plotting import COLOURS, COLUMN, save_figure, style
 
 POINTS = 200  # of a training curve: means over as many equal stretches
+ROWS = 20  # of a comparison of training curves
+KINDS = {
+    "test": "of the test images",
+    "train": "of training, means since the row above: they have no test after the same step",
+}
+SPREAD = 0.031  # of test BPD over three seeds of the demo after 3,000 steps, docs/claims.md; as much from 500 steps on
+
+
+def read(path):
+    """What `read_bpds` gives. Raises OSError, RunError for a file that is no log."""
+    try:
+        return read_bpds(path)
+    except ValueError as error:
+        raise flags.RunError(f"{path}: {error}") from error
 
 
 def curves(path, time=False):
@@ -24,23 +40,71 @@ def curves(path, time=False):
     Raises RunError for a file with no BPD, or with no times.
     """
     axis, unit = ("seconds", 3600) if time else ("step", 1)
-    rows = {"train": [], "test": []}
-    for record in read_records(path):
-        if record.get("kind") in rows and "bpd" in record:
-            if axis not in record:
-                raise flags.RunError(f"{path}: its records have no {axis}, written by an older version")
-            rows[record["kind"]].append((record[axis] / unit, record["bpd"], record.get("bpd_stderr", 0)))
-    if not any(rows.values()):
-        raise flags.RunError(f"{path}: no record with bits per dimension")
-    train, test = (np.array(rows[kind], dtype=float).reshape(-1, 3) for kind in rows)
+    arrays = []
+    for records in read(path).values():
+        if not all(axis in record for record in records):
+            raise flags.RunError(f"{path}: its records have no {axis}, written by an older version")
+        rows = [(record[axis] / unit, record["bpd"], record.get("bpd_stderr", 0)) for record in records]
+        arrays.append(np.array(rows, dtype=float).reshape(-1, 3))
+    train, test = arrays
     stretches = np.array_split(train[:, :2], min(POINTS, len(train)) or 1)
     return np.array([stretch.mean(0) for stretch in stretches if len(stretch)]).reshape(-1, 2).T, test.T
 
 
-def run_name(path):
-    """{data}/{network}{infix} of {data}/{network}/out{infix}.jsonl."""
-    path = Path(path).resolve()
-    return f"{path.parent.parent.name}/{path.parent.name}{path.stem.removeprefix('out')}"
+def compare(*runs):
+    """Two runs, of `read`, at the n steps that both have: kind, steps (n,) and BPD (2, n).
+
+    kind: "test", or "train" where no step has a test in both: at most `ROWS` steps, BPD means from one to the next
+    """
+    tests = [{record["step"]: record["bpd"] for record in run["test"]} for run in runs]
+    if common := sorted(tests[0].keys() & tests[1].keys()):
+        return "test", np.array(common), np.array([[test[step] for step in common] for test in tests])
+    sums = [sums_of_training(run["train"]) for run in runs]
+    common = sorted(sums[0].keys() & sums[1].keys(), reverse=True)
+    common = common[:: -(-len(common) // ROWS) or 1][::-1]  # with the last
+    sums = np.array([[total[step] for step in common] for total in sums])
+    return "train", np.array(common), np.diff(sums, prepend=0) / np.diff(common, prepend=0)
+
+
+def sums_of_training(records):
+    """{step: sum of the BPD of all steps up to this one}, from records of means over the steps between them."""
+    means = dict(sorted((record["step"], record["bpd"]) for record in records))
+    steps = np.array(list(means))
+    return dict(zip(means, np.cumsum(np.diff(steps, prepend=0) * np.array(list(means.values()))), strict=True))
+
+
+def verdict(step, own, other, spread):
+    """One sentence on two BPD after as many steps; spread: standard deviation of such numbers over seeds."""
+    difference, limit = own - other, 2 * math.sqrt(2) * spread
+    word = "on track" if abs(difference) <= limit else "behind" if difference > 0 else "ahead"
+    return (
+        f"{word}: {own:.4f} against {other:.4f} after {step:,} steps ({difference:+.4f}; on track is within"
+        f" {limit:.4f}, two standard deviations of the difference of two seeds: 2 x sqrt 2 x {spread:g})"
+    )
+
+
+def other_schedule(step, runs):
+    """A sentence if two runs had different learning rates at a step, otherwise none."""
+    rates = [{record["step"]: record.get("lr") for record in run["train"]}.get(step) for run in runs]
+    if None not in rates and not math.isclose(*rates, rel_tol=1e-2):
+        yield (
+            f"the learning rates there are {rates[0]:.3g} and {rates[1]:.3g}: with another --lr, or a cosine that ends"
+            " at other --max_steps, the two need not agree"
+        )
+
+
+def comparison(file, against, spread):
+    """Lines: a table of what two logs have at the same steps, and the verdict. Raises OSError, RunError."""
+    runs = [read(file), read(against)]
+    kind, steps, bpds = compare(*runs)
+    if not len(steps):
+        raise flags.RunError(f"{file} and {against}: no step at which both have bits per dimension")
+    yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension {KINDS[kind]}"
+    yield f"{'step':>10} {'yours':>8} {'theirs':>8} {'difference':>10}"
+    for step, (own, other) in zip(steps, bpds.T, strict=True):
+        yield f"{step:10,} {own:8.4f} {other:8.4f} {own - other:+10.4f}"
+    yield verdict(steps[-1], *bpds[:, -1], spread)
+    yield from other_schedule(steps[-1], runs)
 
 
 def log_figure(runs, labels, time=False, bpd=None):
@@ -63,8 +127,25 @@ def log_figure(runs, labels, time=False, bpd=None):
 def main(argv=None):
     parser = flags.Parser("Draw bits per dimension during training, of one run or of several (no weights needed).")
     parser.add_argument("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="log of a run to hold the others against: prints both at the same steps, and a verdict",
+    )
+    parser.add_argument(
+        "--spread",
+        type=flags.non_negative,
+        default=SPREAD,
+        metavar="BPD",
+        help="standard deviation over seeds to judge differences by (default: %(default)s, the demo's, docs/claims.md)",
+    )
     parser.add_argument("--time", action="store_true", help="against the time of training instead of steps")
-    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="of the runs (default: data set and network)")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="TEXT",
+        help="of the runs, that of --against last (default: data set and network, or the name of the file)",
+    )
     parser.add_argument(
         "--bpd", type=flags.number_list(flags.finite), metavar="LOW,HIGH", help="range that is shown (default: all)"
     )
@@ -73,16 +154,20 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.bpd and (len(args.bpd) != 2 or args.bpd[0] >= args.bpd[1]):
         parser.error(f"argument --bpd: {flags.listing(args.bpd)}: must be two numbers, the smaller first")
-    labels = args.labels or [run_name(file) for file in args.files]
-    if len(labels) != len(args.files):
-        parser.error(f"argument --labels: {len(labels)} labels: must be {len(args.files)}, one per file")
-    runs = [curves(file, args.time) for file in args.files]
+    files = [*args.files, args.against] if args.against else args.files
+    labels = args.labels or [run_name(file) for file in files]
+    if len(labels) != len(files):
+        parser.error(f"argument --labels: {len(labels)} labels: must be {len(files)}, one per file")
+    comparisons = [list(comparison(file, args.against, args.spread)) for file in args.files if args.against]
+    runs = [curves(file, args.time) for file in files]
     figure = log_figure(runs, labels, args.time, args.bpd)
     for picture in save_figure(figure, Path(args.fig_dir) / args.name):
         print(picture)
     for (train, test), label in zip(runs, labels, strict=True):
         last = f"last test {test[1, -1]:.3f} ± {test[2, -1]:.3f}" if test.size else f"no test, {train[1, -1]:.3f}"
         print(f"{label}: lines training, at most {POINTS} means; markers test; {last} bits per dimension")
+    for lines in comparisons:
+        print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Turn a folder of results (the --json files of other scripts) into the paper's tables and further ones, in Markdown.
+"""Turn results (--json files of other scripts) and logs of runs into the paper's tables and more, in Markdown.
 
     python tables.py results
-    python tables.py results --out docs/tables.md
+    python tables.py results weights --out docs/results.md
 
 Beside each number of the paper stands ours, with the number in brackets of a line in the list below the table, which
 tells how it was trained (in the seconds of that run alone, without those before an --init) and measured. A cell without
@@ -10,7 +10,10 @@ a measurement stays empty. Where several results belong in one cell, it shows th
 equals the one with most steps, then the one whose file name comes last; the list has them all. Data sets and priors
 that a table of the paper lacks get columns and rows at its end.
 
-A further table is one more entry of `TABLES`, with a function from a record to the entries that it makes.
+A further table is one more entry of `TABLES`, with a function from a record to the entries that it makes. Logs
+(`.jsonl`) make the last table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
+
+Prose in the file of --out stays: what is above its line `<!-- tables.py writes what follows -->`.
 """
 
 import json
@@ -26,6 +29,7 @@ from types import SimpleNamespace
 import args as flags
 from data.msds import VARIANTS
 from utils.files import replacing
+from utils.logging import read_bpds, run_name
 from utils.results import in_words
 
 DATA_NAMES = {
@@ -51,6 +55,7 @@ LIST = (
     "commit",
     "command",
 )
+MARKER = "<!-- tables.py writes what follows -->"
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what a strange file may raise
 
 
@@ -178,6 +183,8 @@ def f1_entries(record):
             f" {result['draws']} draws"
         )
         yield Entry(row, "PSNR", f"{image:.1f}", details, where)
+        yield Entry(row, "PSNR of the region", f"{region:.1f}", "", where)
+        yield Entry(row, "free latents", f"{free:,.0f}", "", where)
 
 
 def structure_entries(record):
@@ -365,6 +372,63 @@ def render(table, entries):
         yield ""
 
 
+def read_logs(paths):
+    """({path: what `read_bpds` gives}, warnings): a sentence for each log that is skipped."""
+    logs, warnings = {}, []
+    for path in paths:
+        try:
+            logs[path] = read_bpds(path)
+        except (OSError, ValueError) as error:
+            warnings.append(f"{path}: skipped, {' '.join(str(error).split())}")
+    return logs, warnings
+
+
+def render_logs(logs):
+    """The table of what runs had reached on the way, one per row, as lines of Markdown; logs: of `read_logs`."""
+    yield "## Am I on track?"
+    yield ""
+    if not logs:
+        yield "Not measured yet."
+        yield ""
+        return
+    records = {path: {each["step"]: each for each in [*log["train"], *log["test"]]} for path, log in logs.items()}
+    marks = sorted(step for step in set().union(*records.values()) if is_mark(step))
+    columns = [f"{step:,} steps" for step in marks] + ["time up to there"] * bool(marks)
+    yield from heading(["run", *columns, "end of the run", "BPD", "time"])
+    for path, of_step in records.items():
+        reached, end = [step for step in marks if step in of_step], max(of_step)
+        cells = [bpd_of(of_step.get(step)) for step in marks]
+        cells += [time_of(of_step[max(reached)]) if reached else ""] * bool(marks)
+        yield line([run_name(path), *cells, f"{end:,} steps", bpd_of(of_step[end]), time_of(of_step[end])])
+    yield ""
+    yield (
+        "Bits per dimension of the test images; *in italics*, where there was no test, of the training images, a mean"
+        " over the steps since the log's line before. Times are of training, without tests. With `--lr_schedule cosine`"
+        " the learning rate falls to 0 at the end of a run, so near the end a run with other `--max_steps` does not"
+        " compare. A log of your own is held against one of these with"
+    )
+    yield ""
+    yield f"    python plot_log.py saved_model/…/out.jsonl --against {next(iter(logs))}"
+    yield ""
+
+
+def is_mark(step):
+    """Whether a step is 1,000, 2,000, 5,000, 10,000 and so on."""
+    return step >= 1000 and str(step).rstrip("0") in ("1", "2", "5")
+
+
+def bpd_of(record):
+    """The cell of a record of a log, empty for None."""
+    if record is None:
+        return ""
+    return f"{record['bpd']:.3f}" if record["kind"] == "test" else f"*{record['bpd']:.3f}*"
+
+
+def time_of(record):
+    """Hours, minutes and seconds of training up to a record of a log, empty where it does not say."""
+    return str(timedelta(seconds=round(record["seconds"]))) if "seconds" in record else ""
+
+
 def heading(names):
     yield line(names)
     yield "|" + "---|" * len(names)
@@ -374,27 +438,53 @@ def line(cells):
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
+def files_of(path):
+    """The results and logs of a folder, at any depth, or a file as it is."""
+    return sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) if path.is_dir() else [path]
+
+
+def prose(path):
+    """What stands in a file, if there is one, up to the line `MARKER`, with an empty line after it; bytes."""
+    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
+    for n, each in enumerate(lines):
+        if each.strip() == MARKER.encode():
+            return b"".join(lines[:n]) + f"{MARKER}\n\n".encode()
+    return b""
+
+
 def main(argv=None):
     parser = flags.Parser(__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of results, searched at any depth")
-    parser.add_argument("--out", metavar="FILE", help="write the tables there (default: to stdout)")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="results (.json) or the log of a run (.jsonl), or a folder of them, searched at any depth",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"write the tables there, below its line {MARKER} if any (default: to stdout)"
+    )
     args = parser.parse_args(argv)
-    if not args.folder.is_dir():
-        parser.error(f"argument FOLDER: {args.folder}: not a folder")
+    for path in args.paths:
+        if not path.exists():
+            parser.error(f"argument PATH: {path}: no such file or folder")
     flags.check_output(parser, args)
-    paths = sorted(args.folder.rglob("*.json"))
-    found, warnings = collect(paths)
-    if not paths:
-        warnings.append(f"{args.folder}: holds no .json file")
+    files = {path: files_of(path) for path in args.paths}
+    paths = list(dict.fromkeys(chain(*files.values())))
+    found, warnings = collect(path for path in paths if path.suffix != ".jsonl")
+    logs, more = read_logs(path for path in paths if path.suffix == ".jsonl")
+    warnings += more + [f"{path}: holds no .json or .jsonl file" for path, within in files.items() if not within]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    text = "\n".join(each for table in TABLES for each in render(table, found[table.title]))
+    lines = chain(*(render(table, found[table.title]) for table in TABLES), render_logs(logs))
+    text = "\n".join(lines)
     if not args.out:
         print(text)
         return
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    kept = prose(args.out)
     with replacing(args.out) as file:
-        file.write((text + "\n").encode())
+        file.write(kept + (text + "\n").encode())
     print(args.out)
 
 

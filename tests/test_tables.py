@@ -108,7 +108,7 @@ def test_the_papers_numbers_beside_empty_cells(make):
     assert cells["Table G1"]["Real NVP"]["CIFAR-10 BPD"] == ["3.61", ""]
     assert cells["Table F1"]["Constrained Real NVP"]["Inception-PSNR"] == ["15.7", ""]
     assert not any(sources.values())
-    assert len(warnings) == 1 and "no .json file" in warnings[0]
+    assert len(warnings) == 1 and "no .json or .jsonl file" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,15 @@ def test_inpainting(make):
 
     faces = {**CONFIG, "data": "celeba32"}
     cells, sources, warnings = make(one=record(results(config=faces), "inpainting", data="celeba32"))
-    assert cells["Table F1"]["RG-Flow"] == {"PSNR": ["38.7", "36.7 [1]"], "Inception-PSNR": ["24.9", ""]}
+    assert cells["Table F1"]["RG-Flow"] == {
+        "PSNR": ["38.7", "36.7 [1]"],
+        "Inception-PSNR": ["24.9", ""],
+        "PSNR of the region": ["26.6 [1]"],
+        "free latents": ["1,200 [1]"],
+    }
     assert cells["Table F1"]["Constrained Real NVP"]["PSNR"] == ["23.2", "36.7 [2]"]
-    assert cells["Table F1"]["Real NVP"] == {"PSNR": ["37.0", "31.0 [2]"], "Inception-PSNR": ["24.8", ""]}
+    assert cells["Table F1"]["Real NVP"]["PSNR"] == ["37.0", "31.0 [2]"]
+    assert cells["Table F1"]["Real NVP"]["free latents"] == ["3,072 [2]"]
     details = sources["Table F1"][0][1]
     for words in ("26.56 dB in the region, 1200 free latents", "15 images, 10 x 10, lr 0.1, 300 steps, 200 draws"):
         assert words in details
@@ -276,6 +282,7 @@ def test_inpainting(make):
     )
     assert cells["Table F1"]["RG-Flow"]["PSNR"] == ["38.7", ""]
     assert cells["Table F1"]["RG-Flow, MSDS1"]["PSNR"] == ["", "36.7 [1]"]
+    assert cells["Table F1"]["RG-Flow, MSDS1"]["free latents"] == ["1,200 [1]"]
     assert len(warnings) == 1 and "own.json" in warnings[0]
 
 
@@ -323,7 +330,72 @@ def test_out_writes_what_stdout_shows(make, tmp_path, capsys):
     assert (tmp_path / "tables.md").read_text("utf-8") == shown
 
 
-@pytest.mark.parametrize("argv, word", [(["{tmp}/none"], "FOLDER: "), (["{tmp}", "--out", "{tmp}"], "--out: ")])
+def test_out_keeps_the_prose_above_its_line(make, tmp_path, capsys, monkeypatch):
+    make(good=record())
+    tables.main([str(tmp_path / "results")])
+    shown = capsys.readouterr().out.encode()
+    file, line = tmp_path / "results.md", b"<!-- tables.py writes what follows -->\n"
+    file.write_bytes(b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n" + line + b"old\n" + line + b"older\n")
+    for _ in range(2):
+        tables.main([str(tmp_path / "results"), "--out", str(file)])
+        assert file.read_bytes() == b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n" + line + b"\n" + shown
+    before = file.read_bytes()
+    make(good=record({**BITS, "bpd": 1.0}))
+    monkeypatch.setattr("utils.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        tables.main([str(tmp_path / "results"), "--out", str(file)])
+    assert file.read_bytes() == before
+
+
+def write_log(path, *rows):
+    """Rows: kind, step, BPD, seconds (None: left out)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = [dict(zip(("kind", "step", "bpd", "seconds"), row, strict=True)) for row in rows]
+    lines = [json.dumps({key: value for key, value in each.items() if value is not None}) for each in records]
+    path.write_text("\n".join([*lines, '{"kind": "te']))
+
+
+def test_what_runs_had_reached(tmp_path, capsys):
+    folder = tmp_path / "weights"
+    write_log(
+        folder / "msds1_laplace.jsonl",
+        ("train", 100, 7.0, 60.0),
+        ("train", 1000, 3.5, 600.0),
+        ("test", 1000, 3.2, 600.0),
+        ("train", 1500, 3.3, 900.0),
+        ("train", 2000, 3.1, 1200.4),
+        ("test", 3000, 2.9, 1800.0),
+    )
+    write_log(folder / "msds2" / "net" / "out_x.jsonl", ("test", 20_000, 2.5, None), ("train", 20_500, 2.4, 18_000))
+    (folder / "bad.jsonl").write_text('{"kind": "train"}\n')
+    (folder / "msds1_laplace.args").write_text("--data msds1\n")
+    tables.main([str(folder)])
+    captured = capsys.readouterr()
+    table, note, command, *_ = captured.out.split("## Am I on track?\n\n")[1].split("\n\n")
+    header, rows = parse(table)
+    marks = ["1,000 steps", "2,000 steps", "20,000 steps", "time up to there"]
+    assert header == ["run", *marks, "end of the run", "BPD", "time"]
+    assert rows == [
+        ["msds1_laplace", "3.200", "*3.100*", "", "0:20:00", "3,000 steps", "2.900", "0:30:00"],
+        ["msds2/net_x", "", "", "2.500", "", "20,500 steps", "*2.400*", "5:00:00"],
+    ]
+    assert "--max_steps" in note
+    assert command.strip().endswith(f"--against {folder / 'msds1_laplace.jsonl'}")
+    (warning,) = captured.err.splitlines()
+    assert "bad.jsonl: skipped, no record with bits per dimension" in warning
+
+
+def test_files_beside_folders_are_read_once(make, tmp_path, capsys):
+    make(good=record())
+    write_log(tmp_path / "a.jsonl", ("test", 5, 8.0, 1.0))
+    tables.main([str(tmp_path / "results"), str(tmp_path / "results" / "good.json"), str(tmp_path / "a.jsonl")])
+    captured = capsys.readouterr()
+    assert captured.out.count("3.142 [1]") == 1 and "[2]" not in captured.out
+    assert "| a | 5 steps | 8.000 | 0:00:01 |" in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("argv, word", [(["{tmp}/none"], "PATH: "), (["{tmp}", "--out", "{tmp}"], "--out: ")])
 def test_bad_flags(argv, word, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         tables.main([argument.format(tmp=tmp_path) for argument in argv])

@@ -54,6 +54,37 @@ def read_records(path):
     return [record for record in map(parse, read_lines(path)) if record]
 
 
+def read_bpds(path):
+    """{"train": records, "test": records} of a `.jsonl` file, those with a step from 1 and bits per dimension.
+
+    The BPD of a training record is the mean over the steps since the one before.
+    Raises OSError, ValueError if there is no such record.
+    """
+    found = {"train": [], "test": []}
+    for record in read_records(path):
+        kind = record.get("kind")
+        needed, others = (("step", "bpd"), ("seconds", "bpd_stderr", "lr"))
+        numbers = [record.get(key) for key in needed] + [record[key] for key in others if key in record]
+        if kind in ("train", "test") and all(map(is_number, numbers)) and record["step"] >= 1:
+            found[kind].append(record)
+    if not any(found.values()):
+        raise ValueError("no record with bits per dimension, so it is not the .jsonl file of a run")
+    return found
+
+
+def is_number(value):
+    """Whether a value of a record is a number that a run can have written."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
+
+
+def run_name(path):
+    """{data}/{network}{infix} of a log {data}/{network}/out{infix}.jsonl, of others the file's name without ending."""
+    path = Path(path).resolve()
+    if not path.stem.startswith("out"):
+        return path.stem
+    return f"{path.parent.parent.name}/{path.parent.name}{path.stem.removeprefix('out')}"
+
+
 def read_lines(path):
     return Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
@@ -62,7 +93,7 @@ def parse(line):
     """The record of a line, None if it is no complete one."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (RecursionError, ValueError):
         return None
     whole = isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float))
     return record if whole else None
