@@ -172,7 +172,7 @@ def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
         json.dumps(row, allow_nan=False)
     same = np.ones((30, 3))
     assert effects.weights(same, same, same)["failure"] == "the factor does not vary"
-    monkeypatch.setattr(flow, "inverse", lambda z: (z / 0, z.new_zeros(len(z))))
+    monkeypatch.setattr(flow, "inverse", lambda z: (z * torch.nan, z.new_zeros(len(z))))
     with pytest.raises(RunError, match="not finite"):
         effects.mixing_rows(flow, *images.chunk(2), 1)
 
