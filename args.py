@@ -442,6 +442,27 @@ def load_flow(args):
     return flow, config, trained
 
 
+def load_flows(args, data_names):
+    """(named, flow, config, trained) of each file of --weights, or of the newest checkpoint of the run that the flags
+    name, one after the other; named: data set, network in words and seed, different for each.
+
+    Raises as `load_flow`, and RunError for a data set that is not in `data_names` and for a flow named as one before.
+    """
+    files, seen = args.weights or [None], []
+    for args.weights in files:
+        flow, config, trained = load_flow(args)
+        path, data, prior, seed = trained["weights"], config["data"], config["prior"], config["seed"]
+        if data not in data_names:
+            raise RunError(f"{path}: trained on {data}, must be one of {', '.join(data_names)}")
+        network = network_name(argparse.Namespace(**config)).replace(f"{prior}_", "")
+        network = f"{prior} {network}, {trained['step']:,} step{'s' * (trained['step'] != 1)}"
+        named = {"data": data, "network": network, "seed": seed}
+        if named in seen:
+            raise RunError(f"{path}: a second flow of {network} with seed {seed} on {data}")
+        seen.append(named)
+        yield named, flow, config, trained
+
+
 def add_temperature(group, default=(1.0,)):
     """The flag --temperature; its value is for `check_temperature`."""
     group.add_argument(

@@ -16,7 +16,6 @@ latents grows with the number of training images: compare flows with the same.
 import sys
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -188,20 +187,11 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     args = flags.get_args(argv, parser)
     origin = about(__file__, argv, args.cuda)  # at the start: the commit of the code that runs
-    files, results, dataset, data = args.weights or [None], [], None, None
-    for args.weights in files:
-        flow, config, trained = flags.load_flow(args)
+    results, dataset, data = [], None, None
+    for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         path = trained["weights"]
-        if config["data"] not in msds.VARIANTS:
-            raise flags.RunError(f"{path}: trained on {config['data']}, must be one of {', '.join(msds.VARIANTS)}")
         if data not in (None, config["data"]):
             raise flags.RunError(f"{path}: trained on {config['data']}, the flows before it on {data}")
-        prior, network = config["prior"], flags.network_name(SimpleNamespace(**config))
-        steps = f"{trained['step']:,} step{'s' * (trained['step'] != 1)}"
-        network = f"{prior} {network.replace(f'{prior}_', '')}, {steps}"
-        named = {"network": network, "seed": config["seed"]}
-        if any(named.items() <= result.items() for result in results):
-            raise flags.RunError(f"{path}: a second flow of {network} with seed {config['seed']}")
         if dataset is None:
             data = config["data"]
             dataset, warnings = flags.open_data(args, config)

@@ -56,6 +56,7 @@ LIST = (
     "command",
 )
 MARKER = "<!-- tables.py writes what follows -->"
+CHANGES = {"ovals": 1, "most": 1, "common": 2}  # of moved latents: numbers in a cell, and their decimals
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what a strange file may raise
 
 
@@ -238,6 +239,51 @@ def factor_entries(record):
             yield Entry(f"{name} {factor}, {flow}", f"h = {level}", f"{probe} / {ratio}", seeds, where)
 
 
+def effects_of_networks(record):
+    """Of each network in a record of effects: its name in rows, all its results (of several seeds), what the list says
+    of them, the source."""
+    networks = {}
+    for result in record["results"] if record["kind"] == "effects" else ():
+        networks.setdefault((result["data"], result["network"]), []).append(result)
+    for (data, _), results in networks.items():
+        (_, flow), seeds = flow_names(results[0]["config"]), ", ".join(str(result["seed"]) for result in results)
+        where = source({**record, **results[0]}, results[0]["config"])
+        yield f"{DATA_NAMES[data]} {{}}, {flow}", results, f"seed{'s' * (len(results) > 1)} {seeds}", where
+
+
+def change_entries(record):
+    """Moved latents: how many ovals change, how far alike, and what the strongest of these latents changes."""
+    for row, results, seeds, where in effects_of_networks(record):
+        low, high = map(number, record["range"])
+        details = f"{seeds}, moved from {low:g} to {high:g} in {number(record['images']):,} test images;"
+        details += f" changed: by more than {number(record['thresholds']['colour']):g} of 256 levels or"
+        details += f" {number(record['thresholds']['orientation']):g}°"
+        for levels in zip(*(result["levels"] for result in results), strict=True):
+            latents = f"{details}; {levels[0]['latents']} latents a level"
+            for factor in ("colour", "orientation"):
+                text = " / ".join(
+                    in_words([number_or_none(level[factor][name]) for level in levels], digits)
+                    for name, digits in CHANGES.items()
+                )
+                yield Entry(row.format(factor), f"h = {levels[0]['level']}", text, latents, where)
+
+
+def mixing_entries(record):
+    """Mixed images: the weights of both images in the global and the local factor, and whether ovals are left."""
+    for row, results, seeds, where in effects_of_networks(record):
+        details = f"{seeds}, {number(record['pairs']):,} pairs of test images"
+        for rows in zip(*(result["mixing"] for result in results), strict=True):
+            column = f"Θ = {rows[0]['theta']}"
+            for factor in ("global", "local"):
+                weights = [[number_or_none(each[factor][name]) for each in rows] for name in ("high", "low")]
+                text = " / ".join(map(in_words, weights, (2, 2)))
+                yield Entry(row.format(f"{factor} factor"), column, text, details, where)
+            text = in_words([number_or_none(each["score"]) for each in rows], 2)
+            yield Entry(row.format("structure score"), column, text, details, where)
+            text = in_words([100 * number(each["found"]) for each in rows], 1)
+            yield Entry(row.format("cells with an oval, %"), column, text, details, where)
+
+
 def pinwheel_entries(record):
     """Accuracy of sectors of the plane, mean and deviation over seeds."""
     results = record["results"] if record["kind"] == "pinwheel" else ()
@@ -303,6 +349,15 @@ TABLES = [
     ),
     Table("Structure of MSDS samples: 1 for real images, 0 for ovals that share nothing", {}, structure_entries),
     Table("Factors of MSDS: R² of the probe / ratio of the best single latent, per level", {}, factor_entries),
+    Table(
+        "Latents of MSDS that are moved: ovals of 16 that change, mean of the strongest / by the latent that changes"
+        " most / how far all change alike, 1 for the same",
+        {},
+        change_entries,
+    ),
+    Table(
+        "Mixing of MSDS: weight of the image that gives levels h ≥ Θ / of the one that gives h < Θ", {}, mixing_entries
+    ),
     Table("Pinwheel (figure E1): share of draws in the leg of their sector", {}, pinwheel_entries),
     Table("Largest round-trip errors, model space", {}, round_trip_entries),
 ]

@@ -84,8 +84,8 @@ def factors(variant, ovals, base):
     """
     angles, colours = ovals[:, :, 2], ovals[:, :, 3:]
     if variant == 1:
-        return {"global": base, "local": _doubled(angles), "deviation": colours - base[:, None]}
-    return {"global": _doubled(base[:, 0] + 22.5), "local": colours, "deviation": (angles - base)[:, :, None]}
+        return {"global": base, "local": doubled(angles), "deviation": colours - base[:, None]}
+    return {"global": doubled(base[:, 0] + 22.5), "local": colours, "deviation": (angles - base)[:, :, None]}
 
 
 def read_labels(folder, split, number):
@@ -93,7 +93,7 @@ def read_labels(folder, split, number):
     return [np.load(folder / f"{split}_{kind}.npy", mmap_mode="c")[:number] for kind in ("ovals", "base")]
 
 
-def _doubled(degrees):
+def doubled(degrees):
     """(cos 2a, sin 2a) of angles, which have period 180."""
     return np.stack((np.cos(np.radians(2 * degrees)), np.sin(np.radians(2 * degrees))), -1)
 

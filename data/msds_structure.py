@@ -16,7 +16,7 @@ from functools import cache
 
 import numpy as np
 
-from .msds import draw_ovals
+from .msds import doubled, draw_ovals
 
 ANGLES = np.arange(0, 226, 3)  # degrees; the centre of a turned ellipse moves, so a and a + 180 are two drawings
 SHIFTS = (-1, 0, 1)  # pixels
@@ -124,8 +124,7 @@ def variances(factor, found):
 def _shared_factor(images, variant):
     """What all ovals of an image have in common: its values (N, 16, D), and where there are ovals (N, 16)."""
     colours, angles, found = find_ovals(images)
-    twice = np.radians(2 * angles)
-    return colours if variant == 1 else np.stack((np.cos(twice), np.sin(twice)), 2), found
+    return colours if variant == 1 else doubled(angles), found
 
 
 def _find(images):

@@ -191,6 +191,43 @@ def test_factors_are_averaged_over_seeds(make):
     assert warnings == []
 
 
+def test_effects_are_averaged_over_seeds_and_kept_apart_by_data(make):
+    whole = record()
+
+    def result(seed, ovals, weight, score, data="msds1"):
+        colour = {"ovals": ovals, "size": 80.0, "common": 0.9, "most": ovals + 1, "most_latent": "1:0:0:0"}
+        none = {"ovals": 0.0, "size": None, "common": None, "most": 0.0, "most_latent": "1:0:0:0"}
+        mixing = {"theta": 3, "found": 0.875, "score": score, "failure": None}
+        mixing |= {"global": {"high": weight, "low": 1 - weight}, "local": {"high": None, "low": None}}
+        return {
+            **{key: whole[key] for key in ("weights", "parameters", "step", "config")},
+            **{"data": data, "network": "n", "seed": seed, "mixing": [mixing]},
+            "levels": [{"level": 1, "latents": 8, "colour": colour, "orientation": none}],
+        }
+
+    about = {key: whole[key] for key in ("command", "machine", "commit")}
+    about |= {"images": 16, "pairs": 200, "range": [-3, 3], "thresholds": {"colour": 20, "orientation": 10}}
+    results = [result(3, 12.0, 0.75, 0.5), result(5, 14.0, 0.25, None), result(3, 2.0, 1.0, 0.9, "msds2")]
+    cells, sources, warnings = make(one={"kind": "effects", **about, "results": results})
+    rows = cells["Latents of MSDS that are moved"]
+    assert rows["MSDS1 colour, RG-Flow, Laplacian prior"] == {"h = 1": ["13.0 ± 1.4 / 14.0 ± 1.4 / 0.90 ± 0.00 [1]"]}
+    assert rows["MSDS1 orientation, RG-Flow, Laplacian prior"]["h = 1"] == ["0.0 ± 0.0 / 0.0 ± 0.0 / – [1]"]
+    assert rows["MSDS2 colour, RG-Flow, Laplacian prior"]["h = 1"] == ["2.0 / 3.0 / 0.90 [1]"]
+    (line,) = sources["Latents of MSDS that are moved"]
+    assert line[1].startswith(
+        "seeds 3, 5, moved from -3 to 3 in 16 test images; changed: by more than 20 of 256 levels"
+    )
+    assert "8 latents a level" in line[1]
+    rows = cells["Mixing of MSDS"]
+    assert rows["MSDS1 global factor, RG-Flow, Laplacian prior"]["Θ = 3"] == ["0.50 ± 0.35 / 0.50 ± 0.35 [1]"]
+    assert rows["MSDS1 local factor, RG-Flow, Laplacian prior"]["Θ = 3"] == ["– / – [1]"]
+    assert rows["MSDS1 structure score, RG-Flow, Laplacian prior"]["Θ = 3"] == ["– [1]"]
+    assert rows["MSDS2 structure score, RG-Flow, Laplacian prior"]["Θ = 3"] == ["0.90 [1]"]
+    assert rows["MSDS2 cells with an oval, %, RG-Flow, Laplacian prior"]["Θ = 3"] == ["87.5 [1]"]
+    assert "200 pairs of test images" in sources["Mixing of MSDS"][0][1]
+    assert warnings == []
+
+
 def test_pinwheel(make):
     results = [{"prior": "laplace", "quadrants": q, "axes": 0.5, "best": 0.75} for q in (0.5, 0.7)]
     about = {"command": "python pinwheel.py", "machine": "a fast one", "commit": None}

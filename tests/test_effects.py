@@ -1,0 +1,233 @@
+"""Effects on MSDS measured on a flow that draws real ovals from its latents: what must come out is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import effects
+import main
+from args import FlagError, RunError, get_args
+from data import msds
+from flow.base import Flow
+from flow.hierarchy import level_map
+from flow.preprocess import to_model, to_uint8
+from plot_receptive_fields import Fields
+
+# Places of latents (row, column). Ovals are numbered columns first, as msds draws them.
+IMAGE = [(0, 0), (0, 8)]  # level 3: for all ovals of an image colour (3 channels) and angle (first channel)
+QUADRANT = [(4 + 16 * row, 4 + 16 * column) for column in range(2) for row in range(2)]  # level 2, of 4 ovals each
+OVAL = [(1 + 8 * row, 1 + 8 * column) for column in range(4) for row in range(4)]  # level 0
+SILENT = (0, 16)  # level 3
+BREAKS = (2, 2)  # level 1: above 2, the first oval is black
+
+
+class Drawing(Flow):
+    """Draws the ovals that its latents describe; encodes only what it has drawn.
+
+    variant 1: the image's latents are the colour of all ovals, an oval's its angle; variant 2: the other way round.
+    A quadrant's latents add to the image's factor for 4 ovals.
+    """
+
+    def __init__(self, variant):
+        super().__init__(3, 32, level_map(32, 4), 4, "laplace")
+        self.variant, self.drawn = variant, {}
+        self.anything = torch.nn.Parameter(torch.zeros(()))
+
+    def ovals(self, z):
+        """Latents (3, 32, 32) -> (16, 6) as `msds.draw_ovals` takes them."""
+        z = z.numpy()
+        quadrant = np.array([at(z, QUADRANT[2 * (n // 8) + n % 4 // 2]) for n in range(16)])
+        own = np.array([at(z, place) for place in OVAL])
+        if self.variant == 1:
+            colours, angles = at(z, IMAGE[0]) + quadrant, own[:, :1]
+        else:
+            colours, angles = own, at(z, IMAGE[1])[:1] + quadrant[:, :1]
+        colours = 130 + 25 * colours.clip(-4.5, 4.5)
+        colours[0] *= at(z, BREAKS)[0] <= 2
+        return np.hstack((msds.CORNERS, 90 + 20 * angles, colours))
+
+    def draw(self, z):
+        images = np.stack([msds.draw_ovals(self.ovals(each)) for each in z])
+        self.drawn |= {image.tobytes(): each for image, each in zip(images, z, strict=True)}
+        return torch.from_numpy(images)
+
+    def forward(self, x):
+        return torch.stack([self.drawn[image.numpy().tobytes()] for image in to_uint8(x)]), x.new_zeros(len(x))
+
+    def inverse(self, z):
+        return to_model(self.draw(z), noise=0.5)[0], z.new_zeros(len(z))
+
+
+def at(z, place):
+    """z (..., 3, 32, 32) -> its channels at a row and column, (..., 3), a view."""
+    return z[..., place[0], place[1]]
+
+
+def draws(number):
+    return torch.randn(number, 3, 32, 32).clamp(-1.5, 1.5)
+
+
+VALUES = torch.linspace(-3, 3, 5)
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_a_latent_of_all_ovals_changes_16_and_one_of_an_oval_changes_1(variant):
+    flow = Drawing(variant)
+    named = {"image": IMAGE[variant - 1], "quadrant": QUADRANT[1], "oval": OVAL[6], "silent": SILENT}
+    latents = torch.tensor([(0, *place) for place in named.values()])
+    fields = torch.arange(4.0, 0, -1)[:, None, None].expand(4, 32, 32)  # strengths 4, 3, 2, 1
+    levels = flow.level_map[latents.unbind(1)]
+    assert levels.tolist() == [3, 2, 0, 3]
+    rows = effects.latent_rows(flow, Fields(latents, levels, fields, [0] * 4), [3, 2, 1, 0], 2, draws(4), VALUES)
+    assert [row["latent"] for row in rows] == [f"3:0:{8 * variant - 8}:0", "3:0:16:0", "2:20:4:0", "0:17:9:0"]
+    assert [row["strength"] for row in rows] == [4, 1, 3, 2]
+    assert all(row["found"] == 1 for row in rows)
+    image, silent, quadrant, oval = rows
+    shared, own = effects.FACTORS[variant]["global"], effects.FACTORS[variant]["local"]
+    sizes = {"colour": 25 * 6, "orientation": 60}  # 120 degrees at the last value, which is 60 the other way round
+    for row, number, factor in ((image, 16, shared), (quadrant, 4, shared), (oval, 1, own)):
+        assert row[factor]["ovals"] == number
+        size = sizes[factor] if factor == "colour" else 90
+        assert row[factor]["size"] == pytest.approx(size, rel=0.05)
+        other = row["orientation" if factor == "colour" else "colour"]
+        assert other == {"ovals": 0.0, "size": None, "common": None}
+    assert silent[shared] == silent[own] == {"ovals": 0.0, "size": None, "common": None}
+    assert image[shared]["common"] == pytest.approx(1, abs=0.03)
+    assert quadrant[shared]["common"] == pytest.approx(4 * 3 / (4 * 15), abs=0.03)
+    assert oval[own]["common"] == pytest.approx(0, abs=0.03)
+
+    means = effects.level_rows(rows)
+    assert [(row["level"], row["latents"]) for row in means] == [(3, 2), (2, 1), (0, 1)]
+    assert means[0]["strength"] == 2.5
+    assert means[0][shared]["ovals"] == 8 and means[0][shared]["most"] == 16
+    assert means[0][shared]["most_latent"] == image["latent"]
+    assert means[0][shared]["size"] == image[shared]["size"]  # of the latent that has one
+    assert means[0][own]["size"] is None
+
+
+def test_changes_against_closed_forms():
+    """Unrelated changes have nothing in common, opposite ones of two ovals -1; what is not found does not count."""
+    rng = np.random.default_rng(0)
+    found = np.ones((50, 16), bool)
+    vectors = 30 * rng.normal(size=(4, 50, 16, 3))
+    assert effects.change(vectors, found, 20)["common"] == pytest.approx(0, abs=0.02)
+    two = np.zeros((1, 1, 16, 1))
+    two[0, 0, :2, 0] = 30, -50
+    found = np.zeros((1, 16), bool)
+    found[0, :2] = True
+    row = effects.change(two, found, 20)
+    assert row["ovals"] == 2 and row["size"] == 40
+    assert row["common"] == pytest.approx(-2 * 30 * 50 / (30**2 + 50**2))
+    assert effects.change(two, found, 40)["ovals"] == 1
+    found[0, 1] = False
+    assert effects.change(two, found, 20)["ovals"] == 1
+    assert effects.change(two, found, 31) == {"ovals": 0.0, "size": None, "common": None}
+
+
+def test_an_oval_that_vanishes_is_not_counted_as_changed():
+    flow = Drawing(1)
+    row = effects.moved(effects.vary(flow, torch.zeros(2, 3, 32, 32), (0, *BREAKS), VALUES))
+    assert row["found"] == 15 / 16
+    assert row["colour"]["ovals"] == 0
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_mixing_exchanges_each_factor_at_its_level(variant):
+    flow = Drawing(variant)
+    z = draws(80)
+    for place in (*QUADRANT, BREAKS):
+        at(z, place).zero_()
+    rows = effects.mixing_rows(flow, *flow.draw(z).chunk(2), variant)
+    assert [row["theta"] for row in rows] == [0, 1, 2, 3, 4]
+    for row, shared, own in zip(rows, (1, 1, 1, 1, 0), (1, 0, 0, 0, 0), strict=True):
+        assert row["found"] > 0.99 and row["failure"] is None
+        assert row["global"]["high"] == pytest.approx(shared, abs=0.03)
+        assert row["global"]["low"] == pytest.approx(1 - shared, abs=0.03)
+        assert row["local"]["high"] == pytest.approx(own, abs=0.03)
+        assert row["local"]["low"] == pytest.approx(1 - own, abs=0.03)
+        assert row["global"]["r2"] > 0.97 and row["local"]["r2"] > 0.97
+        assert row["global"]["number"] == 40 and row["local"]["number"] > 600
+    assert rows[0]["score"] == pytest.approx(1)
+
+
+def test_weights_of_a_known_mixture():
+    high, low, noise = (torch.randn(4000, 3).numpy() for _ in range(3))
+    result = effects.weights(0.7 * high - 0.2 * low + 0.5 * noise + np.array([1, 2, 3]), high, low)
+    assert result["high"] == pytest.approx(0.7, abs=0.02) and result["low"] == pytest.approx(-0.2, abs=0.02)
+    assert result["r2"] == pytest.approx((0.49 + 0.04) / (0.49 + 0.04 + 0.25), abs=0.02)
+    assert result["number"] == 4000 and result["failure"] is None
+
+
+def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
+    flow = Drawing(1)
+    images = flow.draw(draws(60))
+    monkeypatch.setattr(flow, "inverse", lambda z: (torch.full_like(z, -2.9), z.new_zeros(len(z))))
+    for row in effects.mixing_rows(flow, *images.chunk(2), 1):
+        assert row["found"] == 0 and row["score"] is None
+        for part in (row["global"], row["local"]):
+            assert part["high"] is part["low"] is part["r2"] is None
+            assert "0 rows only" in part["failure"]
+        json.dumps(row, allow_nan=False)
+    same = np.ones((30, 3))
+    assert effects.weights(same, same, same)["failure"] == "the factor does not vary"
+    monkeypatch.setattr(flow, "inverse", lambda z: (z * torch.nan, z.new_zeros(len(z))))
+    with pytest.raises(RunError, match="not finite"):
+        effects.mixing_rows(flow, *images.chunk(2), 1)
+
+
+FLAGS = "--nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --batch_size 8 --max_steps 1 --no_stdout --plot_epoch 0"
+FEW = "--images 2 --pairs 20 --strongest 2 --steps 2 --draws 1 --per_level 4"
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(msds, "SIZES", (40, 60))
+    return f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
+
+
+def test_script(prepared, tmp_path, capsys):
+    files = []
+    for k, flags in enumerate(("--data msds1", "--data msds2 --model realnvp")):
+        argv = f"{FLAGS} {flags} --data_path {tmp_path / 'datasets'} -o {tmp_path / str(k)}"
+        main.Run(get_args(argv.split())).train()
+        files.append(str(next((tmp_path / str(k)).glob("*/*/out_save/*.state"))))
+    effects.main([*f"{prepared} {FEW} --weights".split(), *files])
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["kind"] == "effects" and record["pairs"] == 20 and record["range"] == [-3, 3]
+    assert [result["data"] for result in record["results"]] == ["msds1", "msds2"]
+    for result in record["results"]:
+        assert [row["level"] for row in result["levels"]] == [3, 2, 1, 0]
+        assert len(result["latents"]) == 8
+        assert all(row["latent"].startswith(f"{row['level']}:") for row in result["latents"])
+        for row, weight in ((result["mixing"][0], 1), (result["mixing"][-1], 0)):  # the two images themselves
+            assert row["global"]["high"] == pytest.approx(weight, abs=0.02)
+            assert row["local"]["low"] == pytest.approx(1 - weight, abs=0.02)
+        assert result["calibration"]["share"] > 0.98
+    # After one step the flow is nearly the identity, and the latents of level 3 are single pixels, one of a cell each.
+    assert all(row["colour"]["ovals"] <= 4 for row in record["results"][0]["latents"])
+    output = capsys.readouterr().out
+    assert "msds1, laplace nl1_nr1_nm1_nh4, 1 step, seed 0" in output and "msds2, laplace realnvp_nl1" in output
+
+    effects.main([*f"{prepared} {FEW} --levels 0,2 --weights {files[0]}".split()])
+    again = json.loads((tmp_path / "e.json").read_text())["results"][0]
+    assert again["levels"] == [row for row in record["results"][0]["levels"] if row["level"] in (0, 2)]
+    with pytest.raises(RunError, match=r"out_save.*: --pairs 31: must be at most 30 for msds1"):
+        effects.main([*f"{prepared} {FEW} --pairs 31 --weights {files[0]}".split()])
+    with pytest.raises(RunError, match="a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"):
+        effects.main([*f"{prepared} {FEW} --weights {files[0]} {files[0]}".split()])
+    for flag, words in (("--levels 4", r"--levels: 4: must be in 0\.\.3"), ("--range 1", "--range: 1: must be two")):
+        with pytest.raises(FlagError, match=words):
+            effects.main([*f"{prepared} {flag} --weights {files[0]}".split()])
+
+
+def test_flows_of_other_data_are_refused(weights):
+    with pytest.raises(RunError, match="trained on folder, must be one of msds1, msds2"):
+        effects.main(["--weights", weights["rgflow"]])
+
+
+def test_too_few_pairs_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        effects.main(["--pairs", "19"])
+    assert stop.value.code == 2 and "--pairs: '19': must be a whole number from 20" in capsys.readouterr().err
