@@ -32,6 +32,7 @@ import args as flags
 from data import msds
 from data.msds_structure import calibration, find_ovals, structure_scores
 from flow.latents import decode, encode, mix
+from flow.preprocess import to_bytes
 from plot_latents import vary
 from plot_receptive_fields import add_flags, get_fields, get_levels
 from plot_walk import check_two
@@ -53,12 +54,8 @@ def read_ovals(images):
     """
     if not images.isfinite().all():
         raise flags.RunError("it generates images that are not finite")
-    return tuple(part.reshape(*images.shape[:-3], *part.shape[1:]) for part in find_ovals(to_uint8(images)))
-
-
-def to_uint8(images):
-    """A tensor in [0, 1] (..., 3, 32, 32) -> a uint8 array (N, 3, 32, 32)."""
-    return (images.flatten(0, -4) * 256).floor().clamp(0, 255).to(torch.uint8).numpy()
+    parts = find_ovals(to_bytes(images.flatten(0, -4)).numpy())
+    return tuple(part.reshape(*images.shape[:-3], *part.shape[1:]) for part in parts)
 
 
 def moved(images):
@@ -69,8 +66,8 @@ def moved(images):
     """
     colours, angles, found = read_ovals(images)
     found = found.all(0)
-    turns = (angles[1:] - angles[0] + 90) % 180 - 90
-    changes = {"colour": colours[1:] - colours[0], "orientation": turns[..., None]}
+    angles = np.unwrap(angles, axis=0, period=180)  # turns add up from value to value, so that none has two signs
+    changes = {"colour": colours[1:] - colours[0], "orientation": (angles[1:] - angles[0])[..., None]}
     rows = {name: change(vectors, found, THRESHOLDS[name]) for name, vectors in changes.items()}
     return {"found": float(found.mean()), **rows}
 
@@ -80,18 +77,21 @@ def change(vectors, found, threshold):
 
     ovals: number per image that differ by more than the threshold at some value
     size: how much these differ at most, mean; None without them
-    common: mean scalar product of the vectors of two ovals of an image / of an oval with itself; None without them
+    common: mean scalar product of the vectors of two ovals of an image / of an oval with itself, over images with
+        two ovals; None without changed ovals in these
     """
     vectors = vectors * found[..., None]
     size = np.linalg.norm(vectors, axis=-1).max(0)
     changed = size > threshold
-    if not changed.any():
-        return {"ovals": 0.0, "size": None, "common": None}
-    own = np.square(vectors).sum((0, 2, 3))  # (B,)
-    pairs = np.square(vectors.sum(2)).sum((0, 2)) - own
-    number = found.sum(1)
-    common = pairs.sum() / (own * np.maximum(number - 1, 1)).sum()
-    return {"ovals": float(changed.sum(1).mean()), "size": float(size[changed].mean()), "common": float(common)}
+    row = {"ovals": float(changed.sum(1).mean()), "size": None, "common": None}
+    if changed.any():
+        row["size"] = float(size[changed].mean())
+    others = found.sum(1) - 1  # ovals of the image beside one
+    if changed[others > 0].any():
+        own = np.square(vectors).sum((0, 2, 3))  # (B,)
+        pairs = np.square(vectors.sum(2)).sum((0, 2)) - own
+        row["common"] = float(pairs[others > 0].sum() / (own * others)[others > 0].sum())
+    return row
 
 
 def latent_rows(flow, fields, levels, number, z, values):
@@ -134,7 +134,7 @@ def mixing_rows(flow, high, low, variant):
     for theta in range(flow.num_levels + 1):
         images = decode(flow, mix(flow, *z, theta))
         ovals = [read_ovals(images), *sources]
-        scores = structure_scores(to_uint8(images), variant, high.numpy())
+        scores = structure_scores(to_bytes(images).numpy(), variant, high.numpy())
         row = {"theta": theta, "found": scores["share"], "score": scores["score"], "failure": scores["failure"]}
         rows.append(
             {

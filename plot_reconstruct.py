@@ -14,6 +14,7 @@ import torch
 import args as flags
 from data.images import load_single
 from flow.latents import at_levels, decode, encode
+from flow.preprocess import to_bytes
 from utils.plotting import COLUMN, grid_figure, save_figure, save_pixels
 from utils.results import about, save
 
@@ -42,11 +43,6 @@ def energies(flow, z):
         }
         for h in range(flow.num_levels)
     ]
-
-
-def to_bytes(images):
-    """Images in [0, 1] -> uint8, as `flow.preprocess.to_uint8` makes them."""
-    return (images * 256).floor().clamp(0, 255).to(torch.uint8)
 
 
 def main(argv=None):

@@ -47,7 +47,12 @@ def to_uint8(x):
 
     Exact where u is further from 0 and 1 than the rounding of the logit, about 1e-12 in float64 and 1e-4 in float32.
     """
-    return (to_unit(x) * 256).floor().clamp(0, 255).to(torch.uint8)
+    return to_bytes(to_unit(x))
+
+
+def to_bytes(images):
+    """Images in [0, 1] -> uint8."""
+    return (images * 256).floor().clamp(0, 255).to(torch.uint8)
 
 
 def nats_to_bits(nats_per_dim):

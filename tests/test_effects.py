@@ -86,11 +86,10 @@ def test_a_latent_of_all_ovals_changes_16_and_one_of_an_oval_changes_1(variant):
     assert all(row["found"] == 1 for row in rows)
     image, silent, quadrant, oval = rows
     shared, own = effects.FACTORS[variant]["global"], effects.FACTORS[variant]["local"]
-    sizes = {"colour": 25 * 6, "orientation": 60}  # 120 degrees at the last value, which is 60 the other way round
+    sizes = {"colour": 25 * 6, "orientation": 20 * 6}
     for row, number, factor in ((image, 16, shared), (quadrant, 4, shared), (oval, 1, own)):
         assert row[factor]["ovals"] == number
-        size = sizes[factor] if factor == "colour" else 90
-        assert row[factor]["size"] == pytest.approx(size, rel=0.05)
+        assert row[factor]["size"] == pytest.approx(sizes[factor], rel=0.05)
         other = row["orientation" if factor == "colour" else "colour"]
         assert other == {"ovals": 0.0, "size": None, "common": None}
     assert silent[shared] == silent[own] == {"ovals": 0.0, "size": None, "common": None}
@@ -122,8 +121,24 @@ def test_changes_against_closed_forms():
     assert row["common"] == pytest.approx(-2 * 30 * 50 / (30**2 + 50**2))
     assert effects.change(two, found, 40)["ovals"] == 1
     found[0, 1] = False
-    assert effects.change(two, found, 20)["ovals"] == 1
+    row = effects.change(two, found, 20)
+    assert row == {"ovals": 1, "size": 30, "common": None}  # nothing beside it to have something in common with
+    pair, both = np.concatenate((two, two), 1), np.concatenate((found, found))
+    pair[0, 1, :2, 0], both[1, 1] = 30, True
+    assert effects.change(pair, both, 20)["common"] == pytest.approx(1)
     assert effects.change(two, found, 31) == {"ovals": 0.0, "size": None, "common": None}
+
+
+def test_ovals_turned_by_more_than_90_degrees_turn_alike():
+    """Read from images whose ovals end a little short of, at and beyond a quarter, and a half, of a turn."""
+    ovals = np.zeros((5, 1, 16, 6))
+    ovals[..., :2], ovals[..., 3:] = msds.CORNERS, 200
+    ovals[..., 2] = 6 * np.arange(16) + np.linspace(0, 1, 5)[:, None, None] * (165 + 2 * np.arange(16))
+    images = torch.from_numpy(np.stack([msds.draw_ovals(each) for each in ovals[:, 0]]))[:, None]
+    row = effects.moved((images + 0.5) / 256)["orientation"]
+    assert row["ovals"] == 16
+    assert row["size"] == pytest.approx(180, abs=2)
+    assert row["common"] > 0.98
 
 
 def test_an_oval_that_vanishes_is_not_counted_as_changed():
