@@ -44,6 +44,7 @@ from utils.signals import StopSignals
 NETWORK = ("model", "L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
 NETWORK += ("share_levels", "dtype")
 FIXED = (*NETWORK, "data", "fingerprint", "seed", "batch_size")
+PLACES = ("data_path", "out_dir")  # on the machine of the training, no business of who gets the weights
 GRID = 8
 
 
@@ -432,6 +433,7 @@ def export(args):
     state, path = flags.newest_state(args)
     if Path(args.export).resolve().parent == path.resolve().parent:
         raise flags.RunError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
+    state["config"] = {name: value for name, value in state["config"].items() if name not in PLACES}
     checkpoint.save(args.export, checkpoint.slim(state))
     print(f"{path} without the optimiser's state, step {state['step']}: {args.export}")
 
