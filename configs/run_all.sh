@@ -5,7 +5,8 @@
 #     JOBS=1 sh configs/run_all.sh msds1_laplace      some of them
 #     FLAGS="--max_steps 100000" sh configs/run_all.sh    further than the files of flags say; also --cuda 0, …
 #
-# PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again.
+# PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again. Where one fails
+# the others go on; the exit status then is not 0, and SHA256SUMS is not written.
 set -eu
 cd "$(dirname "$0")/.."
 export PYTHON="${PYTHON:-python}" FLAGS="${FLAGS:-}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -13,12 +14,12 @@ export PYTHON="${PYTHON:-python}" FLAGS="${FLAGS:-}" OMP_NUM_THREADS="${OMP_NUM_
 if [ $# = 0 ]; then
     set -- $(basename -s .args -a weights/*.args)
 fi
-printf '%s\n' "$@" | xargs -P "${JOBS:-2}" -I NAME sh -euc '
-    $PYTHON main.py @weights/NAME.args $FLAGS --no_stdout
-    $PYTHON main.py @weights/NAME.args $FLAGS --export weights/NAME.state
-    log=$($PYTHON -c "import args, sys; print(args.run_path(args.get_args(sys.argv[1:]), \".jsonl\"))" @weights/NAME.args $FLAGS)
-    cp "$log" weights/NAME.jsonl
-'
+printf '%s\n' "$@" | xargs -n 1 -P "${JOBS:-2}" sh -euc '
+    $PYTHON main.py "@weights/$1.args" $FLAGS --no_stdout
+    $PYTHON main.py "@weights/$1.args" $FLAGS --export "weights/$1.state"
+    log=$($PYTHON -c "import args; print(args.run_path(args.get_args(), \".jsonl\"))" "@weights/$1.args" $FLAGS)
+    cp "$log" "weights/$1.jsonl"
+' run_all
 cd weights
 $PYTHON -c "
 import hashlib, pathlib
