@@ -350,13 +350,16 @@ TABLES = [
     Table("Structure of MSDS samples: 1 for real images, 0 for ovals that share nothing", {}, structure_entries),
     Table("Factors of MSDS: R² of the probe / ratio of the best single latent, per level", {}, factor_entries),
     Table(
-        "Latents of MSDS that are moved: ovals of 16 that change, mean of the strongest / by the latent that changes"
-        " most / how far all change alike, 1 for the same",
+        "Latents of MSDS that are moved: of 16 ovals, how many change, mean of the strongest latents / by the one that"
+        " changes most / how far all ovals change alike, 1 for the same, 0 for one alone",
         {},
         change_entries,
     ),
     Table(
-        "Mixing of MSDS: weight of the image that gives levels h ≥ Θ / of the one that gives h < Θ", {}, mixing_entries
+        "Mixing of MSDS: weight of the image that gives levels h ≥ Θ / of the one that gives h < Θ; global are the"
+        " colour of MSDS1 and the orientation of MSDS2, local the other one",
+        {},
+        mixing_entries,
     ),
     Table("Pinwheel (figure E1): share of draws in the leg of their sector", {}, pinwheel_entries),
     Table("Largest round-trip errors, model space", {}, round_trip_entries),
