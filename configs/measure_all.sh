@@ -1,23 +1,29 @@
 #!/bin/sh
-# Measure the networks of weights/ and write results/ and docs/results.md: half an hour on one CPU core.
+# Measure the networks of weights/ and write results/ and docs/results.md.
 #
 #     sh configs/measure_all.sh
 #
-# PYTHON: the interpreter (default: python). FLAGS: for the scripts that take weights, as in FLAGS="--cuda 0"
+# PYTHON: the interpreter (default: python). FLAGS: for the scripts that take weights, as in FLAGS="--cuda 0". What is in
+# results/ already is not measured again: remove a file to have it anew.
 set -eu
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-python="${PYTHON:-python}" flags="${FLAGS:-}"
+
+measure() { # NAME SCRIPT FLAGS…
+    json="results/$1.json"
+    shift
+    [ -e "$json" ] || ${PYTHON:-python} "$@" --json "$json"
+}
 
 for state in weights/*.state; do
-    $python evaluate.py --weights "$state" --draws 3 --json "results/$(basename -s .state "$state").json" $flags
+    name=$(basename "$state" .state)
+    measure "$name" evaluate.py --weights "$state" --draws 3 ${FLAGS:-}
+    measure "${name}_factors" plot_factors.py --weights "$state" ${FLAGS:-}
+    measure "${name}_effects" effects.py --weights "$state" ${FLAGS:-}
 done
 for data in msds1 msds2; do
-    flows="weights/${data}_laplace.state weights/${data}_gaussian.state weights/${data}_realnvp.state"
-    $python plot_factors.py --weights $flows --json results/${data}_factors.json $flags
-    $python effects.py --weights $flows --json results/${data}_effects.json $flags
-    $python inpaint.py --weights weights/${data}_laplace.state --realnvp weights/${data}_realnvp.state \
-        --json results/${data}_inpainting.json $flags
+    measure ${data}_inpainting inpaint.py --weights weights/${data}_laplace.state \
+        --realnvp weights/${data}_realnvp.state ${FLAGS:-}
 done
-$python pinwheel.py --json results/pinwheel.json
-$python tables.py results weights --out docs/results.md
+measure pinwheel pinwheel.py
+${PYTHON:-python} tables.py results weights --out docs/results.md

@@ -3,16 +3,17 @@
 #
 #     sh configs/run_all.sh                           all, two at a time, one thread each
 #     JOBS=1 sh configs/run_all.sh msds1_laplace      some of them
-#     FLAGS="--max_steps 100000" sh configs/run_all.sh    further than the files of flags say; also --cuda 0, …
+#     FLAGS="--cuda 0" sh configs/run_all.sh          more flags for all
 #
-# PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again. Where one fails
+# To train further than that, give a file of flags another --max_steps: its run goes on, but the learning rate rises again, so
+# that it is not what it would have been from the start. PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again. Where one fails
 # the others go on; the exit status then is not 0, and SHA256SUMS is not written.
 set -eu
 cd "$(dirname "$0")/.."
 export PYTHON="${PYTHON:-python}" FLAGS="${FLAGS:-}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 if [ $# = 0 ]; then
-    set -- $(basename -s .args -a weights/*.args)
+    set -- $(basename -a -s .args weights/*.args)
 fi
 printf '%s\n' "$@" | xargs -n 1 -P "${JOBS:-2}" sh -euc '
     $PYTHON main.py "@weights/$1.args" $FLAGS --no_stdout
