@@ -5,9 +5,10 @@
 #     JOBS=1 sh configs/run_all.sh msds1_laplace      some of them
 #     FLAGS="--cuda 0" sh configs/run_all.sh          more flags for all
 #
-# To train further than that, give a file of flags another --max_steps: its run goes on, but the learning rate rises again, so
-# that it is not what it would have been from the start. PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again. Where one fails
-# the others go on; the exit status then is not 0, and SHA256SUMS is not written.
+# PYTHON: the interpreter (default: python). A run that is stopped goes on when this is started again. One that is
+# finished goes on if its file of flags gets a larger --max_steps; its learning rate then rises again, so that it is not
+# what it would have been from the start. Where one fails the others go on; the exit status then is not 0, and SHA256SUMS
+# is not written.
 set -eu
 cd "$(dirname "$0")/.."
 export PYTHON="${PYTHON:-python}" FLAGS="${FLAGS:-}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
