@@ -215,8 +215,11 @@ class Faults:
             first = os.fork()
             if first == 0:
                 with open(os.devnull, "w") as nowhere:
-                    Attempt._run(lambda out=out: main.main(self.argv(out, "--epoch 100000")), nowhere)
-            while not any(self.saves(out).glob("*.state")):
+                    # Kept files would be promised disk that a machine may lack: one is enough.
+                    argv = self.argv(out, "--epoch 100000 --keep_epoch 100000")
+                    Attempt._run(lambda argv=argv: main.main(argv), nowhere)
+            deadline = time.monotonic() + HANG
+            while not any(self.saves(out).glob("*.state")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             second = self.train(out)
             os.kill(first, signal.SIGKILL)
