@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measure the networks of weights/ and write results/ and docs/results.md.
+# Measure the networks of weights/ and write results/ and docs/results.md: half an hour on one core of an AMD EPYC.
 #
 #     sh configs/measure_all.sh
 #
