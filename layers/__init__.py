@@ -9,5 +9,6 @@ lie in an image nor the prior.
 
 from .autoregressive import Autoregressive
 from .coupling import RNVP
+from .spline import Spline
 
-PATCH_BIJECTORS = {"rnvp": RNVP, "ar": Autoregressive}
+PATCH_BIJECTORS = {"rnvp": RNVP, "ar": Autoregressive, "spline": Spline}

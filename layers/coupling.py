@@ -40,12 +40,16 @@ class RNVP(nn.Module):
         half = nchannels * kernel_size**2 // 2
         self.networks = ResidualNetworks(2 * nlayers, 2, half, nhidden, nresblocks, nmlp)
 
+    def steps(self):
+        """What `couple` needs of the parameters, a list over half-steps."""
+        return self.networks.steps()
+
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
         shape = x.shape
         kept, moved = split_checkerboard(x)
         log_scale = 0
-        for folded in self.networks.steps():
+        for folded in self.steps():
             (kept, s), moved = self.networks.run(self.couple, folded, kept, moved), kept
             log_scale = log_scale + s
         return join_checkerboard(kept, moved, shape), log_scale.sum(1)
@@ -55,7 +59,7 @@ class RNVP(nn.Module):
         shape = y.shape
         kept, moved = split_checkerboard(y)
         log_scale = 0
-        for folded in reversed(self.networks.steps()):
+        for folded in reversed(self.steps()):
             kept, (moved, s) = moved, self.networks.run(self.uncouple, folded, moved, kept)
             log_scale = log_scale - s
         return join_checkerboard(kept, moved, shape), log_scale.sum(1)
