@@ -47,7 +47,7 @@ def test_recomputation_gives_the_same_gradients_with_less_memory(networks):
     assert bytes_saved() < 0.7 * before
 
 
-@pytest.mark.parametrize("networks, L", [("rnvp", 8), ("realnvp", 4)])  # each further size compiles anew
+@pytest.mark.parametrize("networks, L", [("rnvp", 8), ("spline", 8), ("realnvp", 4)])  # each further size compiles anew
 def test_compiled_kernels_give_the_same_values_and_gradients(networks, L):
     if reason := why_not_compiled("cpu"):
         pytest.skip(reason)

@@ -1,0 +1,141 @@
+"""The rational-quadratic spline behind the affine map: its formulas, its inverse, its derivative, its safety."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from checks import randomise
+
+from flow import RGFlow
+from layers import PATCH_BIJECTORS
+from layers.spline import Bend, Limits, Spline, bend, unbend
+
+LIMITS = Limits(edge=3.0, cut=0.2, steepest=10.0)
+HARD = [0.0, 1e-9, -1e-9, 2.9999999, 3.0, -3.0, 3.0000001, 30.0, -30.0, 1e4, -1e4]
+
+
+def random_curves(n, scale=2.0):
+    """Numbers of n curves and a point for each, inside and outside of the square."""
+    return scale * torch.randn(9, n, 1), 2 * torch.randn(n, 1)
+
+
+def knots(raw, limits):
+    """The five knots (x, y, slope) of one curve: what `raw`, 9 numbers, stands for, one number after the other."""
+    unit = [1 / (1 + torch.exp(-number)).item() for number in raw]
+    fraction = [limits.cut + (1 - 2 * limits.cut) * u for u in unit[:6]]
+    slope = [(u + 1 / (limits.steepest - 1)) / (1 - u + 1 / (limits.steepest - 1)) for u in unit[6:]]
+    corner, end = (-limits.edge, -limits.edge), (limits.edge, limits.edge)
+
+    def between(lower, upper, knot):
+        return tuple(
+            a + (b - a) * fraction[3 * axis + knot] for axis, (a, b) in enumerate(zip(lower, upper, strict=True))
+        )
+
+    middle = between(corner, end, 0)
+    points = [corner, between(corner, middle, 1), middle, between(middle, end, 2), end]
+    return [(*point, d) for point, d in zip(points, (1, slope[1], slope[0], slope[2], 1), strict=True)]
+
+
+def test_the_curve_is_the_rational_quadratic_spline_of_its_knots():
+    """Equations 4 and 5 of Durkan et al., piece by piece; the identity with slope 1 outside."""
+    raw, x = random_curves(300)
+    y, log_slope = bend(raw, x, LIMITS)
+    pieces = set()
+    for n in range(300):
+        at = x[n].item()
+        points = knots(raw[:, n, 0], LIMITS)
+        expected = at, 1.0
+        for k, ((x0, y0, d0), (x1, y1, d1)) in enumerate(pairwise(points)):
+            if x0 <= at < x1:
+                pieces.add(k)
+                s, xi = (y1 - y0) / (x1 - x0), (at - x0) / (x1 - x0)
+                denominator = s + (d1 + d0 - 2 * s) * xi * (1 - xi)
+                expected = (
+                    y0 + (y1 - y0) * (s * xi**2 + d0 * xi * (1 - xi)) / denominator,
+                    s**2 * (d1 * xi**2 + 2 * s * xi * (1 - xi) + d0 * (1 - xi) ** 2) / denominator**2,
+                )
+        assert y[n].item() == pytest.approx(expected[0], abs=1e-12)
+        assert log_slope[n].exp().item() == pytest.approx(expected[1], rel=1e-10)
+    assert pieces == {0, 1, 2, 3}
+
+
+def test_slope_and_inverse_of_the_curve():
+    raw, x = random_curves(2000)
+    x.requires_grad_()
+    y, log_slope = bend(raw, x, LIMITS)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(log_slope, slope.log(), rtol=1e-10, atol=1e-10)
+    back, log_slope_back = unbend(raw, y, LIMITS)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-11)
+    torch.testing.assert_close(log_slope_back, log_slope, rtol=0, atol=1e-10)
+
+
+def test_derivative_written_out_is_that_of_finite_differences():
+    raw, x = random_curves(40, scale=1.0)
+    raw, x = raw.requires_grad_(), x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: Bend.apply(*given, LIMITS), (raw, x), eps=1e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("extreme", [0.0, 50.0, -50.0])
+def test_curve_is_finite_and_exact_at_hard_points(extreme, dtype):
+    """Where pieces meet (at 0 for numbers 0), at the ends and far outside; the steepest and the flattest curves."""
+    x = torch.tensor(HARD, dtype=dtype)[:, None].requires_grad_()
+    for signs in torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=dtype)] * 3):
+        raw = (extreme * signs.repeat_interleave(3)[:, None, None]).expand(9, len(HARD), 1).clone().requires_grad_()
+        for function in (bend, Bend.apply, unbend):
+            y, log_slope = function(raw, x, LIMITS)
+            assert y.isfinite().all()
+            assert log_slope.isfinite().all()
+            gradients = torch.autograd.grad(y.sum() + log_slope.sum(), (raw, x))
+            assert all(gradient.isfinite().all() for gradient in gradients)
+        with torch.no_grad():
+            back, _ = unbend(raw, bend(raw, x, LIMITS)[0], LIMITS)
+        tolerance = 1e-9 if dtype == torch.float64 else 2e-3
+        assert ((back - x).abs() <= tolerance).all()
+        outside = x.abs() > 3
+        torch.testing.assert_close(bend(raw, x, LIMITS)[0][outside], x[outside], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_training_are_autograds():
+    """The network in training, with the derivative written out, against the same in evaluation."""
+    spline = randomise(Spline(3, 4, 2, 1, 2, 8), 0.3).requires_grad_(True)
+    x, weights = torch.randn(6, 3, 4, 4, requires_grad=True), torch.randn(6, 3, 4, 4)
+
+    def gradients(mode):
+        spline.train(mode)
+        y, log_det = spline(x)
+        return y, *torch.autograd.grad((y * weights).sum() + log_det.sum(), [x, *spline.parameters()])
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_limits_are_arguments():
+    """The slopes that numbers of ±50 give, all pieces being 1 steep on average."""
+    limits = Limits(edge=2.0, cut=0.3, steepest=4.0)
+    x = torch.linspace(-2, 2, 4001)[:, None]
+    steepest, flattest = (bend(torch.full((9, 4001, 1), number), x, limits)[1].exp() for number in (50.0, -50.0))
+    assert steepest.max().item() == pytest.approx(4, rel=1e-3)
+    assert flattest.min().item() == pytest.approx(1 / 4, rel=1e-3)
+    spline = Spline(1, 4, 1, 1, 1, 4, edge=2.0, cut=0.3, steepest=4.0)
+    assert spline.limits == limits
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_random_networks_keep_the_round_trip(dtype, tolerance):
+    """16 half-steps with random weights, at inputs of size 3: the curves cost little beside what the networks do."""
+    flow = randomise(RGFlow(3, 8, nlayers=2, nresblocks=1, nhidden=24, subnet="spline"), 0.15).to(dtype)
+    x = 3 * torch.randn(4, 3, 8, 8, dtype=dtype)
+    z, log_det = flow(x)
+    back, log_det_back = flow.inverse(z)
+    assert (back - x).abs().max() < tolerance
+    assert (log_det + log_det_back).abs().max() < 100 * tolerance
+
+
+def test_multiply_adds_count_the_curves():
+    """Per patch and half-step of the first block, one network 24 -> 5 -> 24 and a map 24 -> 9 * 24 more than RNVP."""
+    count = {name: RGFlow(3, 8, nlayers=2, nresblocks=1, nmlp=1, nhidden=5, subnet=name) for name in PATCH_BIJECTORS}
+    more = count["spline"].multiply_adds() - count["rnvp"].multiply_adds()
+    patches, half_steps = (4 + 1) * 2, 2
+    assert more == patches * half_steps * (24 * 5 + 5 * 24 + 24 * 9 * 24)
