@@ -146,23 +146,25 @@ def evaluation(record, row):
 
 
 def flow_names(config):
-    """Name of the model, and of the model with its prior."""
-    model, prior = MODELS[config.get("model", "rgflow")], PRIORS[config["prior"]]
-    return model, f"{model}, {prior} prior"
+    """Name of the model, with its coupling unless that is the paper's, and of the model with its prior."""
+    model, subnet = MODELS[config.get("model", "rgflow")], config.get("subnet", "rnvp")
+    model += "" if subnet == "rnvp" else f" with {subnet}"
+    return model, f"{model}, {PRIORS[config['prior']]} prior"
 
 
 def b1_entries(record):
     """Evaluations of both MSDS sets; the row names the prior of RG-Flow."""
     if record["kind"] == "evaluation" and record["config"]["data"] in VARIANTS:
         model, with_prior = flow_names(record["config"])
-        yield from evaluation(record, with_prior if model == "RG-Flow" else model)
+        yield from evaluation(record, model if model == MODELS["realnvp"] else with_prior)
 
 
 def g1_entries(record):
     """Evaluations of all other sets; the paper's RG-Flow has a Laplacian prior."""
     if record["kind"] == "evaluation" and record["config"]["data"] not in VARIANTS:
         model, with_prior = flow_names(record["config"])
-        yield from evaluation(record, with_prior if with_prior == "RG-Flow, Gaussian prior" else model)
+        gaussian_rgflow = model != MODELS["realnvp"] and record["config"]["prior"] == "gaussian"
+        yield from evaluation(record, with_prior if gaussian_rgflow else model)
 
 
 def f1_entries(record):
@@ -173,7 +175,8 @@ def f1_entries(record):
         config, data = result["config"], result["config"]["data"]
         where = source({**record, **result}, config)
         where = replace(where, rank=(number(result["images"]), *where.rank))
-        row = INPAINTERS[result["method"]] + ("" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}")
+        row = flow_names(config)[0] if result["method"] == "rgflow" else INPAINTERS[result["method"]]
+        row += "" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}"
         image, region, free = (number(result[key]) for key in ("psnr_image", "psnr_region", "free_latents"))
         regions = "a mask"
         if isinstance(result["region"], list):

@@ -132,6 +132,17 @@ def test_the_cell_of_an_evaluation(make, config, table, row, column):
     assert warnings == []
 
 
+def test_another_coupling_has_rows_of_its_own(make):
+    errors = {"round_trip": {"float32": {"data": {"image": 1e-5, "levels": [2e-5]}}}, "round_trip_images": 100}
+    cells, _, _ = make(
+        a=record({**BITS, **errors}, subnet="spline"), b=record(data="celeba32", subnet="spline"), c=record()
+    )
+    assert cells["Table B1"]["RG-Flow, Laplacian prior"]["MSDS1 BPD"] == ["0.906", "3.142 [2]"]
+    assert cells["Table B1"]["RG-Flow with spline, Laplacian prior"]["MSDS1 BPD"] == ["", "3.142 [1]"]
+    assert cells["Table G1"]["RG-Flow with spline"]["CelebA BPD"] == ["", "3.142 [1]"]
+    assert list(cells["Largest round-trip errors, model space"]) == ["MSDS1: RG-Flow with spline, Laplacian prior"]
+
+
 def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
     cells, _, _ = make(a=record(data="mnist32"), b=record(data="celeba32", prior="gaussian"))
     assert list(cells["Table G1"]) == ["RG-Flow", "Real NVP", "RG-Flow, Gaussian prior"]
