@@ -46,44 +46,48 @@ class Piece(NamedTuple):
     corner: lower left end, counted from (-edge, -edge)
     size: width and height
     left, right: slopes at the ends
-    outer, inner: 1 for a point right of the middle knot, and right of the knot of its half, otherwise 0
+    middle, own: the numbers of the middle knot, and of the knot of the half that holds the point, in [0, 1], (3, N, n)
+    outer, inner: 1 for a point right of the middle knot, and right of its own, otherwise 0
     half, fractions: size of that half, and where its knot cuts it
+    middle_slope, own_slope: of both knots
     """
 
     corner: torch.Tensor
     size: torch.Tensor
     left: torch.Tensor
     right: torch.Tensor
+    middle: torch.Tensor
+    own: torch.Tensor
     outer: torch.Tensor
     inner: torch.Tensor
     half: torch.Tensor
     fractions: torch.Tensor
+    middle_slope: torch.Tensor
+    own_slope: torch.Tensor
 
 
 def bend(raw, x, limits):
     """The curve: raw (9, N, n), any numbers, 0 for the identity; x (N, n) -> y and log(dy / dx), (N, n) both."""
-    return curve(raw.sigmoid(), x, limits)[:2]
+    return curve(raw, x, limits)[:2]
 
 
-def curve(bounded, x, limits):
-    """`bend` of numbers in [0, 1] instead of any, and what its derivative needs besides."""
-    fractions, slopes = knots(bounded, limits)
+def curve(raw, x, limits):
+    """What `bend` gives, and what its derivative needs besides."""
     distance = (x + limits.edge).clamp(0, 2 * limits.edge)
-    piece = find(fractions, slopes, distance, 0, limits.edge)
+    piece = find(raw, distance, 0, limits)
     distance = distance - piece.corner[0]
     along = distance / piece.size[0]
     terms = mean, _, _, D, R, M = quadratics(piece, along)
     ratio = mean / D
     # x and two differences, which are exactly 0 where the curve is the identity.
     y = torch.addcmul(x + (piece.corner[1] - piece.corner[0]), distance, ratio * R - 1)
-    return y, (M * ratio.square()).log(), slopes, piece, along, terms
+    return y, (M * ratio.square()).log(), piece, along, terms
 
 
 def unbend(raw, y, limits):
     """The inverse of `bend`: y (N, n) -> x and log(dy / dx) there."""
-    fractions, slopes = knots(raw.sigmoid(), limits)
     distance = (y + limits.edge).clamp(0, 2 * limits.edge)
-    piece = find(fractions, slopes, distance, 1, limits.edge)
+    piece = find(raw, distance, 1, limits)
     distance = distance - piece.corner[1]
     mean, up = piece.size[1] / piece.size[0], distance / piece.size[1]
     # The root of  (mean - linear) along^2 + linear along - mean up = 0  in [0, 1].
@@ -95,26 +99,29 @@ def unbend(raw, y, limits):
     return x, (M * (mean / D).square()).log()
 
 
-def knots(bounded, limits):
-    """Numbers in [0, 1], (9, N, n) -> fractions (2, 3, N, n) of x and y, slopes (3, N, n) of the three knots."""
-    fractions, slopes = bounded.unflatten(0, (3, 3)).split((2, 1))
-    slopes = (slopes[0] + limits.soft) / (1 - slopes[0] + limits.soft)
-    return limits.cut + (1 - 2 * limits.cut) * fractions, slopes
-
-
-def find(fractions, slopes, distance, axis, edge):
+def find(raw, distance, axis, limits):
     """The pieces that hold points at a distance (N, n) from -edge along an axis, 0 for x and 1 for y."""
-    cut = 2 * edge * fractions[:, 0]
+    middle, left, right = raw.unflatten(0, (3, 3)).unbind(1)
+    middle = middle.sigmoid()
+    fractions, middle_slope = knot(middle, limits)
+    cut = 2 * limits.edge * fractions
     outer = above(distance, cut[axis])
-    half, corner = torch.lerp(cut, 2 * edge - cut, outer), cut * outer
-    fractions = torch.lerp(fractions[:, 1], fractions[:, 2], outer)
+    half, corner = torch.lerp(cut, 2 * limits.edge - cut, outer), cut * outer
+    own = torch.lerp(left, right, outer).sigmoid()
+    fractions, own_slope = knot(own, limits)
     cut = half * fractions
     inner = above(distance - corner[axis], cut[axis])
     size, corner = torch.lerp(cut, half - cut, inner), torch.addcmul(corner, cut, inner)
-    slope, excess = torch.lerp(slopes[1], slopes[2], outer), slopes[0] - 1  # at both ends the slope is 1
-    left = torch.lerp(1 + excess * outer, slope, inner)
-    right = torch.lerp(slope, slopes[0] - excess * outer, inner)
-    return Piece(corner, size, left, right, outer, inner, half, fractions)
+    excess = middle_slope - 1  # over that at the ends of the curve
+    left = torch.lerp(1 + excess * outer, own_slope, inner)
+    right = torch.lerp(own_slope, middle_slope - excess * outer, inner)
+    return Piece(corner, size, left, right, middle, own, outer, inner, half, fractions, middle_slope, own_slope)
+
+
+def knot(bounded, limits):
+    """Numbers in [0, 1], (3, N, n) -> the fractions (2, N, n) of x and y at which a knot cuts, and its slope (N, n)."""
+    slope = (bounded[2] + limits.soft) / (1 - bounded[2] + limits.soft)
+    return limits.cut + (1 - 2 * limits.cut) * bounded[:2], slope
 
 
 def above(a, b):
@@ -141,18 +148,17 @@ class Bend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, raw, x, limits):
-        bounded = raw.sigmoid()
-        y, log_slope, slopes, piece, along, terms = curve(bounded, x, limits)
+        y, log_slope, piece, along, terms = curve(raw, x, limits)
         ctx.limits = limits
-        ctx.save_for_backward(x, bounded, slopes, along, *piece, *terms)
+        saved = piece._replace(corner=None, left=None, right=None)  # which `backward` does not use
+        ctx.save_for_backward(x, along, *terms, *saved)
         return y, log_slope
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_log):
-        x, bounded, slopes, along, *saved = ctx.saved_tensors
-        piece, (mean, rise, curvature, D, R, M) = Piece(*saved[:8]), saved[8:]
-        edge, cut, _ = ctx.limits
+        x, along, mean, rise, curvature, D, R, M, *piece = ctx.saved_tensors
+        piece, (edge, cut, _) = Piece(*piece), ctx.limits
         # `quadratics`, with  y = … + height along R / D  and  log(dy / dx) = 2 log mean + log M - 2 log D.
         (width, height), rest = piece.size, 1 - along
         both, twice = along * rest, grad_log + grad_log
@@ -174,17 +180,19 @@ class Bend(torch.autograd.Function):
         # `find`, backwards. A cut is the size of the piece left of it, the corner of the piece right of it.
         grad_cut = torch.lerp(grad_size, grad_corner - grad_size, piece.inner)
         grad_half = torch.addcmul(grad_size * piece.inner, grad_cut, piece.fractions)
-        grad_fractions, grad_slope = grad_cut * piece.half, torch.lerp(grad_right, grad_left, piece.inner)
-        grad = torch.empty_like(bounded).unflatten(0, (3, 3))
-        torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad[:2, 0]).mul_(2 * edge)
-        torch.lerp(grad_left, grad_right, piece.inner, out=grad[2, 0]).mul_((piece.outer - piece.inner).abs_())
-        for knot, chosen in ((1, 1 - piece.outer), (2, piece.outer)):
-            torch.mul(grad_fractions, chosen, out=grad[:2, knot])
-            torch.mul(grad_slope, chosen, out=grad[2, knot])
-        # `knots` and the sigmoid.
-        grad[:2].mul_(1 - 2 * cut)
-        grad[2].mul_((1 + slopes).square_()).mul_(1 / (1 + 2 * ctx.limits.soft))
-        grad_raw = grad.flatten(0, 1).mul_(bounded).mul_(1 - bounded)
+        grad_middle, grad_own = torch.empty_like(piece.middle), torch.empty_like(piece.own)
+        torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * edge)
+        torch.lerp(grad_left, grad_right, piece.inner, out=grad_middle[2]).mul_((piece.outer - piece.inner).abs_())
+        torch.mul(grad_cut, piece.half, out=grad_own[:2])
+        torch.lerp(grad_right, grad_left, piece.inner, out=grad_own[2])
+        # `knot` and the sigmoid.
+        both_knots = (grad_middle, piece.middle, piece.middle_slope), (grad_own, piece.own, piece.own_slope)
+        for grad, bounded, slope in both_knots:
+            grad[:2].mul_(1 - 2 * cut)
+            grad[2].mul_((1 + slope).square_()).mul_(1 / (1 + 2 * ctx.limits.soft))
+            grad.mul_(bounded).mul_(1 - bounded)
+        right = grad_own * piece.outer
+        grad_raw = torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1)
         return grad_raw, torch.lerp(grad_y, grad_distance, above(torch.full_like(x, edge), x.abs())), None
 
 
