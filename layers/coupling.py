@@ -33,12 +33,13 @@ class RNVP(nn.Module):
     """
 
     inverse_passes = 1
+    nnetworks = 2  # of a half-step
     couple, uncouple = staticmethod(couple), staticmethod(uncouple)
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()
         half = nchannels * kernel_size**2 // 2
-        self.networks = ResidualNetworks(2 * nlayers, 2, half, nhidden, nresblocks, nmlp)
+        self.networks = ResidualNetworks(2 * nlayers, self.nnetworks, half, nhidden, nresblocks, nmlp)
 
     def steps(self):
         """What `couple` needs of the parameters, a list over half-steps."""

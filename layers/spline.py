@@ -11,16 +11,14 @@ fraction of its own, and the knot of the half in which a point lies cuts that on
 numbers 0 and 1, since on a CPU comparisons to booleans and `where` take several times as long as arithmetic.
 """
 
-from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from . import coupling
 from .coupling import RNVP
-from .residual import ResidualNetworks, evaluate
+from .residual import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 
@@ -197,13 +195,10 @@ class Bend(torch.autograd.Function):
 
 
 def couple(step, x, moved, bend=bend):
-    """The half-step of an RNVP block and, where the step has one, the curve behind it; log of the derivative."""
-    affine, *own = step
-    moved, log_slope = coupling.couple(affine, x, moved)
-    if own:
-        moved, change = bend(numbers(*own, x), moved, own[-1])
-        log_slope = log_slope + change
-    return moved, log_slope
+    """bend(moved * exp(s(x)) + t(x)) and the logarithm of its derivative, all (N, n)."""
+    raw, s, t = parameters(step, x)
+    y, log_slope = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
+    return y, s + log_slope
 
 
 def couple_in_training(step, x, moved):
@@ -212,48 +207,83 @@ def couple_in_training(step, x, moved):
 
 def uncouple(step, x, moved):
     """The inverse of `couple`, and the same logarithm."""
-    affine, *own = step
-    change = 0
-    if own:
-        moved, change = unbend(numbers(*own, x), moved, own[-1])
-    moved, log_slope = coupling.uncouple(affine, x, moved)
-    return moved, log_slope + change
+    raw, s, t = parameters(step, x)
+    y, log_slope = unbend(raw, moved, step.limits)
+    return (y - t) * (-s).exp(), s + log_slope
 
 
-def numbers(folded, head, bias, limits, x):
-    """What makes the curves of one half, (9, N, n), from the other, x (N, n)."""
-    features = evaluate(folded, x)[0].tanh() / 2
-    dtype = folded[-1][-1].dtype  # of the networks' products
-    raw = torch.addmm(bias.to(dtype), features.to(dtype), head.to(dtype)).to(x.dtype)  # (N, 9 n)
-    return raw.unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous()
+class Step(NamedTuple):
+    """What a half-step with curves needs: folded networks of s, t and the curves' features, and the map of these."""
+
+    folded: list
+    head: torch.Tensor
+    bias: torch.Tensor
+    limits: Limits
 
 
-class Spline(RNVP):
-    """`nlayers` RNVP blocks in a row, a bijector of patches. In the first, each half-step ends with a curve:
+def parameters(step, x):
+    """What makes the curves of one half, (9, N, n), and s and t, from the other half x (N, n)."""
+    s, t, features = evaluate(step.folded, x).unbind(0)
+    raw = torch.addmm(step.bias, features.tanh() / 2, step.head)  # (N, 9 n)
+    return raw.unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous(), s.tanh(), t
+
+
+class Bent(RNVP):
+    """RNVP blocks whose half-steps end with a curve, for x2 and x1 in turn:
 
         x2' = curve(x2 * exp(s1(x1)) + t1(x1); c1(x1)),    x1' = curve(x1 * exp(s2(x2')) + t2(x2'); c2(x2'))
 
-    The numbers c, 9 per entry, are a linear map of tanh of a third residual network. The map starts at 0, where the
+    The numbers c, 9 per entry, are a linear map of tanh / 2 of a third residual network. The map starts at 0, where the
     curve is the identity; the tanh bounds what inputs far from the data can do to it.
-
-    edge, cut, steepest: see `Limits`
     """
 
+    nnetworks = 3
     uncouple = staticmethod(uncouple)
 
-    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
+    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, limits):
         super().__init__(nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden)
+        self.limits = limits
+        nn.init.ones_(self.networks.scale[2::3])
         half = nchannels * kernel_size**2 // 2
-        self.limits = Limits(edge, cut, steepest)
-        self.curves = ResidualNetworks(2, 1, half, nhidden, nresblocks, nmlp)
-        nn.init.ones_(self.curves.scale)
-        self.head = nn.Parameter(torch.zeros(2, half, NUMBERS * half))
-        self.bias = nn.Parameter(torch.zeros(2, NUMBERS * half))
+        self.head = nn.Parameter(torch.zeros(2 * nlayers, half, NUMBERS * half))
+        self.bias = nn.Parameter(torch.zeros(2 * nlayers, NUMBERS * half))
 
     @property
     def couple(self):
         return couple_in_training if self.training and not self.networks.compile_kernels else couple
 
     def steps(self):
-        curves = [(*each, self.limits) for each in zip(self.curves.steps(), self.head, self.bias, strict=True)]
-        return [(affine, *own) for affine, own in zip_longest(self.networks.steps(), curves, fillvalue=())]
+        parts = zip(self.networks.steps(), self.head, self.bias, strict=True)
+        return [Step(*each, self.limits) for each in parts]
+
+
+class Spline(nn.Module):
+    """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
+
+    edge, cut, steepest: see `Limits`
+    """
+
+    inverse_passes = 1
+
+    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
+        super().__init__()
+        sizes = nresblocks, nmlp, nhidden
+        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, Limits(edge, cut, steepest))])
+        if nlayers > 1:
+            self.blocks.append(RNVP(nchannels, kernel_size, nlayers - 1, *sizes))
+
+    def forward(self, x):
+        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
+        log_det = 0
+        for block in self.blocks:
+            x, change = block(x)
+            log_det = log_det + change
+        return x, log_det
+
+    def inverse(self, y):
+        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
+        log_det = 0
+        for block in reversed(self.blocks):
+            y, change = block.inverse(y)
+            log_det = log_det + change
+        return y, log_det

@@ -119,7 +119,7 @@ def test_limits_are_arguments():
     assert steepest.max().item() == pytest.approx(4, rel=1e-3)
     assert flattest.min().item() == pytest.approx(1 / 4, rel=1e-3)
     spline = Spline(1, 4, 1, 1, 1, 4, edge=2.0, cut=0.3, steepest=4.0)
-    assert spline.limits == limits
+    assert spline.blocks[0].limits == limits
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
