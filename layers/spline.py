@@ -260,13 +260,20 @@ class Bent(RNVP):
 class Spline(nn.Module):
     """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
 
-    edge, cut, steepest: see `Limits`
+    edge, cut, steepest: see `Limits`; raises ValueError unless edge > 0, 0 < cut < 1/2, steepest > 1
     """
 
     inverse_passes = 1
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
         super().__init__()
+        for name, value, rule, fits in (
+            ("edge", edge, "above 0", edge > 0),
+            ("cut", cut, "between 0 and 1/2", 0 < cut < 0.5),
+            ("steepest", steepest, "above 1", steepest > 1),
+        ):
+            if not fits:
+                raise ValueError(f"{name} {value}: must be {rule}")
         sizes = nresblocks, nmlp, nhidden
         self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, Limits(edge, cut, steepest))])
         if nlayers > 1:

@@ -132,6 +132,7 @@ REGIONS = {
         {"L": 12, "kernel_size": 6},
         {"L": 4},
         {"L": 8, "subnet": "ar", "nchannels": 1},
+        {"L": 16, "subnet": "spline"},
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from checks import randomise
+from checks import check_bijector, randomise
 
 from flow import RGFlow
 from layers import PATCH_BIJECTORS
@@ -120,6 +120,21 @@ def test_limits_are_arguments():
     assert flattest.min().item() == pytest.approx(1 / 4, rel=1e-3)
     spline = Spline(1, 4, 1, 1, 1, 4, edge=2.0, cut=0.3, steepest=4.0)
     assert spline.blocks[0].limits == limits
+
+
+@pytest.mark.parametrize(
+    "name, value", [("edge", 0), ("edge", float("nan")), ("cut", 0.5), ("cut", 0), ("steepest", 1)]
+)
+def test_bad_limits_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} {value}: must be "):
+        Spline(1, 4, 1, 1, 1, 4, **{name: value})
+
+
+def test_patches_of_edge_6_with_shared_levels():
+    check_bijector(
+        randomise(RGFlow(1, 12, 6, 1, nresblocks=1, nhidden=7, subnet="spline", share_levels=True), 0.2),
+        torch.randn(2, 1, 12, 12),
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
