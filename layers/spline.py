@@ -11,6 +11,7 @@ fraction of its own, and the knot of the half in which a point lies cuts that on
 numbers 0 and 1, since on a CPU comparisons to booleans and `where` take several times as long as arithmetic.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ NUMBERS = 9  # that make a curve: for the middle, the left and the right knot it
 class Limits(NamedTuple):
     """edge: half the edge of the square
     cut: a knot cuts at a fraction between cut and 1 - cut; a piece is at most ((1 - cut) / cut)^2 steep on average
-    steepest: the slope at a knot is between 1 / steepest and steepest
+    steepest: the slope at a knot is between 1 / steepest and steepest; between knots, with the defaults, all slopes
+        that were met are between 1 / 1500 and 32
     """
 
     edge: float
@@ -123,7 +125,7 @@ def knot(bounded, limits):
 
 
 def above(a, b):
-    """1 where a > b, otherwise 0, in the type of a."""
+    """1 where a > b, otherwise 0, in their type."""
     return (a - b).detach().sign().clamp_min(0)
 
 
@@ -142,20 +144,20 @@ def quadratics(piece, along):
 
 
 class Bend(torch.autograd.Function):
-    """`bend` with its derivative written out, which takes half the time of what autograd records: for training."""
+    """`bend` with its derivative written out, which takes less time than what autograd records: for training."""
 
     @staticmethod
     def forward(ctx, raw, x, limits):
         y, log_slope, piece, along, terms = curve(raw, x, limits)
         ctx.limits = limits
         saved = piece._replace(corner=None, left=None, right=None)  # which `backward` does not use
-        ctx.save_for_backward(x, along, *terms, *saved)
+        ctx.save_for_backward(above(limits.edge, x.abs()), along, *terms, *saved)
         return y, log_slope
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_log):
-        x, along, mean, rise, curvature, D, R, M, *piece = ctx.saved_tensors
+        inside, along, mean, rise, curvature, D, R, M, *piece = ctx.saved_tensors
         piece, (edge, cut, _) = Piece(*piece), ctx.limits
         # `quadratics`, with  y = … + height along R / D  and  log(dy / dx) = 2 log mean + log M - 2 log D.
         (width, height), rest = piece.size, 1 - along
@@ -191,7 +193,7 @@ class Bend(torch.autograd.Function):
             grad.mul_(bounded).mul_(1 - bounded)
         right = grad_own * piece.outer
         grad_raw = torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1)
-        return grad_raw, torch.lerp(grad_y, grad_distance, above(torch.full_like(x, edge), x.abs())), None
+        return grad_raw, torch.lerp(grad_y, grad_distance, inside), None
 
 
 def couple(step, x, moved, bend=bend):
@@ -234,7 +236,8 @@ class Bent(RNVP):
         x2' = curve(x2 * exp(s1(x1)) + t1(x1); c1(x1)),    x1' = curve(x1 * exp(s2(x2')) + t2(x2'); c2(x2'))
 
     The numbers c, 9 per entry, are a linear map of tanh / 2 of a third residual network. The map starts at 0, where the
-    curve is the identity; the tanh bounds what inputs far from the data can do to it.
+    curve is the identity; the scale of that network starts at 1, or there would be no gradient. The tanh bounds what
+    inputs far from the data can do to the curves.
     """
 
     nnetworks = 3
@@ -260,7 +263,7 @@ class Bent(RNVP):
 class Spline(nn.Module):
     """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
 
-    edge, cut, steepest: see `Limits`; raises ValueError unless edge > 0, 0 < cut < 1/2, steepest > 1
+    edge, cut, steepest: see `Limits`; raises ValueError unless 0 < edge, 0 < cut < 1/2 and 1 < steepest, all finite
     """
 
     inverse_passes = 1
@@ -268,9 +271,9 @@ class Spline(nn.Module):
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
         super().__init__()
         for name, value, rule, fits in (
-            ("edge", edge, "above 0", edge > 0),
+            ("edge", edge, "above 0 and finite", 0 < edge < math.inf),
             ("cut", cut, "between 0 and 1/2", 0 < cut < 0.5),
-            ("steepest", steepest, "above 1", steepest > 1),
+            ("steepest", steepest, "above 1 and finite", 1 < steepest < math.inf),
         ):
             if not fits:
                 raise ValueError(f"{name} {value}: must be {rule}")
