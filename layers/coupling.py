@@ -47,23 +47,32 @@ class RNVP(nn.Module):
 
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        shape = x.shape
-        kept, moved = split_checkerboard(x)
-        log_scale = 0
-        for folded in self.steps():
-            (kept, s), moved = self.networks.run(self.couple, folded, kept, moved), kept
-            log_scale = log_scale + s
-        return join_checkerboard(kept, moved, shape), log_scale.sum(1)
+        return on_halves(self.couple_halves, x)
 
     def inverse(self, y):
         """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        shape = y.shape
-        kept, moved = split_checkerboard(y)
-        log_scale = 0
-        for folded in reversed(self.steps()):
-            kept, (moved, s) = moved, self.networks.run(self.uncouple, folded, moved, kept)
+        return on_halves(self.uncouple_halves, y)
+
+    def couple_halves(self, x1, x2):
+        """`forward` of both halves, and the logarithms of the derivatives as (N, n), whose sum over n is log_det."""
+        kept, moved, log_scale = x1, x2, 0
+        for step in self.steps():
+            (kept, s), moved = self.networks.run(self.couple, step, kept, moved), kept
+            log_scale = log_scale + s
+        return kept, moved, log_scale
+
+    def uncouple_halves(self, y1, y2):
+        kept, moved, log_scale = y1, y2, 0
+        for step in reversed(self.steps()):
+            kept, (moved, s) = moved, self.networks.run(self.uncouple, step, moved, kept)
             log_scale = log_scale - s
-        return join_checkerboard(kept, moved, shape), log_scale.sum(1)
+        return kept, moved, log_scale
+
+
+def on_halves(function, x):
+    """(N, C, m, m) -> the same, log_det (N,): function maps two halves to two halves and what to sum for log_det."""
+    even, odd, log_scale = function(*split_checkerboard(x))
+    return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
 
 
 def split_checkerboard(x):
