@@ -50,7 +50,7 @@ def test_recomputation_gives_the_same_gradients_with_less_memory(networks):
 
 # Each further size compiles anew. Inductor, the default, takes minutes for a spline; aot_eager traces it only.
 @pytest.mark.parametrize(
-    "networks, L, backend", [("rnvp", 8, "inductor"), ("spline", 8, "aot_eager"), ("realnvp", 4, "inductor")]
+    "networks, L, backend", [("rnvp", 8, "inductor"), ("spline", 4, "aot_eager"), ("realnvp", 4, "inductor")]
 )
 def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backend, monkeypatch):
     if reason := why_not_compiled("cpu"):
@@ -58,7 +58,7 @@ def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backen
     compiled = cache(partial(torch.compile, dynamic=True, backend=backend))
     for module in ("networks", "residual"):
         monkeypatch.setattr(f"layers.{module}.compiled", compiled)
-    flow, x = small(networks, L), torch.randn(5, 1, L, L)
+    flow, x = small(networks, L), torch.randn(5, 1, L, L, requires_grad=True)  # as between half-steps: no other kernels
     expected, sample = gradients(flow, x), flow.inverse(x)[0].detach()
     for recompute in (False, True):
         flow.accelerate(compile=True, recompute=recompute)
