@@ -20,10 +20,36 @@ def uncouple(folded, x, moved):
     return (moved - t) * (-s).exp(), s
 
 
-class RNVP(nn.Module):
+class Halves(nn.Module):
+    """A bijector of patches (N, C, m, m) that maps their halves, by the checkerboard: x1 (row + column even) and x2,
+    C m^2 / 2 variables each.
+
+    A subclass MUST define
+        couple_halves(x1, x2)      y1, y2 and the logarithms of the derivatives of single entries, (N, n) all; their sum
+                                   over n is log_det
+        uncouple_halves(y1, y2)    the inverse: x1, x2 and the logarithms of its own derivatives
+    """
+
+    inverse_passes = 1
+
+    def forward(self, x):
+        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
+        return on_halves(self.couple_halves, x)
+
+    def inverse(self, y):
+        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
+        return on_halves(self.uncouple_halves, y)
+
+
+def on_halves(function, x):
+    even, odd, log_scale = function(*split_checkerboard(x))
+    return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
+
+
+class RNVP(Halves):
     """`nlayers` RNVP blocks in a row, a bijector of patches.
 
-    The checkerboard splits a patch into x1 (row + column even) and x2, C m^2 / 2 variables each, and every block maps
+    Every block maps
 
         x2' = x2 * exp(s1(x1)) + t1(x1),    x1' = x1 * exp(s2(x2')) + t2(x2')
 
@@ -32,7 +58,6 @@ class RNVP(nn.Module):
     logarithm of the derivative of `couple`.
     """
 
-    inverse_passes = 1
     nnetworks = 2  # of a half-step
     couple, uncouple = staticmethod(couple), staticmethod(uncouple)
 
@@ -45,16 +70,7 @@ class RNVP(nn.Module):
         """What `couple` needs of the parameters, a list over half-steps."""
         return self.networks.steps()
 
-    def forward(self, x):
-        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves(self.couple_halves, x)
-
-    def inverse(self, y):
-        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves(self.uncouple_halves, y)
-
     def couple_halves(self, x1, x2):
-        """`forward` of both halves, and the logarithms of the derivatives as (N, n), whose sum over n is log_det."""
         kept, moved, log_scale = x1, x2, 0
         for step in self.steps():
             (kept, s), moved = self.networks.run(self.couple, step, kept, moved), kept
@@ -67,12 +83,6 @@ class RNVP(nn.Module):
             kept, (moved, s) = moved, self.networks.run(self.uncouple, step, moved, kept)
             log_scale = log_scale - s
         return kept, moved, log_scale
-
-
-def on_halves(function, x):
-    """(N, C, m, m) -> the same, log_det (N,): function maps two halves to two halves and what to sum for log_det."""
-    even, odd, log_scale = function(*split_checkerboard(x))
-    return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
 
 
 def split_checkerboard(x):

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
-from .coupling import RNVP, on_halves
+from .coupling import RNVP, Halves
 from .residual import evaluate
 
 sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward.default, torch.ops.aten.tanh_backward.default
@@ -39,6 +38,7 @@ class Limits(NamedTuple):
 
     @property
     def soft(self):
+        """What keeps the slope of a knot between 1 / steepest and steepest."""
         return 1 / (self.steepest - 1)
 
 
@@ -92,10 +92,10 @@ def unbend(raw, y, limits):
     piece = find(raw, distance, 1, limits)
     distance = distance - piece.corner[1]
     mean, up = piece.size[1] / piece.size[0], distance / piece.size[1]
-    # The root of  (mean - linear) along^2 + linear along - mean up = 0  in [0, 1].
-    linear = piece.left - up * (piece.left + piece.right - 2 * mean)
-    root = (linear.square() + 4 * mean * up * (mean - linear)).sqrt()
-    shrink = 2 / (linear + root)
+    # The root of  (mean - b) along^2 + b along - mean up = 0  in [0, 1],  b = linear + slant; its terms do not cancel.
+    linear, slant = piece.left * (1 - up) - piece.right * up, 2 * mean * up
+    root = (linear.square() + 2 * mean * slant * (1 - up)).sqrt()
+    shrink = 2 / (linear + slant + root)
     x = torch.addcmul(y - (piece.corner[1] - piece.corner[0]), distance, shrink - 1)
     mean, _, D, _, _, M = quadratics(piece, distance * shrink / piece.size[0])
     return x, (M * (mean / D).square()).log()
@@ -120,15 +120,15 @@ def find(raw, distance, axis, limits):
     return Piece(corner, size, left, right, middle, own, outer, inner, half, fractions, middle_slope, own_slope)
 
 
-def knot(bounded, limits):
+def knot(unit, limits):
     """Numbers in [0, 1], (3, N, n) -> the fractions (2, N, n) of x and y at which a knot cuts, and its slope (N, n)."""
-    slope = (bounded[2] + limits.soft) / (1 + limits.soft - bounded[2])
-    return limits.cut + (1 - 2 * limits.cut) * bounded[:2], slope
+    slope = (unit[2] + limits.soft) / (1 + limits.soft - unit[2])
+    return limits.cut + (1 - 2 * limits.cut) * unit[:2], slope
 
 
 def above(a, b):
-    """1 where a > b, otherwise 0, in their type."""
-    return (a - b).gt_(0)
+    """1 where a > b, otherwise 0, in their type, a constant for autograd."""
+    return (a - b).detach().gt_(0)
 
 
 def quadratics(piece, along):
@@ -145,21 +145,21 @@ def quadratics(piece, along):
 
 def couple(step, x, moved):
     """curve(moved * exp(s(x)) + t(x)) and the logarithm of its derivative, all (N, n)."""
-    raw, s, t = parameters(step, x)
+    raw, s, t = conditioned(step, x)
     y, log_slope = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
     return y, s + log_slope
 
 
 def uncouple(step, x, moved):
     """The inverse of `couple`, and the same logarithm."""
-    raw, s, t = parameters(step, x)
+    raw, s, t = conditioned(step, x)
     y, log_slope = unbend(raw, moved, step.limits)
     return (y - t) * (-s).exp(), s + log_slope
 
 
 def couple_in_training(step, x, moved):
     """`couple` with the derivative of all but the networks written out."""
-    return Couple.apply(evaluate(step.folded, x), moved, step.head, step.bias, step.limits)
+    return CoupleInTraining.apply(evaluate(step.folded, x), moved, step.head, step.bias, step.limits)
 
 
 class Step(NamedTuple):
@@ -171,7 +171,7 @@ class Step(NamedTuple):
     limits: Limits
 
 
-def parameters(step, x):
+def conditioned(step, x):
     """What makes the curves of one half, (9, N, n), and s and t, from the other half x (N, n)."""
     s, t, features = evaluate(step.folded, x)
     return mapped(bounded(features), step.head, step.bias), s.tanh(), t
@@ -187,7 +187,7 @@ def mapped(features, head, bias):
     return torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous()
 
 
-class Couple(torch.autograd.Function):
+class CoupleInTraining(torch.autograd.Function):
     """`couple` behind its networks with the derivative written out: that takes less time than what autograd records."""
 
     @staticmethod
@@ -204,8 +204,9 @@ class Couple(torch.autograd.Function):
         return y, s + log_slope
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y, grad_log):
+        if torch.is_grad_enabled():
+            raise RuntimeError("second derivatives of the spline coupling: only after eval()")
         s, moved, scale, features, head, *rest = ctx.saved_tensors
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
         grad_raw = curve_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
@@ -218,9 +219,10 @@ class Couple(torch.autograd.Function):
 def curve_backward(saved, limits, grad_y, grad_log, out):
     """The derivative of `curve`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
     inside, along, mean, curvature, D, R, Q, M, *piece = saved
-    piece, (edge, cut, _) = Piece(*piece), limits
-    # `quadratics`, with  y = … + height along R / D  and  log(dy / dx) = 2 log mean + log M - 2 log D.
-    (width, height), rest = piece.size, 1 - along
+    piece = Piece(*piece)
+    # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D  and  M' = 2 (Q - R).
+    # The gradients of along and height need that of R before M's part in it.
+    (width, height), rest, unit = piece.size, 1 - along, 1 - 2 * limits.cut
     grad_ratio, twice = grad_y * height / D, grad_log + grad_log
     grad_R, grad_M = grad_ratio * along, grad_log / M
     shrink_D = torch.addcmul(twice, grad_R, R).div_(D)  # minus the gradient of D
@@ -243,9 +245,9 @@ def curve_backward(saved, limits, grad_y, grad_log, out):
     grad_cut = torch.lerp(grad_size, grad_corner - grad_size, piece.inner)
     grad_half = torch.addcmul(grad_size * piece.inner, grad_cut, piece.fractions)
     grad_middle, grad_own = torch.empty_like(piece.middle), torch.empty_like(piece.own)
-    torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * edge * (1 - 2 * cut))
+    torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * limits.edge * unit)
     torch.lerp(grad_left, grad_right, piece.inner, out=grad_middle[2]).mul_((piece.outer - piece.inner).abs_())
-    torch.mul(grad_cut, piece.half, out=grad_own[:2]).mul_(1 - 2 * cut)
+    torch.mul(grad_cut, piece.half, out=grad_own[:2]).mul_(unit)
     torch.lerp(grad_right, grad_left, piece.inner, out=grad_own[2])
     # The slopes of the knots, and the sigmoid of all their numbers.
     for grad, slope in (grad_middle, piece.middle_slope), (grad_own, piece.own_slope):
@@ -271,7 +273,7 @@ class Bent(RNVP):
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, limits):
         super().__init__(nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden)
         self.limits = limits
-        nn.init.ones_(self.networks.scale[2::3])
+        nn.init.ones_(self.networks.scale[self.nnetworks - 1 :: self.nnetworks])
         half = nchannels * kernel_size**2 // 2
         self.head = nn.Parameter(torch.zeros(2 * nlayers, half, NUMBERS * half))
         self.bias = nn.Parameter(torch.zeros(2 * nlayers, NUMBERS * half))
@@ -285,13 +287,11 @@ class Bent(RNVP):
         return [Step(*each, self.limits) for each in parts]
 
 
-class Spline(nn.Module):
+class Spline(Halves):
     """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
 
     edge, cut, steepest: see `Limits`; raises ValueError unless 0 < edge, 0 < cut < 1/2 and 1 < steepest, all finite
     """
-
-    inverse_passes = 1
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
         super().__init__()
@@ -306,14 +306,6 @@ class Spline(nn.Module):
         self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, Limits(edge, cut, steepest))])
         if nlayers > 1:
             self.blocks.append(RNVP(nchannels, kernel_size, nlayers - 1, *sizes))
-
-    def forward(self, x):
-        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves(self.couple_halves, x)
-
-    def inverse(self, y):
-        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves(self.uncouple_halves, y)
 
     def couple_halves(self, x1, x2):
         log_scale = 0

@@ -58,7 +58,8 @@ def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backen
     compiled = cache(partial(torch.compile, dynamic=True, backend=backend))
     for module in ("networks", "residual"):
         monkeypatch.setattr(f"layers.{module}.compiled", compiled)
-    flow, x = small(networks, L), torch.randn(5, 1, L, L, requires_grad=True)  # as between half-steps: no other kernels
+    # x asks for a gradient, as it does between half-steps; otherwise the first one is compiled a second time.
+    flow, x = small(networks, L), torch.randn(5, 1, L, L, requires_grad=True)
     expected, sample = gradients(flow, x), flow.inverse(x)[0].detach()
     for recompute in (False, True):
         flow.accelerate(compile=True, recompute=recompute)
