@@ -42,6 +42,7 @@ class Halves(nn.Module):
 
 
 def on_halves(function, x):
+    """function, a method of `Halves`, applied to x (N, C, m, m): its result joined, log_det (N,)."""
     even, odd, log_scale = function(*split_checkerboard(x))
     return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
 

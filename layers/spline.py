@@ -20,8 +20,6 @@ from torch import nn
 from .coupling import RNVP, Halves
 from .residual import evaluate
 
-sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward.default, torch.ops.aten.tanh_backward.default
-
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 
 
@@ -211,7 +209,7 @@ class CoupleInTraining(torch.autograd.Function):
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
         grad_raw = curve_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
         grad_moved = grads[1] * scale
-        grads[0] = tanh_backward(torch.addcmul(grad_log, grad_moved, moved), s)
+        grads[0] = torch.ops.aten.tanh_backward(torch.addcmul(grad_log, grad_moved, moved), s)
         torch.mm(grad_raw, head.t(), out=grads[2]).mul_(0.5 - 2 * features.square())
         return grads, grad_moved, features.t() @ grad_raw, grad_raw.sum(0), None
 
@@ -252,7 +250,8 @@ def curve_backward(saved, limits, grad_y, grad_log, out):
     # The slopes of the knots, and the sigmoid of all their numbers.
     for grad, slope in (grad_middle, piece.middle_slope), (grad_own, piece.own_slope):
         grad[2].mul_((1 + slope).square_()).mul_(1 / (1 + 2 * limits.soft))
-    grad_middle, grad_own = sigmoid_backward(grad_middle, piece.middle), sigmoid_backward(grad_own, piece.own)
+    grad_middle = torch.ops.aten.sigmoid_backward(grad_middle, piece.middle)
+    grad_own = torch.ops.aten.sigmoid_backward(grad_own, piece.own)
     right = grad_own * piece.outer
     return torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1).transpose(0, 1).flatten(1)
 
@@ -280,6 +279,7 @@ class Bent(RNVP):
 
     @property
     def couple(self):
+        # torch.compile writes out the derivative itself.
         return couple_in_training if self.training and not self.networks.compile_kernels else couple
 
     def steps(self):

@@ -158,11 +158,11 @@ class Faults:
 
     def kill(self):
         """SIGKILL, many in one run"""
-        out, during, long = self.folder / "kill", 0, f"--epoch {8 * (self.number or 20)}"
+        out, during, long = self.folder / "kill", 0, f"--epoch {12 * (self.number or 20)}"
         self.train(self.folder / "unkilled", long)
         for k in range(self.number or 20):
             when = (lambda: (self.saves(out) / ".last.state.tmp").exists()) if k % 3 == 0 else None
-            attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.5) * self.seconds, when=when)
+            attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.7) * self.seconds, when=when)
             during += any(self.saves(out).glob(".*.tmp"))
             if attempt.status >= 0:
                 yield f"BAD: {attempt.outcome} before the signal"
