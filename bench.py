@@ -91,10 +91,6 @@ def random_run(args):
         yield run
         if run.lock:
             run.lock.close()
-    del run
-    gc.collect()  # before the next one asks for memory
-    if args.cuda != "cpu":
-        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device):
@@ -194,13 +190,19 @@ def sweep(first, argv, parser):
             runs.append(flags.get_args([*argv, *own, "--batch_size", str(batch_size)], parser))
     print(row(COLUMNS))
     for args in runs:
-        with random_run(args) as run:
-            results.append(measure(run, first.repeats))
-            values = (results[-1][key] for key in COLUMNS.values())
-            print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
-            if first.profile:
-                profile(run)
-        del run
+        try:
+            with random_run(args) as run:
+                results.append(measure(run, first.repeats))
+                values = (results[-1][key] for key in COLUMNS.values())
+                print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
+                if first.profile:
+                    profile(run)
+        except torch.OutOfMemoryError:
+            print(f"{args.batch_size:>5}  {args.L:>1}  out of memory", flush=True)
+        run = None
+        gc.collect()  # before the next one asks for memory
+        if args.cuda != "cpu":
+            torch.cuda.empty_cache()
     return results
 
 

@@ -65,4 +65,6 @@ class Networks(nn.Module):
 @cache
 def compiled(function):
     """`function` as compiled kernels, the same for any number of patches or images."""
+    # Training, testing and a last batch of one image need kernels of their own, more than the 8 that torch allows.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     return torch.compile(function, dynamic=True)

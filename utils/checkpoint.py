@@ -176,7 +176,7 @@ def slim_down(folder, state, keep_epoch):
 def holds_optimizer(path):
     """Whether a file looks full, without reading its tensors or verifying it."""
     try:
-        return is_full(torch.load(path, mmap=True, weights_only=True))
+        return is_full(torch.load(path, mmap=True, map_location="cpu", weights_only=True))
     except Exception:  # whatever reading a damaged file raises
         return False
 
