@@ -35,6 +35,8 @@ from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build
 from flow.preprocess import bits_per_dim, to_model
 from main import Run
+from utils import cli
+from utils.cli import flag_error
 from utils.compilation import WARMUP, why_not_compiled
 from utils.memory import keep_freed_memory
 from utils.random import generator
@@ -222,7 +224,7 @@ def time_fields(args, draws):
     """
     flow, _ = get_flow(args)
     if not isinstance(flow, RGFlow):
-        raise flags.FlagError("--fields", draws, "only for rgflow, other flows have one pass per latent alone")
+        raise flag_error("--fields", draws, "only for rgflow, other flows have one pass per latent alone")
     device, times = torch.device(args.cuda), {"all": [], "single": [], "batch": []}
     z = flow.sample_prior(1, generator=generator(args.draw_seed, "fields", 0, device))
     units = torch.eye(z.numel(), dtype=z.dtype, device=device)[:PASSES].reshape(-1, *z.shape[1:])
@@ -304,22 +306,22 @@ def row(values):
 def main(argv=None):
     parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True, numbers=True)
     group = parser.add_argument_group("what to measure")
-    sizes = flags.number_list(flags.positive)
+    sizes = cli.number_list(cli.positive)
     group.add_argument("--batch_sizes", type=sizes, metavar="N[,N…]", help="sweep over these (default: --batch_size)")
     group.add_argument("--edges", type=sizes, metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
-    group.add_argument("--repeats", type=flags.positive, default=7, metavar="N", help="measurements, after a warm-up")
+    group.add_argument("--repeats", type=cli.positive, default=7, metavar="N", help="measurements, after a warm-up")
     group.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
     instead = group.add_mutually_exclusive_group()
     instead.add_argument(
         "--compare",
-        type=flags.positive,
+        type=cli.positive,
         metavar="N",
         help="instead: BPD and round trip of N test images of --data in --data_path with each way to compute, of the"
         " flow of --weights or, without it, an untrained one",
     )
     instead.add_argument(
         "--fields",
-        type=flags.positive,
+        type=cli.positive,
         metavar="N",
         help="instead: all receptive fields, N draws, beside one pass per latent, of the same flow",
     )
@@ -338,4 +340,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -36,6 +36,8 @@ from flow.preprocess import to_bytes
 from plot_latents import vary
 from plot_receptive_fields import add_flags, get_fields, get_levels
 from plot_walk import check_two
+from utils import cli
+from utils.cli import UserError
 from utils.memory import keep_freed_memory
 from utils.results import about, save
 
@@ -50,10 +52,10 @@ MIN_ROWS = 20  # images, or ovals, that a regression needs
 def read_ovals(images):
     """Images in [0, 1] (..., 3, 32, 32) -> colours (..., 16, 3), angles (..., 16), found (..., 16), of `find_ovals`.
 
-    Raises args.RunError for images that are not finite.
+    Raises UserError for images that are not finite.
     """
     if not images.isfinite().all():
-        raise flags.RunError("it generates images that are not finite")
+        raise UserError("it generates images that are not finite")
     parts = find_ovals(to_bytes(images.flatten(0, -4)).numpy())
     return tuple(part.reshape(*images.shape[:-3], *part.shape[1:]) for part in parts)
 
@@ -219,7 +221,7 @@ def measure(args, flow, config, variant):
     for flag, needed in (("images", args.images), ("pairs", 2 * args.pairs)):
         if needed > len(dataset.test):
             limit = len(dataset.test) * getattr(args, flag) // needed
-            raise flags.RunError(f"--{flag} {getattr(args, flag)}: must be at most {limit} for {config['data']}")
+            raise UserError(f"--{flag} {getattr(args, flag)}: must be at most {limit} for {config['data']}")
     z = encode(flow, torch.from_numpy(dataset.test[: args.images]))
     values = torch.linspace(*args.range, args.steps, dtype=torch.float64)
     rows = latent_rows(flow, get_fields(args, flow, config), levels, args.strongest, z, values)
@@ -243,19 +245,19 @@ def effects_parser():
         numbers=True,
     )
     group = parser.add_argument_group("effects")
-    group.add_argument("--strongest", type=flags.positive, default=8, metavar="N", help="latents moved at each level")
+    group.add_argument("--strongest", type=cli.positive, default=8, metavar="N", help="latents moved at each level")
     group.add_argument(
         "--range",
-        type=flags.number_list(flags.finite),
+        type=cli.number_list(cli.finite),
         default=(-3.0, 3.0),
         metavar="LOW,HIGH",
         help="of a moved latent, whose prior has variance 1 (default: -3,3)",
     )
-    group.add_argument("--steps", type=flags.several, default=5, metavar="N", help="values of a moved latent")
+    group.add_argument("--steps", type=cli.several, default=5, metavar="N", help="values of a moved latent")
     group.add_argument(
-        "--images", type=flags.positive, default=16, metavar="N", help="test images in which latents are moved"
+        "--images", type=cli.positive, default=16, metavar="N", help="test images in which latents are moved"
     )
-    many = flags.number(int, MIN_ROWS, flags.LARGEST, f"a whole number from {MIN_ROWS} to {flags.LARGEST}")
+    many = cli.number(int, MIN_ROWS, cli.LARGEST, f"a whole number from {MIN_ROWS} to {cli.LARGEST}")
     group.add_argument("--pairs", type=many, default=200, metavar="N", help="pairs of test images to mix")
     add_flags(group)
     parser.set_defaults(latents=None)
@@ -271,8 +273,8 @@ def main(argv=None):
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         try:
             result = measure(args, flow, config, msds.VARIANTS[named["data"]])
-        except flags.RunError as error:
-            raise flags.RunError(f"{trained['weights']}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{trained['weights']}: {error}") from error
         results.append({**named, **trained, **result, "config": config})
         print(f"{named['data']}, {named['network']}, seed {named['seed']}: {trained['weights']}")
         for line in table(results[-1]):
@@ -285,4 +287,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

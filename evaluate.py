@@ -44,7 +44,8 @@ from flow.evaluation import (
     sample_uint8,
 )
 from flow.preprocess import to_model
-from utils import metrics
+from utils import cli, metrics
+from utils.cli import UserError
 from utils.compilation import why_not_compiled
 from utils.memory import keep_freed_memory
 from utils.results import about, save
@@ -56,27 +57,27 @@ def build_parser():
     parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True, numbers=True)
     group = parser.add_argument_group("what to measure")
     group.add_argument(
-        "--draws", type=flags.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD"
+        "--draws", type=cli.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD"
     )
     group.add_argument(
         "--round_trip",
-        type=flags.count,
+        type=cli.count,
         default=1000,
         metavar="N",
         help="test images, and samples, for the round trip, 0 for none",
     )
     group.add_argument(
         "--structure",
-        type=flags.count,
+        type=cli.count,
         metavar="N",
         help="samples for the structure scores of msds1 and msds2, 0 for none (default: 2000 for these sets)",
     )
     group.add_argument(
         "--fid", action="store_true", help="FID, KID, precision and recall of samples; needs requirements-metrics.txt"
     )
-    group.add_argument("--samples", type=flags.positive, default=50_000, metavar="N", help="samples for --fid")
+    group.add_argument("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
     group.add_argument("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
-    flags.add_temperature(group)
+    cli.add_temperature(group)
     group.add_argument(
         "--feature_weights",
         metavar="FILE",
@@ -179,11 +180,11 @@ def check(args, parser, config):
 
 
 def find_feature_weights(path):
-    """(path, SHA-256) of Inception's weights, and sentences that a result must carry. Raises RunError."""
+    """(path, SHA-256) of Inception's weights, and sentences that a result must carry. Raises UserError."""
     try:
         found = metrics.inception_weights(path)
     except ValueError as error:
-        raise flags.RunError(f"--fid: {error}") from error
+        raise UserError(f"--fid: {error}") from error
     if found[1].startswith(metrics.HASH):
         return found, []
     return found, [f"--feature_weights {found[0]}: not those of the FID literature, whose SHA-256 is {metrics.HASH}…"]
@@ -221,12 +222,12 @@ def main(argv=None):
     keep_freed_memory()
     flow, config, trained = flags.load_flow(args)
     check(args, parser, config)
-    args.temperature = flags.check_temperature(args.temperature, flow)
+    args.temperature = cli.check_temperature(args.temperature, flow)
     feature_weights, notes = find_feature_weights(args.feature_weights) if args.fid else (None, [])
     dataset, warnings = flags.open_data(args, config)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
-        raise flags.RunError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
+        raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
     ways, more_notes = accelerate(flow, args)
     for line in notes + more_notes:
         print(f"warning: {line}", file=sys.stderr)
@@ -243,8 +244,8 @@ def main(argv=None):
             if args.json:  # after each part, lest a later one fails
                 save(args.json, record)
     except FloatingPointError as error:
-        raise flags.RunError(f"{trained['weights']}: {error}") from error
+        raise UserError(f"{trained['weights']}: {error}") from error
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

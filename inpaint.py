@@ -26,6 +26,8 @@ from flow.hierarchy import cone_blocks, inference_cone
 from flow.inpaint import CausalCone, WholeFlow, climb, maximise, psnr, random_latents
 from flow.load import build
 from flow.preprocess import to_image, to_model, to_uint8
+from utils import cli
+from utils.cli import UserError
 from utils.memory import keep_freed_memory
 from utils.plotting import COLOURS, PAGE, grid_figure, save_figure, save_pixels, style
 from utils.random import generator
@@ -56,7 +58,7 @@ def main(argv=None):
 
 def image_numbers(text):
     """An argparse type: "15" is the first 15 images, "3,14" are these two, "3," is this one."""
-    numbers = flags.number_list(flags.count)(text.removesuffix(","))
+    numbers = cli.number_list(cli.count)(text.removesuffix(","))
     return numbers if "," in text else range(*numbers)
 
 
@@ -76,7 +78,7 @@ def inpaint_parser():
     group.add_argument("--files", nargs="+", metavar="FILE", help="image files instead; also writes each result")
     group.add_argument(
         "--region",
-        type=flags.number_list(flags.count),
+        type=cli.number_list(cli.count),
         default=(10, 10),
         metavar="[ROW,COLUMN,]HEIGHT,WIDTH",
         help="corrupted rectangle, in pixels; without row and column, somewhere else in each image (default: 10,10)",
@@ -87,9 +89,9 @@ def inpaint_parser():
     group.add_argument(
         "--resize", action="store_true", help="bring files of another size to the flow's: the central square, resized"
     )
-    group.add_argument("--rate", type=flags.above_zero, default=0.1, metavar="RATE", help="learning rate of Adam")
-    group.add_argument("--steps", type=flags.count, default=300, metavar="N", help="steps of Adam")
-    group.add_argument("--draws", type=flags.positive, default=200, metavar="N", help="draws to start from the best of")
+    group.add_argument("--rate", type=cli.above_zero, default=0.1, metavar="RATE", help="learning rate of Adam")
+    group.add_argument("--steps", type=cli.count, default=300, metavar="N", help="steps of Adam")
+    group.add_argument("--draws", type=cli.positive, default=200, metavar="N", help="draws to start from the best of")
 
     group = parser.add_argument_group("speed")
     group.add_argument(
@@ -97,11 +99,11 @@ def inpaint_parser():
         action="store_true",
         help="instead: seconds per step of an untrained RG-Flow, evaluating the causal cone or the whole flow",
     )
-    sizes = flags.number_list(flags.positive)
+    sizes = cli.number_list(cli.positive)
     group.add_argument(
         "--edges", type=sizes, default=(32, 64, 128, 256), metavar="L[,L…]", help="edges (default: 32,64,128,256)"
     )
-    group.add_argument("--repeats", type=flags.positive, default=5, metavar="N", help="measurements, after a warm-up")
+    group.add_argument("--repeats", type=cli.positive, default=5, metavar="N", help="measurements, after a warm-up")
     return parser
 
 
@@ -112,14 +114,14 @@ def inpaint_all(args, parser):
     flows = [(flow, config, trained)]
     if args.realnvp:
         if not isinstance(flow, RGFlow):
-            raise flags.RunError(f"--realnvp {args.realnvp}: {trained['weights']} is a Real NVP itself")
+            raise UserError(f"--realnvp {args.realnvp}: {trained['weights']} is a Real NVP itself")
         second = copy.copy(args)
         second.weights, second.given_data = args.realnvp, config["data"]
         other, its_config, its_trained = flags.load_flow(second)
         if isinstance(other, RGFlow):
-            raise flags.RunError(f"--realnvp {args.realnvp}: must be a Real NVP, is an RG-Flow")
+            raise UserError(f"--realnvp {args.realnvp}: must be a Real NVP, is an RG-Flow")
         if (other.nchannels, other.L) != (flow.nchannels, flow.L):
-            raise flags.RunError(f"--realnvp {args.realnvp}: its images have another shape than those of --weights")
+            raise UserError(f"--realnvp {args.realnvp}: its images have another shape than those of --weights")
         flows.append((other, its_config, its_trained))
     names, images, warnings = load_images(args, parser, config)
     regions, rectangles = load_regions(args, parser, names, flow.L)
@@ -133,7 +135,7 @@ def inpaint_all(args, parser):
         try:
             inpainted[method], per_image = inpaint(images, regions, names)
         except FloatingPointError as error:
-            raise flags.RunError(f"{its_trained['weights']}: {error}") from error
+            raise UserError(f"{its_trained['weights']}: {error}") from error
         seconds = time.perf_counter() - start
         means = {key: statistics.fmean(per_image[key]) for key in ("psnr_image", "psnr_region", "free_latents")}
         settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
@@ -232,7 +234,7 @@ def load_regions(args, parser, names, L):
         mask = torch.tensor(load_mask(args.mask, L, args.resize))
         if not mask.any():
             part = " of the central square" if args.resize else ""
-            raise flags.RunError(f"--mask {args.mask}: no pixel{part} is corrupted, all are 0")
+            raise UserError(f"--mask {args.mask}: no pixel{part} is corrupted, all are 0")
         return mask.repeat(len(names), 1, 1), None
     text = ",".join(map(str, args.region))
     if len(args.region) not in (2, 4):
@@ -378,4 +380,4 @@ def speed_figure(results, counts):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

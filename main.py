@@ -28,7 +28,8 @@ from data.batches import Batches
 from flow.evaluation import bits_per_dim_of_all, first_nonfinite, mean_and_stderr, noisy_batch
 from flow.load import build
 from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
-from utils import checkpoint
+from utils import checkpoint, cli
+from utils.cli import UserError
 from utils.compilation import why_not_compiled
 from utils.descent import Descent
 from utils.distributed import Peers, is_torchelastic_launched, launch, together
@@ -74,7 +75,7 @@ class Run:
         try:
             self.peers.rows(args.batch_size)
         except ValueError as error:
-            raise flags.RunError(f"--{error}") from error
+            raise UserError(f"--{error}") from error
         base, self.folder = (flags.run_path(args, end) if self.peers.first else None for end in ("", "_save"))
         self.lock = self.open_folder(base) if base else None
         self.dataset = dataset or self.peers.one_per_machine_first(
@@ -95,7 +96,7 @@ class Run:
                 self.dataset.train, args.batch_size, self.device, args.seed, DATASETS[args.data].flips
             )
         except ValueError as error:
-            raise flags.RunError(f"--{error}") from error
+            raise UserError(f"--{error}") from error
         self.total_steps = args.epoch * self.batches.steps_per_epoch
         if args.max_steps:
             self.total_steps = min(self.total_steps, args.max_steps)
@@ -114,21 +115,21 @@ class Run:
             self.log.text(line)
 
     def open_folder(self, base):
-        """Make the run's folders and return their lock. Raises RunError where they cannot be had."""
+        """Make the run's folders and return their lock. Raises UserError where they cannot be had."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             held = lock(f"{base}.lock")
         except BlockingIOError as error:
-            raise flags.RunError(
+            raise UserError(
                 f"{base}.lock: another process is training this run, set --out_infix to start one beside it"
             ) from error
         except OSError as error:
-            raise flags.RunError(f"--out_dir {self.args.out_dir}: cannot be written ({error.strerror})") from error
+            raise UserError(f"--out_dir {self.args.out_dir}: cannot be written ({error.strerror})") from error
         checkpoint.remove_leftovers(self.folder)
         return held
 
     def check_disk(self):
-        """The line that says how much disk the checkpoints will take. Raises RunError if it is not there."""
+        """The line that says how much disk the checkpoints will take. Raises UserError if it is not there."""
         args, epochs = self.args, self.total_steps // self.batches.steps_per_epoch
         kept = epochs // math.lcm(args.save_epoch, args.keep_epoch or 1) if args.save_epoch else min(epochs, 1)
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.flow.parameters())
@@ -137,16 +138,16 @@ class Run:
         line = f"disk: the checkpoints need up to {needed / 1e9:.3g} GB, {there / 1e9:.3g} GB of it are there"
         line += f", {free / 1e9:.3g} GB are free"
         if self.step < self.total_steps and needed - there > free:
-            raise flags.RunError(f"--out_dir {args.out_dir}: {line}; a larger --keep_epoch keeps fewer files")
+            raise UserError(f"--out_dir {args.out_dir}: {line}; a larger --keep_epoch keeps fewer files")
         return [line]
 
     def check_peers(self):
-        """Raises RunError unless all processes train the same run on the same data."""
+        """Raises UserError unless all processes train the same run on the same data."""
         own = {name: self.config[name] for name in (*FIXED, "test_steps")} | {"steps": self.total_steps}
         first = self.peers.broadcast(own)
         different = [f"{name} {first[name]} -> {own[name]}" for name in own if own[name] != first[name]]
         if different:
-            raise flags.RunError(f"process {self.peers.rank}: not the run of process 0 ({'; '.join(different)})")
+            raise UserError(f"process {self.peers.rank}: not the run of process 0 ({'; '.join(different)})")
 
     def describe(self):
         """The lines that start a log."""
@@ -166,7 +167,7 @@ class Run:
             return self.initialise() if self.args.init and self.peers.first else []
         path, state, notes = found
         if not checkpoint.is_full(state):
-            raise flags.RunError(
+            raise UserError(
                 f"{path} is slim, without the optimiser's state: a run cannot go on from it, but a new one, with"
                 f" another --out_infix, can start from its weights with --init {path}"
                 + "".join(f" ({note})" for note in notes)
@@ -175,7 +176,7 @@ class Run:
         changed = self.differences(old, self.config)
         fixed = self.differences(old, FIXED)
         if fixed:
-            raise flags.RunError(
+            raise UserError(
                 f"{path} was trained with other settings ({'; '.join(fixed)}): set --out_infix to start a new run"
             )
         try:
@@ -184,7 +185,7 @@ class Run:
             self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
             self.seconds = float(state.get("seconds", 0))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         self.step = self.saved_step = state["step"]
         checkpoint.remove_replaced(self.folder, state)
         notes += [f"continuing from {path}, step {self.step}" + (", --init is not used" if self.args.init else "")]
@@ -196,11 +197,11 @@ class Run:
         state = checkpoint.read(path)
         different = self.differences(state["config"], NETWORK)
         if different:
-            raise flags.RunError(f"--init {path}: is of another network ({'; '.join(different)})")
+            raise UserError(f"--init {path}: is of another network ({'; '.join(different)})")
         try:
             self.flow.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise checkpoint.CheckpointError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"checkpoint {path}: {str(error).splitlines()[0]}") from error
         return [f"starting from the weights of {path}, step {state['step']} of its run"]
 
     def differences(self, old, names):
@@ -252,7 +253,7 @@ class Run:
         return norm
 
     def stop_if_failed(self):
-        """Raises RunError with epoch, step and level if a loss or gradient was not finite."""
+        """Raises UserError with epoch, step and level if a loss or gradient was not finite."""
         failed = self.descent.failed_step.item()
         if failed < 0:
             return
@@ -266,10 +267,10 @@ class Run:
         self.fail("gradient" if loss.isfinite() else "loss", images, noise)
 
     def fail(self, what, images, noise):
-        """Raises RunError with epoch, step and the level at which the latents of the images first are not finite."""
+        """Raises UserError with epoch, step and the level at which the latents of the images first are not finite."""
         level = self.flow.first_nonfinite_level(to_model(images, noise=noise, dtype=self.dtype)[0])
         where = "in the sum over all levels" if level is None else f"first at level h = {level}"
-        raise flags.RunError(
+        raise UserError(
             f"epoch {self.epoch}, step {self.step}: {what} is not finite, {where}; nothing is saved,"
             " the last checkpoint is untouched"
         )
@@ -357,7 +358,7 @@ class Run:
     def test(self):
         """Bits per dimension of the whole test split, with the same dequantisation noise at every test.
 
-        Raises RunError if it is not finite.
+        Raises UserError if it is not finite.
         """
         images, peers = self.dataset.test, self.peers
         with self.evaluation():
@@ -406,10 +407,10 @@ class Run:
         self.log.text(f"weights: {path}")
 
     def check_weights(self):
-        """Raises RunError if a step or a weight was not finite."""
+        """Raises UserError if a step or a weight was not finite."""
         self.stop_if_failed()
         if not torch.stack([parameter.isfinite().all() for parameter in self.flow.parameters()]).all():
-            raise flags.RunError(
+            raise UserError(
                 f"epoch {self.epoch}, step {self.step}: weights are not finite; nothing is saved,"
                 " the last checkpoint is untouched"
             )
@@ -432,7 +433,7 @@ def export(args):
     """Write the weights and configuration of the run's newest checkpoint to --export."""
     state, path = flags.newest_state(args)
     if Path(args.export).resolve().parent == path.resolve().parent:
-        raise flags.RunError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
+        raise UserError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
     state["config"] = {name: value for name, value in state["config"].items() if name not in PLACES}
     checkpoint.save(args.export, checkpoint.slim(state))
     print(f"{path} without the optimiser's state, step {state['step']}: {args.export}")
@@ -457,4 +458,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

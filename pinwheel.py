@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import trange
 
-import args as flags
 from flow.prior import PRIORS
 from layers.coupling import couple, uncouple
 from layers.residual import ResidualNetworks
+from utils import cli
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
 from utils.results import about, in_words, save
@@ -170,19 +170,19 @@ def draw_figure(flows, seed):
 
 
 def main(argv=None):
-    parser = flags.Parser("Train two-dimensional flows on a four-leg pinwheel (Appendix E): do quadrants go to legs?")
+    parser = cli.Parser("Train two-dimensional flows on a four-leg pinwheel (Appendix E): do quadrants go to legs?")
     parser.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for the picture, PNG and PDF")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
-    parser.add_argument("--draw_seed", type=flags.count, default=0, metavar="N", help="seed of what is drawn")
-    parser.add_argument("--seed", type=flags.count, default=0, metavar="N", help="first seed of weights and points")
-    parser.add_argument("--seeds", type=flags.positive, default=5, metavar="N", help="flows per prior")
+    parser.add_argument("--draw_seed", type=cli.count, default=0, metavar="N", help="seed of what is drawn")
+    parser.add_argument("--seed", type=cli.count, default=0, metavar="N", help="first seed of weights and points")
+    parser.add_argument("--seeds", type=cli.positive, default=5, metavar="N", help="flows per prior")
     parser.add_argument(
-        "--steps", type=flags.positive, default=3000, metavar="N", help=f"training steps of {BATCH} points"
+        "--steps", type=cli.positive, default=3000, metavar="N", help=f"training steps of {BATCH} points"
     )
-    parser.add_argument("--points", type=flags.positive, default=10_000, metavar="N", help="draws behind the accuracy")
+    parser.add_argument("--points", type=cli.positive, default=10_000, metavar="N", help="draws behind the accuracy")
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
-    flags.check_output(parser, args)
+    cli.check_output(parser, args)
 
     origin = about(__file__, argv, "cpu")  # at the start: the commit of the code that runs
     results, shown = [], {}
@@ -211,4 +211,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

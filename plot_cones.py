@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-import args as flags
 from flow.hierarchy import generation_cone, inference_cone, level_map, num_levels
+from utils import cli
+from utils.cli import flag_error
 from utils.plotting import COLOURS, COLUMN_LABEL, FONT_SIZE, PAGE, save_figure, style
 
 BLUE, ORANGE, GREEN, _, RED, _ = COLOURS
@@ -121,28 +122,24 @@ def position(text):
 
 
 def cones_parser():
-    parser = flags.Parser("Draw the blocks of an RG-Flow and causal cones, level by level (figure 3 (b-d)).")
-    parser.add_argument("--L", type=flags.positive, default=32, metavar="PIXELS", help="edge length of images")
-    parser.add_argument(
-        "--kernel_size", type=flags.positive, default=4, metavar="PIXELS", help="edge length of a block"
-    )
-    parser.add_argument(
-        "--nchannels", type=flags.positive, default=3, metavar="C", help="channels, which counts include"
-    )
+    parser = cli.Parser("Draw the blocks of an RG-Flow and causal cones, level by level (figure 3 (b-d)).")
+    parser.add_argument("--L", type=cli.positive, default=32, metavar="PIXELS", help="edge length of images")
+    parser.add_argument("--kernel_size", type=cli.positive, default=4, metavar="PIXELS", help="edge length of a block")
+    parser.add_argument("--nchannels", type=cli.positive, default=3, metavar="C", help="channels, which counts include")
     parser.add_argument(
         "--latents",
-        type=flags.number_list(flags.latent_name),
+        type=cli.number_list(cli.latent_name),
         metavar="H:I:J:C[,…]",
         help="generation cones of these, level:row:column:channel (default: one of level 1 near the centre)",
     )
     parser.add_argument(
         "--regions",
-        type=flags.number_list(position),
+        type=cli.number_list(position),
         metavar="I:J[,…]",
         help="inference cones of squares of pixels that start in these rows and columns (default: the centre)",
     )
     parser.add_argument(
-        "--region_size", type=flags.positive, metavar="PIXELS", help="their edge length (default: 10, or L if smaller)"
+        "--region_size", type=cli.positive, metavar="PIXELS", help="their edge length (default: 10, or L if smaller)"
     )
     parser.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     return parser
@@ -170,14 +167,14 @@ def main(argv=None):
     L, m, C = args.L, args.kernel_size, args.nchannels
     size = args.region_size or min(10, L)
     if size > L:
-        raise flags.FlagError("--region_size", size, f"must be at most L, {L}")
+        raise flag_error("--region_size", size, f"must be at most L, {L}")
     h = min(1, geometry.num_levels - 1)
     names = args.latents or [(h, L // 2 - 2**h, L // 2 - 2**h, 0)]
-    flags.check_latents(names, geometry)
+    cli.check_latents(names, geometry)
     for i, j in args.regions or ():
         if max(i, j) > L - size:
             rule = f"row and column of a {size} x {size} region must be in 0..{L - size}"
-            raise flags.FlagError("--regions", f"{i}:{j}", rule)
+            raise flag_error("--regions", f"{i}:{j}", rule)
     cones, captions = [], []
     for h, i, j, c in names:
         sections = generation_sections(h, i, j, L, m)
@@ -200,4 +197,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

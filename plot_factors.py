@@ -26,6 +26,8 @@ from matplotlib.patches import Patch
 import args as flags
 from data import msds
 from flow.preprocess import to_model
+from utils import cli
+from utils.cli import UserError
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
@@ -110,7 +112,7 @@ def probe(flow, dataset, variant, images, held_out, seed):
         factors.append({name: torch.from_numpy(value).to(device) for name, value in labels.items()})
     latents = in_parts(*latents)
     if not all(part.isfinite().all() for part in latents):
-        raise flags.RunError("its latents are not finite")
+        raise UserError("its latents are not finite")
     factors = {name: in_parts(factors[0][name], factors[1][name]) for name in factors[0]}
     return probe_levels(flow, latents, factors), probe_positions(flow, latents, factors)
 
@@ -179,7 +181,7 @@ def main(argv=None):
         numbers=True,
     )
     group = parser.add_argument_group("probes")
-    many = flags.number(int, 100, flags.LARGEST, f"a whole number of at least 100 and at most {flags.LARGEST}")
+    many = cli.number(int, 100, cli.LARGEST, f"a whole number of at least 100 and at most {cli.LARGEST}")
     group.add_argument("--images", type=many, default=20_000, metavar="N", help="training images, to fit the probes")
     group.add_argument(
         "--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score"
@@ -191,17 +193,17 @@ def main(argv=None):
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         path = trained["weights"]
         if data not in (None, config["data"]):
-            raise flags.RunError(f"{path}: trained on {config['data']}, the flows before it on {data}")
+            raise UserError(f"{path}: trained on {config['data']}, the flows before it on {data}")
         if dataset is None:
             data = config["data"]
             dataset, warnings = flags.open_data(args, config)
             for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
                 if getattr(args, flag) > len(split):
-                    raise flags.RunError(f"--{flag} {getattr(args, flag)}: must be at most {len(split)} for {data}")
+                    raise UserError(f"--{flag} {getattr(args, flag)}: must be at most {len(split)} for {data}")
         try:
             levels, positions = probe(flow, dataset, msds.VARIANTS[data], args.images, args.held_out, args.draw_seed)
-        except flags.RunError as error:
-            raise flags.RunError(f"{path}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = averages(results)
     print(f"{data}: {args.images} training and {args.held_out} test images")
@@ -215,4 +217,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -10,6 +10,8 @@ from tqdm import tqdm
 import args as flags
 from flow import RGFlow
 from flow.preprocess import to_image
+from utils import cli
+from utils.cli import UserError
 from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
@@ -35,19 +37,19 @@ def main(argv=None):
         pictures=True,
     )
     group = parser.add_argument_group("generation")
-    flags.add_temperature(group)
-    group.add_argument("--samples", type=flags.positive, default=3, metavar="N", help="number of samples, a row each")
+    cli.add_temperature(group)
+    group.add_argument("--samples", type=cli.positive, default=3, metavar="N", help="number of samples, a row each")
     args = flags.get_args(argv, parser)
     flow, config, trained = flags.load_flow(args)
     if not isinstance(flow, RGFlow):
-        raise flags.RunError(f"{trained['weights']}: a {config['model']}, only rgflow generates level by level")
-    temperatures = flags.check_temperature(args.temperature, flow)
+        raise UserError(f"{trained['weights']}: a {config['model']}, only rgflow generates level by level")
+    temperatures = cli.check_temperature(args.temperature, flow)
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
     images = torch.stack(generation(flow, z), 1).flatten(0, 1)
     levels = range(flow.num_levels - 1, -1, -1)
     columns = [f"$h = {h}$" if h else "$h = 0$, the image" for h in levels]
     figure = grid_figure(images, flow.num_levels, columns=columns)
-    text = flags.listing(args.temperature)
+    text = cli.listing(args.temperature)
     for picture in save_figure(figure, flags.picture_path(args, config, f"generation_T{text}")):
         print(picture)
     edges = ", ".join(f"{flow.L >> h}x{flow.L >> h} at h = {h}" for h in levels)
@@ -57,4 +59,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -14,6 +14,7 @@ from flow.latents import decode, sweep
 from plot_mix_temperature import add_temperatures, listing, mixed_temperatures
 from plot_receptive_fields import add_flags, get_fields, get_levels, pictures
 from plot_walk import add_range, check_two, papers_range
+from utils import cli
 from utils.memory import keep_freed_memory
 from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, add_image, save_figure, style
 from utils.random import generator
@@ -63,14 +64,14 @@ def latents_parser():
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--latents",
-        type=flags.number_list(flags.latent_name),
+        type=cli.number_list(cli.latent_name),
         metavar="H:I:J:C[,…]",
         help="vary these, level:row:column:channel (default: the strongest of each level)",
     )
-    which.add_argument("--strongest", type=flags.positive, default=1, metavar="N", help="the N strongest of each level")
+    which.add_argument("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
     add_range(group)
-    group.add_argument("--steps", type=flags.several, default=5, metavar="N", help="values of the latent")
-    group.add_argument("--samples", type=flags.positive, default=2, metavar="N", help="number of samples, a row each")
+    group.add_argument("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")
+    group.add_argument("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, a row each")
     add_temperatures(group)
     add_flags(group)
     return parser
@@ -95,7 +96,7 @@ def main(argv=None):
         values = torch.linspace(low, high, args.steps, dtype=torch.float64)
         images = vary(flow, z, tuple(fields.latents[k].tolist()), values)
         groups.append((fields.name(k), pictures(fields.fields[k][None])[0], values, images))
-    name = "latents" + ("_chosen" if args.latents else f"_h{flags.listing(args.levels)}" if args.levels else "")
+    name = "latents" + ("_chosen" if args.latents else f"_h{cli.listing(args.levels)}" if args.levels else "")
     for picture in save_figure(draw(groups), flags.picture_path(args, config, name)):
         print(picture)
     named = ", ".join(f"{fields.name(k)} (strength {fields.strengths[k]:.2g})" for k in chosen)
@@ -106,4 +107,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

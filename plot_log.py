@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-import args as flags
+from utils import cli
+from utils.cli import UserError
 from utils.logging import read_bpds, run_name
 from utils.plotting import COLOURS, COLUMN, save_figure, style
 
@@ -26,24 +27,24 @@ SPREAD = 0.028  # of BPD over three seeds of a small RG-Flow (rnvp) after 1,000 
 
 
 def read(path):
-    """What `read_bpds` gives. Raises OSError, RunError for a file that is no log."""
+    """What `read_bpds` gives. Raises OSError, UserError for a file that is no log."""
     try:
         return read_bpds(path)
     except ValueError as error:
-        raise flags.RunError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def curves(path, time=False):
     """Of a `.jsonl` file: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error.
 
     time: hours of training instead of steps
-    Raises RunError for a file with no BPD, or with no times.
+    Raises UserError for a file with no BPD, or with no times.
     """
     axis, unit = ("seconds", 3600) if time else ("step", 1)
     arrays = []
     for records in read(path).values():
         if not all(axis in record for record in records):
-            raise flags.RunError(f"{path}: its records have no {axis}, written by an older version")
+            raise UserError(f"{path}: its records have no {axis}, written by an older version")
         rows = [(record[axis] / unit, record["bpd"], record.get("bpd_stderr", 0)) for record in records]
         arrays.append(np.array(rows, dtype=float).reshape(-1, 3))
     train, test = arrays
@@ -94,11 +95,11 @@ def other_schedule(step, runs):
 
 
 def comparison(file, against, spread):
-    """Lines: a table of what two logs have at the same steps, and the verdict. Raises OSError, RunError."""
+    """Lines: a table of what two logs have at the same steps, and the verdict. Raises OSError, UserError."""
     runs = [read(file), read(against)]
     kind, steps, bpds = compare(*runs)
     if not len(steps):
-        raise flags.RunError(f"{file} and {against}: no step at which both have bits per dimension")
+        raise UserError(f"{file} and {against}: no step at which both have bits per dimension")
     yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension {KINDS[kind]}"
     yield f"{'step':>10} {'yours':>8} {'theirs':>8} {'difference':>10}"
     for step, (own, other) in zip(steps, bpds.T, strict=True):
@@ -125,7 +126,7 @@ def log_figure(runs, labels, time=False, bpd=None):
 
 
 def main(argv=None):
-    parser = flags.Parser("Draw bits per dimension during training, of one run or of several (no weights needed).")
+    parser = cli.Parser("Draw bits per dimension during training, of one run or of several (no weights needed).")
     parser.add_argument("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
     parser.add_argument(
         "--against",
@@ -134,7 +135,7 @@ def main(argv=None):
     )
     parser.add_argument(
         "--spread",
-        type=flags.non_negative,
+        type=cli.non_negative,
         default=SPREAD,
         metavar="BPD",
         help="standard deviation over seeds to judge differences by (default: %(default)s, see docs/recipe.md)",
@@ -147,13 +148,13 @@ def main(argv=None):
         help="of the runs, that of --against last (default: data set and network, or the name of the file)",
     )
     parser.add_argument(
-        "--bpd", type=flags.number_list(flags.finite), metavar="LOW,HIGH", help="range that is shown (default: all)"
+        "--bpd", type=cli.number_list(cli.finite), metavar="LOW,HIGH", help="range that is shown (default: all)"
     )
     parser.add_argument("--name", default="log", metavar="TEXT", help="name of the pictures")
     parser.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     args = parser.parse_args(argv)
     if args.bpd and (len(args.bpd) != 2 or args.bpd[0] >= args.bpd[1]):
-        parser.error(f"argument --bpd: {flags.listing(args.bpd)}: must be two numbers, the smaller first")
+        parser.error(f"argument --bpd: {cli.listing(args.bpd)}: must be two numbers, the smaller first")
     files = [*args.files, args.against] if args.against else args.files
     labels = args.labels or [run_name(file) for file in files]
     if len(labels) != len(files):
@@ -171,4 +172,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -7,6 +7,7 @@ python plot_mix_temperature.py --data celeba32 --temperatures 0.2,0.6,0.6,0.6
 
 import args as flags
 from flow.latents import decode
+from utils import cli
 from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
@@ -17,7 +18,7 @@ def add_temperatures(group):
     """The flag --temperatures; its value is for `mixed_temperatures`."""
     group.add_argument(
         "--temperatures",
-        type=flags.number_list(flags.non_negative),
+        type=cli.number_list(cli.non_negative),
         metavar="T[,T…]",
         help="one for all levels or one per level from h = 0 up, comma separated"
         f" (default: {LOWEST} at h = 0, {HIGHER} above)",
@@ -25,9 +26,9 @@ def add_temperatures(group):
 
 
 def mixed_temperatures(args, flow):
-    """The temperature of each level that --temperatures asks for, a tuple. Raises args.FlagError."""
+    """The temperature of each level that --temperatures asks for, a tuple. Raises UserError."""
     temperatures = args.temperatures or (LOWEST, *[HIGHER] * (flow.num_levels - 1))
-    return flags.check_temperature(temperatures, flow, "--temperatures")
+    return cli.check_temperature(temperatures, flow, "--temperatures")
 
 
 def listing(temperatures):
@@ -40,16 +41,16 @@ def main(argv=None):
     )
     group = parser.add_argument_group("mixed temperatures")
     add_temperatures(group)
-    group.add_argument("--grid", type=flags.positive, default=4, metavar="N", help="samples per row and column")
+    group.add_argument("--grid", type=cli.positive, default=4, metavar="N", help="samples per row and column")
     args = flags.get_args(argv, parser)
     flow, config, trained = flags.load_flow(args)
     temperatures = mixed_temperatures(args, flow)
     images = decode(flow, flow.sample_prior(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda)))
-    path = flags.picture_path(args, config, f"mix_temperature_T{flags.listing(temperatures)}")
+    path = flags.picture_path(args, config, f"mix_temperature_T{cli.listing(temperatures)}")
     for picture in save_figure(grid_figure(images, args.grid), path):
         print(picture)
     print(f"{args.grid**2} samples of {trained['weights']} with {listing(temperatures)}")
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -9,6 +9,8 @@ import torch
 
 import args as flags
 from flow.latents import decode, encode, interpolate, mix
+from utils import cli
+from utils.cli import flag_error
 from utils.plotting import PAGE, grid_figure, save_figure
 
 GRID = 7, 4  # images that give the high levels and that give the low ones in figure 7 (c)
@@ -71,22 +73,22 @@ def main(argv=None):
     args = flags.get_args(argv, mixing_parser())
     grid = args.grid
     if grid and len(grid) != 2:
-        raise flags.FlagError("--grid", flags.listing(grid), "must be two numbers")
+        raise flag_error("--grid", cli.listing(grid), "must be two numbers")
     if args.theta is not None and not grid:
-        raise flags.FlagError("--theta", args.theta, "only with --grid, without it every threshold is drawn")
+        raise flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")
     number = sum(grid or (1, 1))
     numbers = args.images or tuple(range(number))
     if len(numbers) != number:
-        raise flags.FlagError("--images", flags.listing(numbers), f"must be {number} numbers")
+        raise flag_error("--images", cli.listing(numbers), f"must be {number} numbers")
     flow, config, trained = flags.load_flow(args)
     theta = min(PAPERS_THETA, flow.num_levels - 1) if args.theta is None else args.theta
-    flags.check_range("--theta", [theta], flow.num_levels + 1)
+    cli.check_range("--theta", [theta], flow.num_levels + 1)
     images = flags.load_images(args, config, numbers)
     if grid:
         panels = grid_images(flow, images[: grid[0]], images[grid[0] :], theta)
         labels, width = grid_labels(grid[1], grid[0]), 0.3
         name = f"mixing_grid_theta{theta}"
-        high, low = flags.listing(numbers[: grid[0]]), flags.listing(numbers[grid[0] :])
+        high, low = cli.listing(numbers[: grid[0]]), cli.listing(numbers[grid[0] :])
         caption = f"levels h >= {theta} of {high} (top row), h < {theta} of {low} (left column)"
     else:
         panels = pair_images(flow, images, args.linear)
@@ -94,7 +96,7 @@ def main(argv=None):
         name = "mixing_linear" if args.linear else "mixing"
         caption = f"A = {numbers[0]}, B = {numbers[1]}, levels h >= Theta of the one and h < Theta of the other"
         caption += "; linear in z: lambda z_A + (1 - lambda) z_B" if args.linear else ""
-    name += f"_{flags.listing(args.images)}" if args.images else ""
+    name += f"_{cli.listing(args.images)}" if args.images else ""
     figure = grid_figure(panels.flatten(0, 1), panels.shape[1], PAGE, *labels, width)
     for picture in save_figure(figure, flags.picture_path(args, config, name)):
         print(picture)
@@ -110,7 +112,7 @@ def mixing_parser():
     group = parser.add_argument_group("mixing")
     group.add_argument(
         "--images",
-        type=flags.number_list(flags.count),
+        type=cli.number_list(cli.count),
         metavar="N,N[,N…]",
         help="test images, counted from 0: A and B; with --grid those of the high, then those of the low levels"
         " (default: the first ones)",
@@ -121,7 +123,7 @@ def mixing_parser():
     )
     which.add_argument(
         "--grid",
-        type=flags.number_list(flags.positive),
+        type=cli.number_list(cli.positive),
         nargs="?",
         const=GRID,
         metavar="HIGH,LOW",
@@ -129,7 +131,7 @@ def mixing_parser():
     )
     group.add_argument(
         "--theta",
-        type=flags.count,
+        type=cli.count,
         metavar="LEVEL",
         help="threshold of --grid: levels from it on are of the one, below it of the other"
         f" (default: {PAPERS_THETA}, or the top level if that is lower)",
@@ -138,4 +140,4 @@ def mixing_parser():
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

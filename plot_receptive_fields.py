@@ -24,7 +24,9 @@ from matplotlib.figure import Figure
 import args as flags
 from flow import RGFlow
 from flow.jacobian import receptive_fields
+from utils import cli
 from utils.cache import cached, digest
+from utils.cli import UserError, flag_error
 from utils.memory import keep_freed_memory
 from utils.plotting import COLOURS, COLUMN, COLUMN_LABEL, PAGE, add_image, save_figure, style
 from utils.random import generator
@@ -102,14 +104,14 @@ def choose_latents(flow, per_level, seed):
 def add_flags(group):
     """The flags that `get_fields` and `get_levels` need, but for --latents."""
     group.add_argument(
-        "--levels", type=flags.number_list(flags.count), metavar="H[,H…]", help="draw only these levels (default: all)"
+        "--levels", type=cli.number_list(cli.count), metavar="H[,H…]", help="draw only these levels (default: all)"
     )
     group.add_argument(
-        "--draws", type=flags.positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of"
+        "--draws", type=cli.positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of"
     )
     group.add_argument(
         "--per_level",
-        type=flags.positive,
+        type=cli.positive,
         metavar="N",
         help="compute the fields of N random latents of each level, and find the strongest among these (default: all of"
         f" rgflow up to {MOST_ENTRIES * 4 // 2**30} GiB; otherwise {SUBSET})",
@@ -117,11 +119,11 @@ def add_flags(group):
 
 
 def get_levels(args, flow):
-    """The levels to draw, from the top. Raises args.FlagError."""
+    """The levels to draw, from the top. Raises UserError."""
     if args.levels and args.latents:
-        raise flags.FlagError("--levels", flags.listing(args.levels), "must not be given with --latents")
+        raise flag_error("--levels", cli.listing(args.levels), "must not be given with --latents")
     levels = args.levels or range(flow.num_levels)
-    flags.check_range("--levels", levels, flow.num_levels)
+    cli.check_range("--levels", levels, flow.num_levels)
     return sorted(set(levels), reverse=True)
 
 
@@ -130,7 +132,7 @@ def get_fields(args, flow, config, temperatures=None):
     they are there; temperatures: of the draws, one per level, or None for 1."""
     temperatures = temperatures or (1.0,) * flow.num_levels
     if args.latents:
-        latents = torch.tensor(flags.check_latents(args.latents, flow))
+        latents = torch.tensor(cli.check_latents(args.latents, flow))
     else:
         pixels = flow.L**2
         few = isinstance(flow, RGFlow) and flow.nchannels * pixels**2 <= MOST_ENTRIES
@@ -147,7 +149,7 @@ def get_fields(args, flow, config, temperatures=None):
     path = flags.picture_path(args, config, "receptive_fields")
     fields = cached(path.with_name(f"{path.name}_{key}.cache"), compute)
     if not fields.isfinite().all():
-        raise flags.RunError("the receptive fields of these weights are not finite")
+        raise UserError("the receptive fields of these weights are not finite")
     level_map = flow.level_map.cpu()
     return Fields(latents, level_map[latents.unbind(1)], fields, level_map.flatten().bincount().tolist())
 
@@ -261,7 +263,7 @@ def fields_parser():
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--latents",
-        type=flags.number_list(flags.latent_name),
+        type=cli.number_list(cli.latent_name),
         metavar="H:I:J:C[,…]",
         help="these, level:row:column:channel (default: random ones)",
     )
@@ -270,9 +272,9 @@ def fields_parser():
     group.add_argument(
         "--log_strength", action="store_true", help="with --histogram: bins of equal width in the logarithm"
     )
-    group.add_argument("--number", type=flags.positive, default=5, metavar="N", help="latents drawn per level")
+    group.add_argument("--number", type=cli.positive, default=5, metavar="N", help="latents drawn per level")
     add_flags(group)
-    flags.add_temperature(group)
+    cli.add_temperature(group)
     return parser
 
 
@@ -281,7 +283,7 @@ def main(argv=None):
     args = flags.get_args(argv, fields_parser())
     keep_freed_memory()
     flow, config, trained = flags.load_flow(args)
-    temperatures = flags.check_temperature(args.temperature, flow)
+    temperatures = cli.check_temperature(args.temperature, flow)
     levels = get_levels(args, flow)
     fields = get_fields(args, flow, config, temperatures)
     if args.histogram:
@@ -293,8 +295,8 @@ def main(argv=None):
         figure, name = draw_fields(fields, rows), "receptive_fields" + f"_{way}" * (way != "random")
         number = sum(len(numbers) for _, numbers in rows)
         drawn = f"receptive fields, each divided by its largest value, of {number} {way} latents"
-    text = flags.listing(args.temperature)
-    name += f"_h{flags.listing(args.levels)}" if args.levels else ""
+    text = cli.listing(args.temperature)
+    name += f"_h{cli.listing(args.levels)}" if args.levels else ""
     name += f"_T{text}" if text != "1" else ""
     for picture in save_figure(figure, flags.picture_path(args, config, name)):
         print(picture)
@@ -309,4 +311,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -15,6 +15,8 @@ import args as flags
 from data.images import load_single
 from flow.latents import at_levels, decode, encode
 from flow.preprocess import to_bytes
+from utils import cli
+from utils.cli import flag_error
 from utils.plotting import COLUMN, grid_figure, save_figure, save_pixels
 from utils.results import about, save
 
@@ -49,12 +51,12 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     args = flags.get_args(argv, reconstruct_parser())
     if bool(args.swap) != bool(args.other):
-        raise flags.FlagError("--swap", flags.listing(args.swap) or "missing", "goes together with --other")
+        raise flag_error("--swap", cli.listing(args.swap) or "missing", "goes together with --other")
     flow, config, trained = flags.load_flow(args)
     scale = [*args.scale, *((h, 0.0) for h in args.zero)]
     for flag, levels in (("--swap", args.swap), ("--scale", [h for h, _ in args.scale]), ("--zero", args.zero)):
-        flags.check_range(flag, levels, flow.num_levels)
-    latents = flags.check_latents([name for name, _ in args.set], flow, "--set")
+        cli.check_range(flag, levels, flow.num_levels)
+    latents = cli.check_latents([name for name, _ in args.set], flow, "--set")
     values = list(zip(latents, [value for _, value in args.set], strict=True))
 
     files = [args.file, *([args.other] if args.other else [])]
@@ -102,7 +104,7 @@ def edit_name(args):
         "zero": args.zero,
         "set": [f"{'-'.join(map(str, latent))}={value:g}" for latent, value in args.set],
     }
-    return "".join(f"_{edit}{flags.listing(values)}" for edit, values in edits.items() if values)
+    return "".join(f"_{edit}{cli.listing(values)}" for edit, values in edits.items() if values)
 
 
 def reconstruct_parser():
@@ -118,11 +120,11 @@ def reconstruct_parser():
     group.add_argument(
         "--resize", action="store_true", help="bring files of another size to the flow's: the central square, resized"
     )
-    levels = flags.number_list(flags.count)
+    levels = cli.number_list(cli.count)
     group.add_argument("--swap", type=levels, default=(), metavar="H[,…]", help="levels to take from the other image")
     group.add_argument(
         "--scale",
-        type=flags.number_list(flags.assignment(flags.count, flags.finite)),
+        type=cli.number_list(cli.assignment(cli.count, cli.finite)),
         default=(),
         metavar="H=FACTOR[,…]",
         help="multiply the latents of a level by a factor",
@@ -130,7 +132,7 @@ def reconstruct_parser():
     group.add_argument("--zero", type=levels, default=(), metavar="H[,…]", help="levels whose latents become 0")
     group.add_argument(
         "--set",
-        type=flags.number_list(flags.assignment(flags.latent_name, flags.finite)),
+        type=cli.number_list(cli.assignment(cli.latent_name, cli.finite)),
         default=(),
         metavar="H:I:J:C=VALUE[,…]",
         help="give single latents, level:row:column:channel, a value",
@@ -139,4 +141,4 @@ def reconstruct_parser():
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

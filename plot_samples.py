@@ -9,6 +9,8 @@ import torch
 
 import args as flags
 from flow.latents import decode
+from utils import cli
+from utils.cli import flag_error
 from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
@@ -30,25 +32,25 @@ def main(argv=None):
         pictures=True,
     )
     group = parser.add_argument_group("samples")
-    flags.add_temperature(group)
+    cli.add_temperature(group)
     group.add_argument(
         "--real", action="store_true", help="images of the test split instead; needs no weights, only --data"
     )
-    group.add_argument("--grid", type=flags.positive, default=8, metavar="N", help="images per row and column")
+    group.add_argument("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
     args = flags.get_args(argv, parser)
     n = args.grid**2
     if args.real:
         config = flags.load_flow(args)[1] if args.weights else vars(args)
         dataset = flags.open_data(args, config)[0].test
         if n > len(dataset):
-            raise flags.FlagError("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
+            raise flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
         numbers = choose(len(dataset), n, args.draw_seed)
         images, name, caption = torch.from_numpy(dataset[numbers]) / 255, "real", f"test images of {config['data']}"
     else:
         flow, config, trained = flags.load_flow(args)
-        temperatures = flags.check_temperature(args.temperature, flow)
+        temperatures = cli.check_temperature(args.temperature, flow)
         images = samples(flow, n, temperatures, args.draw_seed)
-        text = flags.listing(args.temperature)
+        text = cli.listing(args.temperature)
         name, caption = f"samples_T{text}", f"samples of {trained['weights']} at T = {text}"
     for picture in save_figure(grid_figure(images, args.grid), flags.picture_path(args, config, name)):
         print(picture)
@@ -56,4 +58,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

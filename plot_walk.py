@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 import args as flags
 from flow.latents import decode, encode, interpolate, random_walk, sweep
+from utils import cli
+from utils.cli import flag_error
 from utils.plotting import PAGE, grid_figure, save_animation, save_figure, screen_width
 from utils.random import generator
 
@@ -39,7 +41,7 @@ def interpolation_images(flow, images, n):
 def start(flow, args):
     """Latents of the samples (B, C, L, L), their temperatures, and the generator for what follows."""
     draws = generator(args.draw_seed, "walk", 0, flow.level_map.device)
-    temperatures = flags.check_temperature(args.temperature, flow)
+    temperatures = cli.check_temperature(args.temperature, flow)
     return flow.sample_prior(args.samples, temperatures, draws), temperatures, draws
 
 
@@ -57,22 +59,22 @@ def add_range(group):
     """The flag --range, for `check_two`."""
     group.add_argument(
         "--range",
-        type=flags.number_list(flags.finite),
+        type=cli.number_list(cli.finite),
         metavar="LOW,HIGH",
         help="of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)",
     )
 
 
 def check_two(args):
-    """Raises args.FlagError unless --range, if given, is two numbers."""
+    """Raises UserError unless --range, if given, is two numbers."""
     if args.range and len(args.range) != 2:
-        raise flags.FlagError("--range", flags.listing(args.range), "must be two numbers")
+        raise flag_error("--range", cli.listing(args.range), "must be two numbers")
 
 
 def random_walks(flow, config, args):
     levels = args.levels or (flow.num_levels - 1,)
-    flags.check_range("--levels", levels, flow.num_levels)
-    text = flags.listing(levels)
+    cli.check_range("--levels", levels, flow.num_levels)
+    text = cli.listing(levels)
     images = walk_images(flow, levels, args)
     labels = [f"$h = {text}$\nframe {k}" for k in range(len(images))]
     yield f"walk_level{text}", images, labels, f"random walk in the latents of level {text}"
@@ -80,7 +82,7 @@ def random_walks(flow, config, args):
 
 def sweeps(flow, config, args):
     check_two(args)
-    indices = flags.check_latents(args.latents, flow)
+    indices = cli.check_latents(args.latents, flow)
     for name, index in zip(args.latents, indices, strict=True):
         low, high = args.range or papers_range(name[0])
         values = torch.linspace(low, high, args.frames + 1, dtype=torch.float64)
@@ -92,7 +94,7 @@ def sweeps(flow, config, args):
 
 def interpolations(flow, config, args):
     if len(args.images) != 2:
-        raise flags.FlagError("--images", flags.listing(args.images), "must be two numbers")
+        raise flag_error("--images", cli.listing(args.images), "must be two numbers")
     images = interpolation_images(flow, flags.load_images(args, config, args.images), args.frames + 1)
     labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(images))]
     first, last = args.images
@@ -124,7 +126,7 @@ def main(argv=None):
     walks = interpolations if args.images else sweeps if args.latents else random_walks
     for name, images, labels, caption in walks(flow, config, args):
         if not args.images:
-            temperature = flags.listing(args.temperature)
+            temperature = cli.listing(args.temperature)
             name += f"_T{temperature}"
             caption += f", {args.samples} samples at T = {temperature}, seed {args.draw_seed}"
         path = flags.picture_path(args, config, name)
@@ -143,30 +145,28 @@ def walk_parser():
     what = group.add_mutually_exclusive_group()
     what.add_argument(
         "--levels",
-        type=flags.number_list(flags.count),
+        type=cli.number_list(cli.count),
         metavar="H[,H…]",
         help="random walk in all latents of these levels (default: the top level)",
     )
     what.add_argument(
         "--latents",
-        type=flags.number_list(flags.latent_name),
+        type=cli.number_list(cli.latent_name),
         metavar="H:I:J:C[,…]",
         help="sweep these latents, level:row:column:channel, a GIF each",
     )
-    what.add_argument(
-        "--images", type=flags.number_list(flags.count), metavar="N,N", help="from one test image to another"
-    )
-    flags.add_temperature(group)
+    what.add_argument("--images", type=cli.number_list(cli.count), metavar="N,N", help="from one test image to another")
+    cli.add_temperature(group)
     add_range(group)
-    group.add_argument("--samples", type=flags.positive, default=4, metavar="N", help="samples that walk together")
+    group.add_argument("--samples", type=cli.positive, default=4, metavar="N", help="samples that walk together")
     group.add_argument(
-        "--stops", type=flags.several, default=4, metavar="N", help="draws of the prior that the random walk passes"
+        "--stops", type=cli.several, default=4, metavar="N", help="draws of the prior that the random walk passes"
     )
     group.add_argument(
-        "--frames", type=flags.positive, default=14, metavar="N", help="steps from one end, or draw, to the next"
+        "--frames", type=cli.positive, default=14, metavar="N", help="steps from one end, or draw, to the next"
     )
     return parser
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

@@ -28,6 +28,7 @@ from types import SimpleNamespace
 
 import args as flags
 from data.msds import VARIANTS
+from utils import cli
 from utils.files import replacing
 from utils.logging import read_bpds, run_name
 from utils.results import in_words
@@ -514,7 +515,7 @@ def prose(path):
 
 
 def main(argv=None):
-    parser = flags.Parser(__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__.split("\n")[0])
     parser.add_argument(
         "paths",
         nargs="+",
@@ -529,7 +530,7 @@ def main(argv=None):
     for path in args.paths:
         if not path.exists():
             parser.error(f"argument PATH: {path}: no such file or folder")
-    flags.check_output(parser, args)
+    cli.check_output(parser, args)
     files = {path: files_of(path) for path in args.paths}
     paths = list(dict.fromkeys(chain(*files.values())))
     found, warnings = collect(path for path in paths if path.suffix != ".jsonl")
@@ -550,4 +551,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    flags.script(main)
+    cli.script(main)

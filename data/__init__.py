@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from . import celeba, chairs, folder, msds, torchvision_sets
-from .arrays import DataError, Dataset, Preparation, open_arrays
+from utils.cli import UserError
 
-__all__ = ["DATASETS", "DataError", "Dataset", "DatasetSpec", "open_dataset"]
+from . import celeba, chairs, folder, msds, torchvision_sets
+from .arrays import Dataset, Preparation, open_arrays
+
+__all__ = ["DATASETS", "Dataset", "DatasetSpec", "UserError", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,15 @@ def open_dataset(name, data_path, nchannels, L, progress=True):
     """The set `name` below the folder `data_path`, prepared first where that is not done yet.
 
     `train` and `test` of the result are copy-on-write uint8 memmaps (N, C, L, L), `fingerprint` identifies preparation
-    and content, `warnings` holds sentences to print. Raises DataError for a name, a shape or source files that will not
+    and content, `warnings` holds sentences to print. Raises UserError for a name, a shape or source files that will not
     do, OSError where the disk is full or the folder cannot be written.
     """
     if name not in DATASETS:
-        raise DataError(f"--data {name}: must be one of {', '.join(DATASETS)}")
+        raise UserError(f"--data {name}: must be one of {', '.join(DATASETS)}")
     spec = DATASETS[name]
     for flag, given, own in (("--nchannels", nchannels, spec.nchannels), ("--L", L, spec.L)):
         if spec.fixed_shape and given != own:
-            raise DataError(f"{flag} {given}: must be {own} for {name}")
+            raise UserError(f"{flag} {given}: must be {own} for {name}")
     data_path = Path(data_path).expanduser()
     dataset = open_arrays(data_path, spec.prepare(data_path, nchannels, L), progress)
     sizes = len(dataset.train), len(dataset.test)

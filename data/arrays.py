@@ -18,13 +18,10 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from utils.cli import UserError
 from utils.files import naming, sync_folder
 
 FOLDER = "prepared_arrays"
-
-
-class DataError(Exception):
-    """A data set that cannot be had as asked; the message is written for the user."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class _Unusable(Exception):
 def open_arrays(data_path, preparation, progress=True):
     """The prepared arrays below `data_path`, built where they are missing, stale, foreign or damaged: a Dataset.
 
-    Raises DataError where the source will not do, OSError where the arrays cannot be written.
+    Raises UserError where the source will not do, OSError where the arrays cannot be written.
     """
     recipe = preparation.recipe
     folder = data_path / FOLDER / f"{recipe['name']}_{recipe['nchannels']}x{recipe['L']}x{recipe['L']}"
@@ -77,11 +74,11 @@ def open_arrays(data_path, preparation, progress=True):
         try:
             with naming(folder):
                 _prepare(folder, preparation, progress)
-        except DataError as error:
+        except UserError as error:
             if reason is None:
                 raise
-            raise DataError(f"{folder}: not usable, because {reason}, and cannot be prepared anew. {error}") from error
-    raise DataError(f"{folder}: not usable even when just prepared, because {reason}")
+            raise UserError(f"{folder}: not usable, because {reason}, and cannot be prepared anew. {error}") from error
+    raise UserError(f"{folder}: not usable even when just prepared, because {reason}")
 
 
 def write_rows(path, rows, shape):
@@ -145,7 +142,7 @@ def _load(folder, preparation, reason):
 
 
 def _prepare(folder, preparation, progress):
-    """Build in a temporary folder beside `folder` and rename it. Raises DataError, OSError."""
+    """Build in a temporary folder beside `folder` and rename it. Raises UserError, OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".*.tmp"):  # of killed processes
         with suppress(FileNotFoundError):

@@ -12,7 +12,9 @@ from functools import partial
 
 from PIL import Image
 
-from .arrays import DataError, Preparation, write_rows
+from utils.cli import UserError
+
+from .arrays import Preparation, write_rows
 from .images import BROKEN, centre_crop, decode, resize, to_channels
 
 MISSING = """celeba32: {} missing. The set needs
@@ -56,7 +58,7 @@ def _holds_jpegs(path):
 def _build(base, partition, images, archive, folder, progress):
     lacking = ["the images"] * (not images and not archive) + ["the list of the splits"] * (not partition)
     if lacking:
-        raise DataError(
+        raise UserError(
             MISSING.format(" and ".join(lacking) + (" are" if lacking[0] == "the images" else " is"), base=base)
         )
     splits = _read_partition(partition)
@@ -69,15 +71,15 @@ def _build(base, partition, images, archive, folder, progress):
         try:
             zipped = zipfile.ZipFile(archive)
         except (*BROKEN, zipfile.BadZipFile) as error:
-            raise DataError(f"{archive}: cut short or damaged, fetch it again ({error})") from error
+            raise UserError(f"{archive}: cut short or damaged, fetch it again ({error})") from error
         outside = [path for path in zipped.namelist() if path.startswith("/") or ".." in path.split("/")]
         if outside:
-            raise DataError(f"{archive}: its member {outside[0][:80]!r} leads out of a folder, fetch it again")
+            raise UserError(f"{archive}: its member {outside[0][:80]!r} leads out of a folder, fetch it again")
         entries = {path.rpartition("/")[2]: path for path in zipped.namelist()}
     place = archive if zipped else images
     absent = [name for name in wanted if name not in entries]
     if absent:
-        raise DataError(
+        raise UserError(
             f"{place}: {len(absent)} of {len(wanted)} images that {partition} lists are missing, such as {absent[0]}"
         )
 
@@ -90,7 +92,7 @@ def _build(base, partition, images, archive, folder, progress):
             with Image.open(io.BytesIO(content)) as image:
                 return resize(to_channels(centre_crop(image, 148), 3), 32)
         except (*BROKEN, zipfile.BadZipFile) as error:
-            raise DataError(f"{place / name}: not a readable image of CelebA, fetch it again ({error})") from error
+            raise UserError(f"{place / name}: not a readable image of CelebA, fetch it again ({error})") from error
 
     for split, names in splits.items():
         write_rows(folder / f"{split}.npy", decode(load, names, f"celeba32 {split}", progress), (3, 32, 32))
@@ -98,7 +100,7 @@ def _build(base, partition, images, archive, folder, progress):
 
 
 def _read_partition(path):
-    """The names of the training (0) and test (2) images, in the order of the list. Raises DataError."""
+    """The names of the training (0) and test (2) images, in the order of the list. Raises UserError."""
     _refuse_web_page(path)
     parts = {"0": [], "1": [], "2": []}
     for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
@@ -106,17 +108,17 @@ def _read_partition(path):
         if fields in ([], ["image_id", "partition"]):  # the second is the first line of Kaggle's CSV
             continue
         if len(fields) != 2 or fields[1] not in parts or "/" in fields[0]:
-            raise DataError(f"{path}: line {number} is {line[:80]!r}, expected an image's name and 0, 1 or 2")
+            raise UserError(f"{path}: line {number} is {line[:80]!r}, expected an image's name and 0, 1 or 2")
         parts[fields[1]].append(fields[0])
     for split, part in (("training", "0"), ("test", "2")):
         if not parts[part]:
-            raise DataError(f"{path}: no {split} images ({part}) listed, the file is cut short")
+            raise UserError(f"{path}: no {split} images ({part}) listed, the file is cut short")
     return {"train": parts["0"], "test": parts["2"]}
 
 
 def _refuse_web_page(path):
     with open(path, "rb") as file:
         if file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # the first three: a byte order mark
-            raise DataError(
+            raise UserError(
                 f"{path}: a web page, such as Google Drive's quota notice, saved in place of the file; fetch it again"
             )

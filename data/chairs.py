@@ -10,7 +10,9 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from .arrays import DataError, Preparation, write_rows
+from utils.cli import UserError
+
+from .arrays import Preparation, write_rows
 from .images import BROKEN, centre_crop, decode, resize, to_channels
 
 MISSING = """{}: no renderings there. The chair600 set needs
@@ -29,14 +31,14 @@ def prepare(data_path, nchannels, L):
 
 def _build(root, names, folder, progress):
     if not names:
-        raise DataError(MISSING.format(root, root, root.parent))
+        raise UserError(MISSING.format(root, root, root.parent))
 
     def load(name):
         try:
             with Image.open(root / name) as image:
                 return resize(to_channels(centre_crop(image, 300), 3), 32)
         except BROKEN as error:
-            raise DataError(f"{root / name}: not a readable rendering ({error})") from error
+            raise UserError(f"{root / name}: not a readable rendering ({error})") from error
 
     train = len(names) * 77_730 // 86_366
     order = np.random.default_rng(0).permutation(len(names))

@@ -8,7 +8,9 @@ import hashlib
 import os
 from functools import partial
 
-from .arrays import FOLDER, DataError, Preparation, write_rows
+from utils.cli import UserError
+
+from .arrays import FOLDER, Preparation, write_rows
 from .images import BROKEN, decode, load_square
 
 
@@ -16,15 +18,15 @@ def prepare(data_path, nchannels, L):
     """The Preparation of the images below `data_path`, at any depth, hidden ones left out, as (nchannels, L, L).
 
     Files are turned as their EXIF tag says, laid on white where transparent, brought to grey or RGB; the shorter side
-    is resized to L (bicubic, antialiased) and the centre kept. Raises DataError for a `data_path` that is no folder,
+    is resized to L (bicubic, antialiased) and the centre kept. Raises UserError for a `data_path` that is no folder,
     nchannels other than 1 or 3, L below 1.
     """
     if nchannels not in (1, 3):
-        raise DataError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
+        raise UserError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
     if L < 1:
-        raise DataError(f"--L {L}: must be at least 1")
+        raise UserError(f"--L {L}: must be at least 1")
     if not data_path.is_dir():
-        raise DataError(f"--data_path {data_path}: not a folder")
+        raise UserError(f"--data_path {data_path}: not a folder")
     files = sorted(_list(data_path, "", ()))
     listing = "".join(f"{name}\0{size}\0{time}\0" for name, size, time in files)
     source = {"listing": hashlib.sha256(os.fsencode(listing)).hexdigest()} if files else None
@@ -75,10 +77,10 @@ def _build(root, names, nchannels, L, folder, progress):
         rows = (row for row in decode(load, part, f"folder {split}", progress) if row is not None)
         counts[split] = write_rows(folder / f"{split}.npy", rows, (nchannels, L, L))
     if not any(counts.values()):
-        raise DataError(f"--data_path {root}: no image among its {len(names)} files")
+        raise UserError(f"--data_path {root}: no image among its {len(names)} files")
     for split, count in counts.items():
         if not count:
-            raise DataError(f"--data_path {root}: no image for the {split} split, make folders train/ and test/ there")
+            raise UserError(f"--data_path {root}: no image for the {split} split, make folders train/ and test/ there")
     if skipped:
         shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in sorted(skipped)[:10]]
         more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .arrays import DataError, cpu_count
+from utils.cli import UserError
+
+from .arrays import cpu_count
 
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
 BROKEN = (
@@ -79,7 +81,7 @@ def load_image(path, nchannels):
 def load_single(path, nchannels, L, fit=False):
     """The image file that a user names as uint8 (nchannels, L, L); with `fit` as `load_square` makes it.
 
-    Raises DataError for a file that is no image and, without `fit`, for an image of another size.
+    Raises UserError for a file that is no image and, without `fit`, for an image of another size.
     """
     with _named(path):
         if fit:
@@ -90,7 +92,7 @@ def load_single(path, nchannels, L, fit=False):
 def load_mask(path, L, fit=False):
     """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one.
 
-    Raises DataError as `load_single` does.
+    Raises UserError as `load_single` does.
     """
     with _named(path):
         if fit:
@@ -103,17 +105,17 @@ def _exact(path, nchannels, L):
     image = load_image(path, nchannels)
     if image.size != (L, L):
         width, height = image.size
-        raise DataError(f"{path}: {width}x{height} pixels, must be {L}x{L}; --resize makes it so")
+        raise UserError(f"{path}: {width}x{height} pixels, must be {L}x{L}; --resize makes it so")
     return image
 
 
 @contextmanager
 def _named(path):
-    """Turns what Pillow raises on a file that is no image into a DataError that names it."""
+    """Turns what Pillow raises on a file that is no image into a UserError that names it."""
     try:
         yield
     except BROKEN as error:
-        raise DataError(f"{path}: no readable image ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(f"{path}: no readable image ({getattr(error, 'strerror', None) or error})") from error
 
 
 def central_square(image):

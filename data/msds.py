@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .arrays import DataError, Preparation, cpu_count
+from utils.cli import UserError
+
+from .arrays import Preparation, cpu_count
 
 VARIANTS = {"msds1": 1, "msds2": 2}
 SIZES = 90_000, 10_000  # train, test
@@ -102,7 +104,7 @@ def generate(variant, seed, start, stop, processes=None, progress=False):
     """Images start … stop - 1 of the endless sequence that (variant, seed) determines: images, ovals, base.
 
     uint8 (N, 3, 32, 32), float32 (N, 16, 6), float32 (N, 3) or (N, 1). `processes` defaults to the processors at hand.
-    Raises DataError if a worker process dies.
+    Raises UserError if a worker process dies.
     """
     tasks = [(variant, seed, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
     processes = min(processes or cpu_count(), len(tasks))
@@ -144,7 +146,7 @@ def _parallel(tasks, processes):
             while futures:
                 yield futures.pop(0).result()
         except BrokenProcessPool as error:
-            raise DataError(f"msds{tasks[0][0]}: a worker process died while drawing, perhaps out of memory") from error
+            raise UserError(f"msds{tasks[0][0]}: a worker process died while drawing, perhaps out of memory") from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -10,7 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from .arrays import DataError, Preparation
+from utils.cli import UserError
+
+from .arrays import Preparation
 
 HELP = {
     "cifar10": """Without a network, fetch https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
@@ -53,7 +55,7 @@ def _build(name, data_path, folder, progress):
             data = np.asarray(reader(data_path, train=split == "train", download=True).data)
         except FAILURES as error:
             reason, help = " ".join(str(error).split()), HELP[name].format(root=data_path)
-            raise DataError(f"{name}: not whole in {data_path}, nor to be downloaded ({reason}). {help}") from error
+            raise UserError(f"{name}: not whole in {data_path}, nor to be downloaded ({reason}). {help}") from error
         if name == "mnist32":
             data = np.pad(data, ((0, 0), (2, 2), (2, 2)))[..., None]
         np.save(folder / f"{split}.npy", np.ascontiguousarray(data.transpose(0, 3, 1, 2)))  # (N, C, 32, 32)

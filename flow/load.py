@@ -5,6 +5,7 @@ import inspect
 import torch
 
 from utils import checkpoint
+from utils.cli import UserError
 
 from .real_nvp import RealNVP
 from .rg_flow import RGFlow
@@ -25,19 +26,36 @@ def build(config):
 def load(path, device="cpu"):
     """(flow, config) from a checkpoint file: the flow in evaluation mode on `device`, the configuration of its run.
 
-    Raises utils.checkpoint.CheckpointError if the file cannot be used.
+    Raises utils.cli.UserError if the file cannot be used.
     """
-    return from_state(checkpoint.read(path, device), path, device)
+    flow, config, _ = load_trained(path, device)
+    return flow, config
 
 
-def from_state(state, path, device="cpu"):
-    """The same from the dict that `utils.checkpoint.read` gave for `path`."""
+def load_trained(path, device="cpu", data=None):
+    """(flow, config, trained) from a checkpoint file.
+
+    data: name of the data set that it must have been trained on, or None
+    trained: what results record of the training: file, parameters, epochs, steps, seconds and machine (None where the
+        file does not say)
+    Raises utils.cli.UserError if the file cannot be used.
+    """
+    state = checkpoint.read(path, device)
+    config = state["config"]
     try:
-        flow = build(state["config"])
+        flow = build(config)
         flow.load_state_dict(state["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         cause = str(error).splitlines()[0]
-        raise checkpoint.CheckpointError(
-            f"checkpoint {path}: its weights do not fit its configuration ({cause})"
-        ) from error
-    return flow.to(device).eval(), state["config"]
+        raise UserError(f"checkpoint {path}: its weights do not fit its configuration ({cause})") from error
+    if data not in (None, config["data"]):
+        raise UserError(f"--data {data}: {path} was trained on {config['data']}")
+    trained = {
+        "weights": str(path),
+        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "epoch": state["epoch"],
+        "step": state["step"],
+        "train_seconds": state.get("seconds"),
+        "trained_on": state.get("machine"),
+    }
+    return flow.to(device).eval(), config, trained

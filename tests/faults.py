@@ -38,7 +38,8 @@ from runs import SMALL, make_images
 import args as flags
 import main
 from data import open_dataset
-from utils import checkpoint
+from utils import checkpoint, cli
+from utils.cli import UserError
 from utils.logging import read_records
 
 HANG = 60  # seconds
@@ -79,7 +80,7 @@ class Attempt:
         try:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-            flags.script(work)
+            cli.script(work)
         except SystemExit as stop:
             code = stop.code or 0
             if isinstance(code, str):
@@ -408,7 +409,7 @@ def same(one, other):
 def read_damaged(path, original):
     try:
         state = checkpoint.read(path)
-    except checkpoint.CheckpointError:
+    except UserError:
         return "refused"
     except BaseException as error:
         return f"BAD: {type(error).__name__}"

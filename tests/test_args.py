@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from args import FlagError, build_parser, check_latents, get_args, latent_name, network_name, run_path
+from args import build_parser, get_args, network_name, run_path
 from flow import RealNVP, RGFlow
+from utils.cli import UserError, check_latents, latent_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -274,5 +275,5 @@ def test_what_is_no_latent_name(text):
     ],
 )
 def test_latents_that_a_flow_does_not_have(name, rule):
-    with pytest.raises(FlagError, match=f"argument --latents: {name}: .*{rule}"):
+    with pytest.raises(UserError, match=f"argument --latents: {name}: .*{rule}"):
         check_latents([latent_name(name)], RGFlow(1, 8, nlayers=1, nhidden=4))

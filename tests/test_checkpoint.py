@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from utils import checkpoint
+from utils.cli import UserError
 
 
 def state(epoch, step, mid_epoch=False, **more):
@@ -101,7 +102,7 @@ def test_damaged_files_are_refused(tmp_path):
         path.write_bytes(damaged)
         try:
             loaded = checkpoint.read(path)
-        except checkpoint.CheckpointError as error:
+        except UserError as error:
             refused += 1
             assert str(path) in str(error)
             assert "\n" not in str(error)
@@ -110,7 +111,7 @@ def test_damaged_files_are_refused(tmp_path):
     assert refused > 300
     for length in [*rng.integers(0, len(good), 40), 0, len(good) - 1]:
         path.write_bytes(good[:length])
-        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             checkpoint.read(path)
 
 
@@ -122,7 +123,7 @@ def test_the_bit_that_no_checksum_covers(tmp_path):
     damaged[damaged.rindex(b"archive/data/0") - 46 + 38] ^= 0x10  # of the external attributes in the directory
     path.write_bytes(damaged)
     assert zipfile.ZipFile(path).testzip() is None
-    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         checkpoint.read(path)
 
 
@@ -130,24 +131,24 @@ def test_bombs_are_refused(tmp_path):
     path = tmp_path / "a.state"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
-    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         checkpoint.read(path)
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "a.state"
     torch.save({"net.0.weight": torch.zeros(3)}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="not of this program"):
+    with pytest.raises(UserError, match="not of this program"):
         checkpoint.read(path)
     torch.save({"format": checkpoint.FORMAT, "config": {}, "epoch": "1", "step": 1, "model": {}}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="incomplete"):
+    with pytest.raises(UserError, match="incomplete"):
         checkpoint.read(path)
     torch.save({"format": 99, "config": {}}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="format 99"):
+    with pytest.raises(UserError, match="format 99"):
         checkpoint.read(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "hello")
-    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         checkpoint.read(path)
 
 
@@ -157,7 +158,7 @@ def test_reading_never_runs_code(tmp_path):
             return (open, (str(tmp_path / "evil"), "w"))
 
     torch.save({"format": checkpoint.FORMAT, "config": {}, "model": Evil()}, tmp_path / "a.state")
-    with pytest.raises(checkpoint.CheckpointError):
+    with pytest.raises(UserError):
         checkpoint.read(tmp_path / "a.state")
     assert not (tmp_path / "evil").exists()
 
@@ -208,7 +209,7 @@ def test_the_one_before_a_damaged_newest_file_is_used(damage, tmp_path):
         assert path.name == good and found["epoch"] == int(good[0])
         assert any(bad in warning and "passed over" in warning for warning in warnings)
     harm(tmp_path / "1.state")
-    with pytest.raises(checkpoint.CheckpointError, match=r"no other file in .* can be used") as caught:
+    with pytest.raises(UserError, match=r"no other file in .* can be used") as caught:
         checkpoint.newest(tmp_path)
     assert "\n" not in str(caught.value)
 

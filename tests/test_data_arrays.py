@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data
-from data import DATASETS, DataError, arrays, open_dataset
+from data import DATASETS, arrays, open_dataset
 from data.arrays import Preparation, open_arrays, write_rows
+from utils.cli import UserError
 
 ROOT = Path(__file__).parents[1]
 RECIPE = {"name": "toy", "version": 1, "nchannels": 3, "L": 2}
@@ -141,9 +141,9 @@ def test_unusable_arrays_without_source_are_refused_with_both_reasons(tmp_path):
     truncate(Toy().open(tmp_path).path)
 
     def build(folder, progress):
-        raise DataError("nowhere: no images.")
+        raise UserError("nowhere: no images.")
 
-    with pytest.raises(DataError, match=r"not usable, because train.npy is not the file.*nowhere: no images."):
+    with pytest.raises(UserError, match=r"not usable, because train.npy is not the file.*nowhere: no images."):
         Toy().open(tmp_path, build=build)
 
 
@@ -164,7 +164,7 @@ def test_warnings_of_the_preparation_come_again(tmp_path):
     assert [Toy().open(tmp_path, build=build).warnings for _ in range(2)] == [["two files skipped"]] * 2
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), DataError("bad"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), UserError("bad"), KeyboardInterrupt()])
 def test_failed_build_leaves_nothing(error, tmp_path):
     def build(folder, progress):
         np.save(folder / "train.npy", TRAIN)
@@ -273,7 +273,7 @@ def test_registry():
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_dataset(*arguments, progress=False)
     assert "\n" not in str(caught.value)
-    assert issubclass(data.DataError, Exception)
+    assert issubclass(UserError, Exception)

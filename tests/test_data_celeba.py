@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, open_dataset
+from data import open_dataset
+from utils.cli import UserError
 
 PARTS = [0, 0, 2, 1, 0, 2, 0]  # of 000001.jpg … 000007.jpg
 COLOURS = [(20 * k, 250 - 30 * k, 100) for k in range(1, 8)]
@@ -51,7 +52,7 @@ def opened(root):
 
 
 def refused(root):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         open_dataset("celeba32", root, 3, 32, progress=False)
     return str(caught.value)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, open_dataset
+from data import open_dataset
+from utils.cli import UserError
 
 
 def weights(size, L):
@@ -71,7 +72,7 @@ def test_a_completed_tree_is_prepared_anew(root):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         open_dataset("chair600", tmp_path, 3, 32, progress=False)
     for piece in (
         "willow/research/seeing3Dchairs/data/rendered_chairs.tar",
@@ -87,6 +88,6 @@ def test_bad_rendering_is_named(kind, root):
         Image.new("RGB", (299, 600)).save(path)
     else:
         path.write_bytes(b"text" if kind == "text" else path.read_bytes()[:-500])
-    with pytest.raises(DataError, match=f"{path}: not a readable rendering") as caught:
+    with pytest.raises(UserError, match=f"{path}: not a readable rendering") as caught:
         open_dataset("chair600", root, 3, 32, progress=False)
     assert "\n" not in str(caught.value)

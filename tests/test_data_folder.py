@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, open_dataset
+from data import open_dataset
 from data.images import to_channels
+from utils.cli import UserError
 
 
 def save(path, colour=(200, 100, 50), size=(8, 8)):
@@ -242,12 +243,12 @@ def test_changes_are_noticed_and_vanished_images_forgiven(tmp_path):
     for path in [*tmp_path.glob("t*/*.png")]:
         path.unlink()
     assert opened(tmp_path).fingerprint == second.fingerprint
-    with pytest.raises(DataError, match="no image among its 0 files"):
+    with pytest.raises(UserError, match="no image among its 0 files"):
         opened(tmp_path, L=4)
 
 
 def refused(path, nchannels=3):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         opened(path, nchannels)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)

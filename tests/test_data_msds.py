@@ -193,5 +193,5 @@ def test_another_variant_is_refused():
 def test_dead_worker_is_one_sentence(monkeypatch):
     monkeypatch.setattr(msds, "CHUNK", 10)
     monkeypatch.setattr(msds, "_ignore_interrupts", os.abort)
-    with pytest.raises(msds.DataError, match="msds1: a worker process died"):
+    with pytest.raises(msds.UserError, match="msds1: a worker process died"):
         msds.generate(1, 0, 0, 20, processes=2)

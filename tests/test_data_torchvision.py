@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, MNIST, cifar, mnist
 
-from data import DataError, open_dataset
+from data import open_dataset
+from utils.cli import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +110,7 @@ def test_prepared_arrays_need_neither_files_nor_torchvision(mnist32, monkeypatch
     ],
 )
 def test_missing_files_without_network(name, nchannels, pieces, tmp_path):
-    with pytest.raises(DataError, match=f"{name}: .*no network here") as caught:
+    with pytest.raises(UserError, match=f"{name}: .*no network here") as caught:
         open_dataset(name, tmp_path, nchannels, 32, progress=False)
     for piece in [*pieces, str(tmp_path)]:
         assert piece in str(caught.value)
@@ -118,14 +119,14 @@ def test_missing_files_without_network(name, nchannels, pieces, tmp_path):
 def test_damaged_cifar10(cifar10):
     path = cifar10 / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"cifar10: not whole in .* no network here"):
+    with pytest.raises(UserError, match=r"cifar10: not whole in .* no network here"):
         open_dataset("cifar10", cifar10, 3, 32, progress=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", struct.pack(">IIII", 0x803, 4, 28, 28) + bytes(100), bytes(3000)])
 def test_damaged_mnist(content, mnist32):
     (mnist32 / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match="mnist32: not whole in "):
+    with pytest.raises(UserError, match="mnist32: not whole in "):
         open_dataset("mnist32", mnist32, 1, 32, progress=False)
 
 

@@ -19,6 +19,7 @@ import main
 from data import DATASETS
 from flow import RGFlow
 from layers import PATCH_BIJECTORS
+from utils import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -107,7 +108,7 @@ def understand(monkeypatch):
     """Run a script up to where its flags are parsed, without `parse` to just before, and return its parser."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    original = flags.Parser.parse_args
+    original = cli.Parser.parse_args
 
     def understand(script, argv=(), parse=True):
         def parse_args(parser, args=None, namespace=None):
@@ -115,7 +116,7 @@ def understand(monkeypatch):
                 original(parser, args, namespace)
             raise Understood(parser)
 
-        monkeypatch.setattr(flags.Parser, "parse_args", parse_args)
+        monkeypatch.setattr(cli.Parser, "parse_args", parse_args)
         with pytest.raises(Understood) as end:
             importlib.import_module(script).main(list(argv))
         return end.value.args[0]

@@ -8,12 +8,13 @@ import torch
 
 import effects
 import main
-from args import FlagError, RunError, get_args
+from args import get_args
 from data import msds
 from flow.base import Flow
 from flow.hierarchy import level_map
 from flow.preprocess import to_model, to_uint8
 from plot_receptive_fields import Fields
+from utils.cli import UserError
 
 # Places of latents (row, column). Ovals are numbered columns first, as msds draws them.
 IMAGE = [(0, 0), (0, 8)]  # level 3: for all ovals of an image colour (3 channels) and angle (first channel)
@@ -188,7 +189,7 @@ def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
     same = np.ones((30, 3))
     assert effects.weights(same, same, same)["failure"] == "the factor does not vary"
     monkeypatch.setattr(flow, "inverse", lambda z: (z * torch.nan, z.new_zeros(len(z))))
-    with pytest.raises(RunError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         effects.mixing_rows(flow, *images.chunk(2), 1)
 
 
@@ -228,17 +229,17 @@ def test_script(prepared, tmp_path, capsys):
     effects.main([*f"{prepared} {FEW} --levels 0,2 --weights {files[0]}".split()])
     again = json.loads((tmp_path / "e.json").read_text())["results"][0]
     assert again["levels"] == [row for row in record["results"][0]["levels"] if row["level"] in (0, 2)]
-    with pytest.raises(RunError, match=r"out_save.*: --pairs 31: must be at most 30 for msds1"):
+    with pytest.raises(UserError, match=r"out_save.*: --pairs 31: must be at most 30 for msds1"):
         effects.main([*f"{prepared} {FEW} --pairs 31 --weights {files[0]}".split()])
-    with pytest.raises(RunError, match="a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"):
+    with pytest.raises(UserError, match="a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"):
         effects.main([*f"{prepared} {FEW} --weights {files[0]} {files[0]}".split()])
     for flag, words in (("--levels 4", r"--levels: 4: must be in 0\.\.3"), ("--range 1", "--range: 1: must be two")):
-        with pytest.raises(FlagError, match=words):
+        with pytest.raises(UserError, match=words):
             effects.main([*f"{prepared} {flag} --weights {files[0]}".split()])
 
 
 def test_flows_of_other_data_are_refused(weights):
-    with pytest.raises(RunError, match="trained on folder, must be one of msds1, msds2"):
+    with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
         effects.main(["--weights", weights["rgflow"]])
 
 

@@ -14,11 +14,11 @@ import args
 import evaluate
 import main
 import tables
-from args import RunError
 from data import msds
 from flow import load
 from flow.preprocess import to_uint8
 from utils import checkpoint, metrics
+from utils.cli import UserError
 from utils.random import generator
 
 
@@ -161,7 +161,7 @@ def test_too_few_images_for_fid(trained, many_images, tmp_path, monkeypatch, cap
         evaluate.main([*flags, "--samples", "2047"])
     assert stop.value.code == 2
     assert "--samples: 2047: must be at least 2048" in capsys.readouterr().err
-    with pytest.raises(RunError, match="test split has 20 images, 2048 are needed"):
+    with pytest.raises(UserError, match="test split has 20 images, 2048 are needed"):
         evaluate.main([*flags, "--split", "test"])
 
 
@@ -185,7 +185,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         if name.startswith("decimators.1"):
             tensor.mul_(1e200)
     checkpoint.save(tmp_path / "wild.state", state)
-    with pytest.raises(RunError, match=r"wild\.state: BPD of test images is not finite, first at level h = 1"):
+    with pytest.raises(UserError, match=r"wild\.state: BPD of test images is not finite, first at level h = 1"):
         evaluate.main(["--weights", str(tmp_path / "wild.state"), *flags[2:]])
 
 

@@ -16,10 +16,10 @@ import plot_mixing
 import plot_reconstruct
 import plot_samples
 import plot_walk
-from args import FlagError, RunError
-from data import DataError, open_dataset
+from data import open_dataset
 from flow import RealNVP, RGFlow
 from flow.latents import decode, encode, interpolate, mix, random_walk, sweep
+from utils.cli import UserError
 from utils.logging import run_name
 from utils.plotting import grid_figure
 
@@ -249,7 +249,7 @@ def test_log_script(tmp_path, capsys):
     assert "msds1/b_x_2: " in capsys.readouterr().out
     for content, words in (("", "no record"), (LOG.replace("seconds", "s"), "no seconds")):
         (tmp_path / "bad.jsonl").write_text(content)
-        with pytest.raises(RunError, match=words):
+        with pytest.raises(UserError, match=words):
             plot_log.main([str(tmp_path / "bad.jsonl"), "--time", "--fig_dir", str(tmp_path)])
     for flags in (["--labels", "one"], ["--bpd", "3"], ["--bpd", "3,3"], ["--labels", "a", "b", "--against", files[0]]):
         with pytest.raises(SystemExit):
@@ -274,7 +274,7 @@ def test_log_script(tmp_path, capsys):
 )
 def test_a_file_that_is_no_log(tmp_path, content):
     (tmp_path / "out.jsonl").write_text(content)
-    with pytest.raises(RunError, match=r"out\.jsonl: no record with bits per dimension"):
+    with pytest.raises(UserError, match=r"out\.jsonl: no record with bits per dimension"):
         plot_log.main([str(tmp_path / "out.jsonl"), "--fig_dir", str(tmp_path)])
 
 
@@ -342,7 +342,7 @@ def test_a_log_against_another(tmp_path, capsys):
     assert (first.split()[0], second.split()[0]) == ("1", "3")
     assert sentence.startswith("on track: 6.0000 against 6.0000 after 3 steps (+0.0000")
     other.write_text('{"kind": "train", "step": 2, "bpd": 8.0, "seconds": 1}\n')
-    with pytest.raises(RunError, match=r"out\.jsonl and .*msds1_laplace\.jsonl: no step at which both"):
+    with pytest.raises(UserError, match=r"out\.jsonl and .*msds1_laplace\.jsonl: no step at which both"):
         plot_log.main(argv)
 
 
@@ -389,7 +389,7 @@ def test_generation_script(draw):
     (png, _), caption = draw(plot_generation, "rgflow", "--samples 2")
     assert png.endswith("/generation_T1_folder_laplace_nl1_nr1_nm1_nh8.png")
     assert "2 samples" in caption and "4x4 at h = 1" in caption
-    with pytest.raises(RunError, match="realnvp"):
+    with pytest.raises(UserError, match="realnvp"):
         draw(plot_generation, "realnvp")
 
 
@@ -456,7 +456,7 @@ def test_reconstruction_script(draw, tmp_path, model, mode):
 def test_files_of_another_size(draw, tmp_path):
     Image.new("RGB", (20, 12), (9, 99, 199)).save(tmp_path / "wide.png")
     own = f"--file {tmp_path / 'wide.png'}"
-    with pytest.raises(DataError, match="20x12 pixels, must be 8x8"):
+    with pytest.raises(UserError, match="20x12 pixels, must be 8x8"):
         draw(plot_reconstruct, "rgflow", own)
     paths, _ = draw(plot_reconstruct, "rgflow", f"{own} --resize")
     assert (np.asarray(Image.open(paths[-1])) == (9, 99, 199)).all()
@@ -488,7 +488,7 @@ def test_files_of_another_size(draw, tmp_path):
     ],
 )
 def test_what_does_not_exist_is_refused(draw, tmp_path, script, flags, words):
-    with pytest.raises(FlagError, match=words):
+    with pytest.raises(UserError, match=words):
         draw(script, "rgflow", flags)
     assert not (tmp_path / "f").exists()
 

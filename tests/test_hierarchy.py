@@ -3,15 +3,7 @@
 import pytest
 import torch
 
-from flow.hierarchy import (
-    from_blocks,
-    generation_cone,
-    inference_cone,
-    level_map,
-    num_levels,
-    to_blocks,
-    touched,
-)
+from flow.hierarchy import from_blocks, generation_cone, inference_cone, level_map, num_levels, to_blocks, touched
 
 
 def test_number_of_levels():

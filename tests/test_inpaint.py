@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 import inpaint
 import main
-from args import RunError, get_args
-from data import DataError
+from args import get_args
 from flow import RGFlow
 from flow.hierarchy import cone_blocks, inference_cone
 from flow.inpaint import CausalCone, WholeFlow, maximise, psnr, random_latents
+from utils.cli import UserError
 
 
 def small(**settings):
@@ -302,7 +302,7 @@ def test_real_nvp_gets_as_many_random_latents_and_all_of_them(run_script, weight
     assert constrained["region"] == free["region"] == rgflow["region"]
     assert (rgflow["weights"], free["weights"]) == tuple(weights)
     assert (rgflow["config"]["model"], free["config"]["model"]) == ("rgflow", "realnvp")
-    with pytest.raises(RunError, match=r"--realnvp .*: must be a Real NVP"):
+    with pytest.raises(UserError, match=r"--realnvp .*: must be a Real NVP"):
         run_script("--realnvp", weights[0])
     alone = run_script("--weights", weights[1])["results"]
     assert [each["per_image"] for each in alone] == [each["per_image"] for each in (constrained, free)]
@@ -335,9 +335,9 @@ def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
     thin = np.zeros((800, 800), dtype=np.uint8)
     thin[275, 199:201] = 1  # a 2,500th of each of two output pixels
     Image.fromarray(thin).save("thin.png")
-    with pytest.raises(DataError, match=r"wide\.png: 20x10 pixels, must be 16x16; --resize"):
+    with pytest.raises(UserError, match=r"wide\.png: 20x10 pixels, must be 16x16; --resize"):
         run_script("--files", "wide.png")
-    with pytest.raises(DataError, match=r"thin\.png: 800x800 pixels, must be 16x16; --resize"):
+    with pytest.raises(UserError, match=r"thin\.png: 800x800 pixels, must be 16x16; --resize"):
         run_script("--mask", "thin.png")
     (result,) = run_script("--files", "wide.png", "--mask", "thin.png", "--resize")["results"]
     expected = rectangle(16, 5, 3, 1, 2)
@@ -366,12 +366,12 @@ def test_flags_that_do_not_fit(run_script, flags, words, capsys):
 
 def test_masks_that_do_not_fit(run_script):
     Image.new("L", (16, 16)).save("black.png")
-    with pytest.raises(RunError, match=r"black\.png: no pixel is corrupted"):
+    with pytest.raises(UserError, match=r"black\.png: no pixel is corrupted"):
         run_script("--mask", "black.png")
     for name in ("missing.png", __file__):
-        with pytest.raises(DataError, match="no readable image"):
+        with pytest.raises(UserError, match="no readable image"):
             run_script("--mask", name)
-    with pytest.raises(DataError, match=r"missing\.png: no readable image"):
+    with pytest.raises(UserError, match=r"missing\.png: no readable image"):
         run_script("--files", "missing.png")
 
 

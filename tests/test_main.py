@@ -10,10 +10,11 @@ import torch
 from runs import SMALL, command, records, weights
 
 import main
-from args import RunError, get_args
+from args import get_args
 from flow import load
 from flow.preprocess import bits_per_dim
 from utils.checkpoint import read
+from utils.cli import UserError
 
 
 def test_files_of_a_run(start, tmp_path):
@@ -158,9 +159,9 @@ def test_records_beyond_the_checkpoint_are_written_anew(start):
 
 def test_other_settings_need_another_infix(start):
     start("--max_steps 2")
-    with pytest.raises(RunError, match=r"seed 0 -> 1.*--out_infix"):
+    with pytest.raises(UserError, match=r"seed 0 -> 1.*--out_infix"):
         start("--max_steps 4 --seed 1")
-    with pytest.raises(RunError, match="batch_size 8 -> 4"):
+    with pytest.raises(UserError, match="batch_size 8 -> 4"):
         start("--max_steps 4 --batch_size 4")
     run = start("--max_steps 4 --lr 5e-4 --weight_decay 0.1")
     assert run.descent.optimizer.param_groups[0]["weight_decay"] == 0.1
@@ -212,7 +213,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(start, monkeypatch,
     steps = []
     update = run.descent.optimizer.step
     monkeypatch.setattr(run.descent.optimizer, "step", lambda: (update(), steps.append(weights(run)))[0])
-    with pytest.raises(RunError, match=rf"epoch 2, step 8: loss is not finite, first at level h = {level}"):
+    with pytest.raises(UserError, match=rf"epoch 2, step 8: loss is not finite, first at level h = {level}"):
         run.train()
     assert all(value.isfinite().all() for value in steps[-1])
     assert all(torch.equal(*pair) for pair in zip(steps[-1], steps[-2], strict=True))
@@ -226,7 +227,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(start):
     before = weights(run)
     run.total_steps = 5
     run.flow.decimators[1].networks.scale.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(RunError, match="epoch 1, step 2: gradient is not finite, first at level h = 1"):
+    with pytest.raises(UserError, match="epoch 1, step 2: gradient is not finite, first at level h = 1"):
         run.train()
     assert all(torch.equal(*pair) for pair in zip(weights(run), before, strict=True))
 
@@ -235,7 +236,7 @@ def test_weights_that_give_no_finite_bpd_are_not_saved(start):
     """The very last update can blow up what no later step would see."""
     run = start("--epoch 1")
     good = (run.folder / "1.state").read_bytes()
-    with pytest.raises(RunError, match=r"epoch 2, step 10: BPD of test images is not finite, first at level h = 0"):
+    with pytest.raises(UserError, match=r"epoch 2, step 10: BPD of test images is not finite, first at level h = 0"):
         run.total_steps = 10
         step = run.train_step
 

@@ -9,9 +9,9 @@ from checks import randomise
 from matplotlib.colors import to_rgb
 
 import plot_cones as script
-from args import FlagError
 from flow import RGFlow
 from plot_cones import generation_sections, inference_sections, region
+from utils.cli import UserError
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_other_sizes(tmp_path, capsys, L, m, C):
     ],
 )
 def test_what_does_not_exist_is_refused(tmp_path, flags, words):
-    with pytest.raises(FlagError, match=words):
+    with pytest.raises(UserError, match=words):
         script.main([*flags.split(), "--fig_dir", str(tmp_path)])
 
 

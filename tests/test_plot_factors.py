@@ -9,10 +9,11 @@ from test_probes import hadamard, parts
 
 import main
 import plot_factors
-from args import RunError, get_args
+from args import get_args
 from data import msds, open_dataset
 from flow.base import Flow
 from flow.hierarchy import level_map
+from utils.cli import UserError
 
 
 class Identity(Flow):
@@ -108,7 +109,7 @@ def test_script(prepared, tmp_path, capsys):
     plot_factors.main([*argv.split()[:-3], "--json", f"{tmp_path}/g.json", "--weights", files[0]])
     again = json.loads((tmp_path / "g.json").read_text())
     assert again["results"][0]["levels"] == record["results"][0]["levels"]
-    with pytest.raises(RunError, match=r"--images 300: must be at most 240"):
+    with pytest.raises(UserError, match=r"--images 300: must be at most 240"):
         plot_factors.main([*argv.split(), files[0], "--images", "300"])
 
 
@@ -124,7 +125,7 @@ def test_labels_are_those_of_the_images(prepared):
 def test_flows_of_other_data_are_refused(start, images, tmp_path):
     run = start("--max_steps 1")
     path = next(run.log.records_path.parent.glob("out_save/*.state"))
-    with pytest.raises(RunError, match="trained on folder, must be one of msds1, msds2"):
+    with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
         plot_factors.main(["--weights", str(path)])
 
 

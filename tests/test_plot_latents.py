@@ -7,11 +7,11 @@ from checks import randomise
 
 import plot_latents as script
 import plot_receptive_fields
-from args import FlagError
 from flow import RGFlow
 from flow.hierarchy import generation_cone
 from flow.preprocess import to_image
 from plot_latents import vary
+from utils.cli import UserError
 
 
 @pytest.mark.parametrize("latent", [(0, 8, 24), (2, 4, 12), (2, 6, 10), (1, 3, 31), (1, 0, 1), (2, 0, 30)])
@@ -106,5 +106,5 @@ def test_fields_are_shared_with_their_own_figure(draw, tmp_path):
     ],
 )
 def test_what_does_not_exist_is_refused(draw, flags, words):
-    with pytest.raises(FlagError, match=words):
+    with pytest.raises(UserError, match=words):
         draw(script, "rgflow", flags)

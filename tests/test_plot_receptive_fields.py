@@ -11,10 +11,11 @@ from matplotlib import colormaps
 
 import bench
 import plot_receptive_fields as script
-from args import FlagError, RunError, build_parser, get_args
+from args import build_parser, get_args
 from flow import RealNVP
 from flow.load import build, load
 from plot_receptive_fields import Fields, choose_latents, draw_fields, draw_histogram, get_fields, pictures
+from utils.cli import UserError
 from utils.random import generator
 
 
@@ -223,14 +224,14 @@ def test_script(draw, tmp_path, model, flags, name, words):
     ],
 )
 def test_what_does_not_exist_is_refused(draw, tmp_path, flags, words):
-    with pytest.raises(FlagError, match=words):
+    with pytest.raises(UserError, match=words):
         draw(script, "rgflow", flags)
     assert not (tmp_path / "f").exists()
 
 
 def test_fields_that_are_not_finite_are_refused(draw, monkeypatch):
     monkeypatch.setattr(script, "receptive_fields", lambda flow, n, latents, *_, **__: latents[:, :1, None] * torch.nan)
-    with pytest.raises(RunError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         draw(script, "rgflow")
 
 
@@ -242,5 +243,5 @@ def test_the_time_of_fields_beside_one_pass_per_latent(weights, capsys):
     assert min(result["seconds"], result["extrapolated_seconds_batched"]) > 0
     assert "extrapolated from 32" in capsys.readouterr().out
     args.weights = weights["realnvp"]
-    with pytest.raises(FlagError, match="only for rgflow"):
+    with pytest.raises(UserError, match="only for rgflow"):
         bench.time_fields(args, 2)

@@ -16,10 +16,11 @@ from runs import ROOT, SMALL, command, records, weights
 from test_checkpoint import full_ones, same
 
 import main
-from args import RunError, get_args
+from args import get_args
 from flow import load
 from utils import checkpoint
-from utils.checkpoint import CheckpointError, read
+from utils.checkpoint import read
+from utils.cli import UserError
 from utils.plotting import grid_figure
 
 FLAGS = "--epoch 4 --print_step 3 --lr_schedule cosine --warmup_steps 3 --keep_epoch 2"  # 20 steps
@@ -140,7 +141,7 @@ def test_what_is_not_finite_is_not_saved(start, stopped):
         return norm
 
     run.train_step = train_step
-    with pytest.raises(RunError, match="epoch 2, step 7: weights are not finite"):
+    with pytest.raises(UserError, match="epoch 2, step 7: weights are not finite"):
         run.train()
     assert [path.name for path in run.folder.iterdir()] == ["1.state"]
     assert (run.folder / "1.state").read_bytes() == good
@@ -204,7 +205,7 @@ def test_no_good_file_is_one_sentence(start):
     run = start("--max_steps 7")
     for path in run.folder.iterdir():
         path.write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="no other file in"):
+    with pytest.raises(UserError, match="no other file in"):
         start("--max_steps 9")
     done = command("main.py", *argv_of(run), "--max_steps", "9")
     assert done.returncode == 1
@@ -224,7 +225,7 @@ def test_slim_files_serve_scripts_but_not_training(start):
     assert done.returncode == 1
     assert re.fullmatch(r"error: \S*3\.state is slim, .*--init \S*3\.state\n", done.stderr)
     (run.folder / "3.state").write_bytes(b"")
-    with pytest.raises(RunError, match=r"2\.state is slim.*3\.state: damaged"):
+    with pytest.raises(UserError, match=r"2\.state is slim.*3\.state: damaged"):
         start("--epoch 4 --keep_epoch 1 --lr 1e-2")
 
 
@@ -243,9 +244,9 @@ def test_init(start, tmp_path):
         again = main.Run(run.args)
         assert again.step == 2
         again.lock.close()
-    with pytest.raises(RunError, match=r"another network \(nhidden 8 -> 4\)"):
+    with pytest.raises(UserError, match=r"another network \(nhidden 8 -> 4\)"):
         start(f"--nhidden 4 --init {file}", "other")
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         start(f"--init {tmp_path / 'none.state'}", "none")
 
 
@@ -282,7 +283,7 @@ def test_disk_space(start, monkeypatch):
     weights = 8 * sum(parameter.numel() for parameter in run.flow.parameters())
     assert f"need up to {checkpoint.disk_space(weights, kept=2) / 1e9:.3g} GB" in line
     monkeypatch.setattr(main, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
-    with pytest.raises(RunError, match=r"--out_dir .*: disk: .*5e-09 GB are free"):
+    with pytest.raises(UserError, match=r"--out_dir .*: disk: .*5e-09 GB are free"):
         start("--epoch 4 --keep_epoch 2", "other")
     start("--epoch 4 --keep_epoch 2")  # finished: needs none
 
@@ -292,7 +293,7 @@ def test_output_path_below_a_regular_file(images, tmp_path, below):
     path = tmp_path / "out" / below if below else tmp_path / "out"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine")
-    with pytest.raises(RunError, match=r"--out_dir .*/out: cannot be written"):
+    with pytest.raises(UserError, match=r"--out_dir .*/out: cannot be written"):
         main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / 'out'} {SMALL}".split()))
     assert path.read_text() == "mine"
 

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import torch
 
+from .cli import UserError
 from .files import replacing
 
 FORMAT = 2
 LAST = "last.state"
 TRAINING = ("optimizer", "window")  # what a slim file lacks
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message is one sentence for the user."""
 
 
 def save(path, state):
@@ -47,11 +44,11 @@ def is_full(state):
 def read(path, device="cpu"):
     """The dict that `save` wrote, tensors on `device`. Never runs code from the file.
 
-    Raises CheckpointError if the file is missing, damaged (its checksums are verified) or of another kind or format.
+    Raises UserError if the file is missing, damaged (its checksums are verified) or of another kind or format.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
+        raise UserError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
     try:
         with open(path, "rb") as file:
             verify(file)
@@ -59,16 +56,14 @@ def read(path, device="cpu"):
             state = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # whatever reading a damaged file raises, it means damage
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"checkpoint {path}: damaged, or not a checkpoint of this program ({cause})") from error
+        raise UserError(f"checkpoint {path}: damaged, or not a checkpoint of this program ({cause})") from error
     if not isinstance(state, dict) or "config" not in state or not isinstance(state.get("format"), int):
-        raise CheckpointError(
-            f"checkpoint {path}: not of this program (those of other RG-Flow code are not interchangeable)"
-        )
+        raise UserError(f"checkpoint {path}: not of this program (those of other RG-Flow code are not interchangeable)")
     if state["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: format {state['format']!r}, this program reads format {FORMAT}")
+        raise UserError(f"checkpoint {path}: format {state['format']!r}, this program reads format {FORMAT}")
     kinds = {"config": dict, "epoch": int, "step": int, "model": dict}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()) or state["step"] < 0:
-        raise CheckpointError(f"checkpoint {path}: incomplete, it must hold config, epoch, step and model")
+        raise UserError(f"checkpoint {path}: incomplete, it must hold config, epoch, step and model")
     state["config"].setdefault("model", "rgflow")  # files from before there was another
     return state
 
@@ -93,14 +88,14 @@ def newest(folder, full=False):
     """(path, state, warnings) of the checkpoint with most steps in a run folder, or None if it holds none.
 
     A file that cannot be read is passed over, with a warning. With `full`, so are slim files, unless there are only
-    such. Raises CheckpointError if there are files and none can be read.
+    such. Raises UserError if there are files and none can be read.
     """
     folder, warnings, slim_ones, gone = Path(folder), [], [], []
 
     def attempt(path):
         try:
             state = read(path)
-        except CheckpointError as error:
+        except UserError as error:
             warnings.append(f"{error}; passed over")
             gone.extend([path] * (not os.path.lexists(path)))
             return None
@@ -123,7 +118,7 @@ def newest(folder, full=False):
     if found:
         return *found, warnings
     if warnings:
-        raise CheckpointError(f"{warnings[0].removesuffix('; passed over')}; no other file in {folder} can be used")
+        raise UserError(f"{warnings[0].removesuffix('; passed over')}; no other file in {folder} can be used")
     return None
 
 
@@ -169,7 +164,7 @@ def slim_down(folder, state, keep_epoch):
         if epoch != best and holds_optimizer(path):
             try:
                 save(path, slim(read(path)))
-            except CheckpointError:  # damaged: whoever reads it will say so
+            except UserError:  # damaged: whoever reads it will say so
                 continue
 
 

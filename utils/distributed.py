@@ -12,11 +12,9 @@ import torch.distributed as dist
 from torch.distributed import is_torchelastic_launched
 from torch.nn.parallel import DistributedDataParallel
 
+from .cli import UserError
+
 PATIENCE = timedelta(days=7)  # for those that wait while another one prepares data
-
-
-class PeerError(Exception):
-    """Another process of the run cannot be reached; the message is one sentence for the user."""
 
 
 class Peers:
@@ -117,7 +115,7 @@ class Peers:
 
 @contextmanager
 def together(device):
-    """The `Peers` of this process. Raises PeerError where a message between them fails, since one has ended."""
+    """The `Peers` of this process. Raises UserError where a message between them fails, since one has ended."""
     peers = None
     try:
         peers = Peers(device)
@@ -128,7 +126,7 @@ def together(device):
         failed_message = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
         if (peers and peers.size == 1) or not failed_message:
             raise
-        raise PeerError(
+        raise UserError(
             f"process {os.environ.get('RANK', 0)}: another process of the run has ended or cannot be reached;"
             f" nothing is saved here ({str(error).splitlines()[0]})"
         ) from error

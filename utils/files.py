@@ -1,6 +1,8 @@
 """Files that are whole or not there, errors that say which file, and the lock that keeps two runs apart."""
 
+import errno
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,3 +67,14 @@ def lock(path):
             raise
         return None
     return file
+
+
+def check_writable(path):
+    """Raises OSError, before anything is computed, if `path` cannot be written; missing folders are made later."""
+    path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with naming(path):
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass

@@ -1,21 +1,18 @@
 """Results as JSON: the numbers, and what it takes to measure them again."""
 
-import errno
 import json
 import math
-import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from .files import naming, replacing
+from .files import replacing
 
 
 def machine(device):
@@ -61,17 +58,6 @@ def in_words(values, digits=3):
         return "–"
     mean, deviation = mean_and_deviation(values)
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
-
-
-def check_writable(path):
-    """Raises OSError, before anything is computed, if `path` cannot be written; missing folders are made later."""
-    path = Path(path)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    with naming(path):
-        if path.is_dir():
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=folder):
-            pass
 
 
 def save(path, record):

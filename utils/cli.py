@@ -1,0 +1,218 @@
+"""What every command line shares: parser, types of flags, checks, and errors that end in one sentence."""
+
+import argparse
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from .files import check_writable
+from .signals import leave_on_signals
+
+
+class UserError(Exception):
+    """What the user can mend; the message is one sentence that names the flag or file, the value and the rule.
+
+    status: exit status of the script, 2 for a flag
+    """
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
+
+
+def flag_error(flag, value, rule):
+    """The UserError for a value that does not fit the flow or the data of other flags."""
+    return UserError(f"argument {flag}: {value}: {rule}", 2)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every flag that has one and does not explain it itself."""
+
+    def _get_help_string(self, action):
+        explained = "(default" in (action.help or "") or action.default in (None, "", False)
+        return action.help if explained else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence and whose @FILEs hold flags with their values, and # comments."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description,
+            formatter_class=HelpFormatter,
+            fromfile_prefix_chars="@",
+            allow_abbrev=False,
+            epilog="@FILE reads flags from a file: one flag with its value per line, quotes round a value with spaces,"
+            " a comment after # and a space or at the start of a line; later flags win.",
+        )
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, wrong as they may be
+
+    def convert_arg_line_to_args(self, arg_line):
+        lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", arg_line.lstrip("\ufeff")), posix=True)
+        lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+        try:
+            return list(lexer)
+        except ValueError as error:
+            self.error(f"argument file: line {arg_line!r}: {error}")
+
+    def parse_args(self, args=None, namespace=None):
+        try:
+            return super().parse_args(args, namespace)
+        except RecursionError:
+            self.error("argument file: reads itself")
+        except ValueError as error:  # a name or content that is no text
+            self.error(f"argument file: {error}")
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def number(kind, low, high, rule):
+    """An argparse type: an int or float from `low` to `high`; `rule` says so in words."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {rule}")
+        return value
+
+    return convert
+
+
+LARGEST = 2**31 - 1
+count = number(int, 0, LARGEST, f"a whole number of at least 0 and at most {LARGEST}")
+positive = number(int, 1, LARGEST, f"a whole number of at least 1 and at most {LARGEST}")
+several = number(int, 2, LARGEST, f"a whole number of at least 2 and at most {LARGEST}")
+above_zero = number(float, 1e-30, 1e30, "a number above 0 and at most 1e30")
+non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
+finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
+
+
+def number_list(kind):
+    """An argparse type: one `kind` or several, comma separated, as a tuple."""
+    return lambda text: tuple(kind(item) for item in text.split(","))
+
+
+def assignment(name, value):
+    """An argparse type: `name`=`value`, types themselves, as a pair."""
+
+    def convert(text):
+        left, equals, right = text.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be something = a number")
+        return name(left), value(right)
+
+    return convert
+
+
+def latent_name(text):
+    """An argparse type: the name h:i:j:c of a latent, its level, row, column and channel, as a tuple of numbers."""
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be level:row:column:channel, counted from 0, as in 2:4:12:0")
+    return tuple(map(int, parts))
+
+
+def gpu_list(text):
+    """The numbers of `--cuda`, a tuple; empty is the CPU."""
+    from torch.cuda import device_count  # here: processes that draw images do without torch
+
+    numbers = text.split(",") if text else []
+    for number in numbers:
+        if not number.isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: must be numbers of GPUs, comma separated, or empty for the CPU"
+            )
+        if int(number) >= device_count():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: no GPU {number}, the number of GPUs that can be used here is {device_count()}"
+            )
+    if len(set(map(int, numbers))) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: names a GPU twice")
+    return tuple(map(int, numbers))
+
+
+def add_temperature(group, default=(1.0,)):
+    """The flag --temperature; its value is for `check_temperature`."""
+    group.add_argument(
+        "--temperature",
+        type=number_list(non_negative),
+        default=default,
+        metavar="T[,T…]",
+        help=f"one for all levels or one per level from h = 0 up, comma separated (default: {listing(default)})",
+    )
+
+
+def listing(values):
+    """Numbers as the flags take them."""
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def check_range(flag, values, size):
+    """Raises UserError, naming `flag`, unless all values are in 0 … size - 1."""
+    for value in values:
+        if not 0 <= value < size:
+            raise flag_error(flag, value, f"must be in 0..{size - 1}")
+
+
+def check_temperature(temperatures, flow, flag="--temperature"):
+    """One temperature for all levels, or one per level: as a tuple, one per level.
+
+    Raises UserError, naming `flag`, for another number of them.
+    """
+    if len(temperatures) == 1:
+        temperatures *= flow.num_levels
+    if len(temperatures) != flow.num_levels:
+        rule = f"must be one number or {flow.num_levels}, one per level of the flow"
+        raise flag_error(flag, listing(temperatures), rule)
+    return temperatures
+
+
+def check_latents(latents, flow, flag="--latents"):
+    """Names (h, i, j, c) of latents as indices (c, i, j) into the flow's latents (C, L, L), a list of tuples.
+
+    Raises UserError for a latent that the flow does not have, naming `flag`.
+    """
+    for h, i, j, c in latents:
+        name = f"{h}:{i}:{j}:{c}"
+        if max(i, j) >= flow.L:
+            raise flag_error(flag, name, f"row and column must be in 0..{flow.L - 1}")
+        if c >= flow.nchannels:
+            raise flag_error(flag, name, f"the channel must be in 0..{flow.nchannels - 1}")
+        level = int(flow.level_map[c, i, j])
+        if h != level:
+            raise flag_error(flag, name, f"row {i}, column {j} is at level {level} of 0..{flow.num_levels - 1}")
+    return [(c, i, j) for h, i, j, c in latents]
+
+
+def check_output(parser, args):
+    """Ends with one sentence, before anything is computed, if a file or folder that a flag names cannot be written."""
+    for flag in ("json", "out", "fig_dir"):
+        path = getattr(args, flag, None)
+        if path is not None:
+            try:
+                check_writable(Path(path) / "picture" if flag == "fig_dir" else path)
+            except OSError as error:
+                parser.error(f"argument --{flag}: {getattr(args, flag)}: cannot be written ({error.strerror})")
+
+
+def script(main):
+    """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
+    leave_on_signals()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        words = "out of memory", "can't allocate memory"  # of PyTorch's errors for a GPU and a CPU
+        if not isinstance(error, MemoryError) and not any(each in str(error) for each in words):
+            raise
+        sys.exit(f"error: out of memory, try a smaller batch or network ({str(error).splitlines()[0]})")
