@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .files import check_writable
+from .memory import keep_freed_memory
 from .signals import leave_on_signals
 
 
@@ -202,8 +203,9 @@ def check_output(parser, args):
 
 
 def script(main):
-    """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
+    """Run a script's main. User errors print one sentence; bugs keep their traceback."""
     leave_on_signals()
+    keep_freed_memory()
     try:
         main()
     except UserError as error:

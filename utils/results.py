@@ -37,9 +37,13 @@ def commit():
 
 
 def about(script, argv, device):
-    """The command, machine, versions and date of a measurement, a dict; `script` is its file, argv its flags."""
+    """The command, machine, versions and date of a measurement, a dict.
+
+    script: its file
+    argv: its flags, None for those of the command line
+    """
     return {
-        "command": shlex.join(["python", Path(script).name, *argv]),
+        "command": shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)]),
         "machine": machine(torch.device(device)),
         "torch": torch.__version__,
         "commit": commit(),
