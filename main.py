@@ -18,20 +18,19 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is being imported: no traceback
 
 import torch
-from layers.fold import folded_together
 from tqdm import tqdm
 
-from args import get_args, newest, run_path
+from args import accelerate, get_args, newest, run_path
 from data import DATASETS, open_dataset
 from data.batches import Batches
 from flow.evaluation import bits_per_dim_of_all, first_nonfinite, mean_and_stderr, noisy_batch
 from flow.load import build
-from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
+from flow.preprocess import Loss, nats_per_dim, nats_to_bits, to_image, to_model
 from utils import checkpoint
 from utils.cli import UserError, script
 from utils.distributed import Peers, is_torchelastic_launched, launch, together
 from utils.logging import RunLog
-from utils.optim import Descent, learning_rate, why_not_compiled
+from utils.optim import Descent, learning_rate
 from utils.plotting import grid_figure, save_figure
 from utils.random import derived_seed, generator
 from utils.results import machine
@@ -41,18 +40,6 @@ from utils.signals import StopSignals
 UNSAVED = ("no_stdout", "export", "gpus")  # flags that say nothing about a trained flow
 PLACES = ("data_path", "out_dir")  # on the machine of the training; not exported
 GRID = 8
-
-
-class Loss(torch.nn.Module):
-    """The training loss (equation 13): nats per dimension, the mean over a batch."""
-
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, images, noise):
-        with folded_together(self.flow):
-            return nats_per_dim(self.flow, images, noise=noise).mean()
 
 
 class Run:
@@ -84,9 +71,7 @@ class Run:
         if args.max_steps:
             self.total_steps = min(self.total_steps, args.max_steps)
 
-        obstacle = why_not_compiled(self.device) if args.compile else None
-        precision = torch.bfloat16 if args.amp == "bf16" else None
-        self.flow.accelerate(args.compile and not obstacle, precision, args.grad_checkpoint)
+        _, obstacles = accelerate(self.flow, args)
         graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
         self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
 
@@ -94,13 +79,11 @@ class Run:
         self.saved_step = None  # the latest step whose state is on disk
         self.seconds = 0.0  # of steps, wall time, without tests, plots and saves
         self.test_bpds = {}  # {finished epochs: bits per dimension}
-        notes = self.resume()
+        notes = self.resume() + obstacles
         if base:
             weights = sum(parameter.numel() * parameter.element_size() for parameter in self.flow.parameters())
             epochs, finished = self.total_steps // self.batches.steps_per_epoch, self.step >= self.total_steps
             notes.append(check_disk(self.folder, args, weights, epochs, finished))
-        if obstacle:
-            notes.append(f"--compile is off: torch.compile does not work here ({obstacle})")
         own = {name: self.config[name] for name in (*FIXED, "test_steps")} | {"steps": self.total_steps}
         self.peers.check_equal(own)
         self.step = self.peers.broadcast(self.step)
