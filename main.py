@@ -28,6 +28,7 @@ from data.batches import Batches
 from flow.evaluation import bits_per_dim_of_all, first_nonfinite, mean_and_stderr, noisy_batch
 from flow.load import build
 from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
+from layers.fold import folded_together
 from utils import checkpoint, cli
 from utils.cli import UserError
 from utils.compilation import why_not_compiled
@@ -57,7 +58,8 @@ class Loss(torch.nn.Module):
         self.flow = flow
 
     def forward(self, images, noise):
-        return nats_per_dim(self.flow, images, noise=noise).mean()
+        with folded_together(self.flow):
+            return nats_per_dim(self.flow, images, noise=noise).mean()
 
 
 class Run:
