@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from layers.networks import Networks
-from layers.residual import folded_together
 
 from .prior import PRIORS
 
@@ -55,8 +54,7 @@ class Flow(nn.Module):
 
     def log_prob(self, x):
         """log p(x) of equation 1, nats: (B, C, L, L) -> (B,)."""
-        with folded_together(self):
-            z, log_det = self(x)
+        z, log_det = self(x)
         return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
 
     def sample_prior(self, n, temperature=1.0, generator=None):

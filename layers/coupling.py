@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from .residual import ResidualNetworks, evaluate
+from .fold import evaluate
+from .residual import ResidualNetworks
 
 
 def couple(folded, x, moved):

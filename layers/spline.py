@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .coupling import RNVP, Halves
-from .residual import evaluate
+from .fold import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 
