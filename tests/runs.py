@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,3 +77,10 @@ def at_steps(run, before=lambda: None, after=lambda: None):
 
     run.descent.run = with_hooks
     return run
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "too long"
+        time.sleep(0.02)
