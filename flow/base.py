@@ -16,6 +16,7 @@ class Flow(nn.Module):
     A subclass MUST define, for one bijection and its exact inverse,
         forward(x) -> z, log_det     log |det dz/dx|, (B,)
         inverse(z) -> x, log_det     log |det dx/dz|, (B,): the log-determinant is that of the direction just travelled
+        layers()                     the layers that act on patches, see `RGFlow.layers`; an empty list without such
         level_parameters(h)          the parameters of level h, a list; those of shared levels count at h = 0
         multiply_adds(inverse)       those of the networks for one image, in one direction
         default_nlayers(num_levels)  `nlayers` where none is given
