@@ -59,6 +59,16 @@ def sweep(z, latent, values):
     return swept
 
 
+def vary(flow, z, latent, values):
+    """Samples z (B, C, L, L) with one latent set to each of n values, as in `sweep`: images (n, B, C, L, L)."""
+    return decode_frames(flow, sweep(z, latent, values))
+
+
+def decode_frames(flow, z):
+    """`decode` for latents (F, B, C, L, L)."""
+    return decode(flow, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
 def random_walk(flow, z, levels, stops, steps, temperature=1.0, generator=None):
     """A closed walk of the latents of `levels`, the others stay as in z (B, C, L, L): (stops steps, B, C, L, L).
 

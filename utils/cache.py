@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import verify
-from .files import replacing
-from .results import check_writable
+from .files import check_writable, replacing
 
 
 def digest(*parts):

@@ -94,9 +94,16 @@ non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
 finite = number(float, -1e30, 1e30, "a number from -1e30 to 1e30")
 
 
-def number_list(kind):
-    """An argparse type: one `kind` or several, comma separated, as a tuple."""
-    return lambda text: tuple(kind(item) for item in text.split(","))
+def number_list(kind, size=None):
+    """An argparse type: one `kind` or several, comma separated, as a tuple; with `size`, that many."""
+
+    def convert(text):
+        values = tuple(kind(item) for item in text.split(","))
+        if size not in (None, len(values)):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {size} numbers")
+        return values
+
+    return convert
 
 
 def assignment(name, value):
@@ -149,6 +156,15 @@ def add_temperature(group, default=(1.0,)):
     )
 
 
+def add_field_flags(add):
+    """--levels, for `check_levels`, and --draws and --per_level, of receptive fields."""
+    add("--levels", type=number_list(count), metavar="H[,H…]", help="only these levels (default: all)")
+    add("--draws", type=positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of")
+    subset = "compute the fields of N random latents of each level, and find the strongest among these (default: all"
+    subset += " of rgflow up to 1 GiB; otherwise 16)"
+    add("--per_level", type=positive, metavar="N", help=subset)
+
+
 def listing(values):
     """Numbers as the flags take them."""
     return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
@@ -159,6 +175,17 @@ def check_range(flag, values, size):
     for value in values:
         if not 0 <= value < size:
             raise flag_error(flag, value, f"must be in 0..{size - 1}")
+
+
+def check_levels(levels, flow, latents=None):
+    """The levels of --levels, all if None, from the top.
+
+    Raises UserError for a level that the flow does not have, and if latents are given as well.
+    """
+    if levels and latents:
+        raise flag_error("--levels", listing(levels), "must not be given with --latents")
+    check_range("--levels", levels or (), flow.num_levels)
+    return sorted(set(levels or range(flow.num_levels)), reverse=True)
 
 
 def check_temperature(temperatures, flow, flag="--temperature"):

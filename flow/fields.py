@@ -1,0 +1,90 @@
+"""Receptive fields of latents (sections 3.4 and 4.4), kept in a file and computed again only if what they depend on
+changes.
+
+The receptive field of a latent is the mean of |dG / dz_l| over draws of z, summed over colours, G the generator with
+images in model space. Its strength is the mean over pixels.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+
+from utils.cache import cached, digest
+from utils.cli import UserError
+from utils.random import generator
+
+from .jacobian import receptive_fields
+from .rg_flow import RGFlow
+
+MOST_ENTRIES = 2**28  # of fields computed unless asked for, 1 GiB in float32
+SUBSET = 16  # latents per level where all are too many, or where each takes a pass, as in Real NVP
+
+
+@dataclass
+class Fields:
+    """Receptive fields of S latents, on the CPU."""
+
+    latents: torch.Tensor  # (S, 3) integers: channel, row, column
+    levels: torch.Tensor  # (S,) integers
+    fields: torch.Tensor  # (S, L, L)
+    totals: list  # latents that the flow has at each level
+
+    @property
+    def strengths(self):
+        """The mean of each field over the pixels: (S,)."""
+        return self.fields.mean((1, 2))
+
+    def name(self, k):
+        c, i, j = self.latents[k].tolist()
+        return f"{self.levels[k]}:{i}:{j}:{c}"
+
+    def of_level(self, h):
+        """The numbers of the fields of a level: (s,)."""
+        return (self.levels == h).nonzero()[:, 0]
+
+    def strongest(self, h, number):
+        """The numbers of the strongest fields of level h, in falling order."""
+        at_level = self.of_level(h)
+        return at_level[self.strengths[at_level].argsort(descending=True, stable=True)[:number]]
+
+
+def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, subset=None):
+    """The Fields of a flow, from the file `{path}_….cache` if they are there.
+
+    config: of `load_flow`
+    n, temperatures: draws of z, and their temperature at each level, None for 1
+    latents: (channel, row, column) of each; without them, `subset` random ones of each level, or by default all of an
+        RG-Flow up to MOST_ENTRIES, otherwise SUBSET
+    Raises UserError if a field is not finite.
+    """
+    if latents is None:
+        few = isinstance(flow, RGFlow) and flow.nchannels * flow.L**4 <= MOST_ENTRIES
+        latents = choose_latents(flow, subset or (None if few else SUBSET), seed)
+    latents, temperatures = torch.as_tensor(latents), temperatures or (1.0,) * flow.num_levels
+    # A flow's type and sizes say what its parameters mean, the device which numbers a seed gives.
+    settings = {name: config[name] for name in ("model", "dtype", *inspect.signature(type(flow)).parameters)}
+    device = flow.level_map.device
+    key = digest(flow.state_dict(), settings, latents, n, seed, temperatures, device.type)
+
+    def compute():
+        draws = generator(seed, "receptive fields", 0, device)
+        return receptive_fields(flow, n, latents, temperatures, draws, progress=True)
+
+    fields = cached(f"{path}_{key}.cache", compute)
+    if not fields.isfinite().all():
+        raise UserError("the receptive fields of these weights are not finite")
+    level_map = flow.level_map.cpu()
+    return Fields(latents, level_map[latents.unbind(1)], fields, level_map.flatten().bincount().tolist())
+
+
+def choose_latents(flow, number, seed):
+    """Latents (S, 3), channel, row, column, level by level: `number` random ones of each, all if None."""
+    chosen = []
+    for h in range(flow.num_levels):
+        latents = (flow.level_map.cpu() == h).nonzero()
+        if number is not None:
+            order = torch.randperm(len(latents), generator=generator(seed, "computed fields", h))
+            latents = latents[order[:number].sort().values]
+        chosen.append(latents)
+    return torch.cat(chosen)
