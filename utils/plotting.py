@@ -1,16 +1,19 @@
 """Figures: one style, written as PNG and PDF, or one after the other as an animated GIF."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .files import replacing
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # told apart by colour-blind readers too
+COLOUR_MAP = "magma"  # of receptive fields
 COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
@@ -34,6 +37,13 @@ def image_grid(images, ncols):
         i, j = divmod(n, ncols)
         grid[i * (L + gap) : i * (L + gap) + L, j * (L + gap) : j * (L + gap) + L] = image
     return grid
+
+
+def field_pictures(fields):
+    """Receptive fields (S, L, L), each divided by its largest value, in colours: (S, 3, L, L) in [0, 1]."""
+    fields = np.asarray(fields)
+    shares = fields / fields.max((1, 2), keepdims=True).clip(np.finfo(fields.dtype).tiny)
+    return colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
 
 
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
@@ -74,17 +84,23 @@ def add_image(figure, image, left, top, size, label=""):
     return axes
 
 
-def save_figure(figure, path, endings=(".png", ".pdf"), parents=True):
-    """Write a figure to `path` plus each ending; returns the paths.
+def write(path, save, parents=True, quiet=False):
+    """Write a file by save(file), which takes its place when it is complete; print and return its path.
 
-    parents: whether to make the folders above that of the figure, if they are missing
+    parents: whether to make missing folders above that of the file
     """
-    paths = [Path(f"{path}{ending}") for ending in endings]
-    paths[0].parent.mkdir(parents=parents, exist_ok=True)
-    for each in paths:
-        with replacing(each) as file, style():
-            figure.savefig(file, format=each.suffix[1:], dpi=300)
-    return paths
+    path = Path(path)
+    path.parent.mkdir(parents=parents, exist_ok=True)
+    with replacing(path) as file, style():
+        save(file)
+    if not quiet:
+        print(path)
+    return path
+
+
+def save_figure(figure, path, endings=(".png", ".pdf"), **how):
+    """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
+    return [write(f"{path}{end}", partial(figure.savefig, format=end[1:], dpi=300), **how) for end in endings]
 
 
 def screen_width(images, ncols):
@@ -94,27 +110,18 @@ def screen_width(images, ncols):
 
 
 def save_animation(figures, path, seconds):
-    """Write figures, each shown for `seconds`, as a GIF that repeats; `path` is without ending. Returns the path."""
+    """Write figures, each shown for `seconds`, as {path}.gif, which repeats."""
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
         frames.append(Image.open(buffer).convert("RGB"))
-    path = Path(f"{path}.gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        frames[0].save(
-            file, format="gif", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0
-        )
-    return path
+    settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0}
+    write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
 
 
 def save_pixels(image, path):
-    """Write an image (C, H, W), uint8, C = 1 or 3, as a PNG of its own pixels; `path` is without ending. Returns the
-    path."""
-    path = Path(f"{path}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an image (C, H, W), uint8, C = 1 or 3, as {path}.png of its own pixels."""
     image = np.asarray(image)
-    with replacing(path) as file:
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, format="png")
-    return path
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    write(f"{path}.png", partial(picture.save, format="png"))
