@@ -17,7 +17,6 @@ from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, add_image, field_pictures
 from utils.random import generator
 
 
-
 def draw(groups):
     """A figure of groups: a receptive field on the left, beside it a row per sample and a column per value.
 

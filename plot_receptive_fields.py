@@ -6,8 +6,8 @@ python plot_receptive_fields.py --weights … --levels 3 --number 40 --strongest
 python plot_receptive_fields.py --weights … --latents 3:0:8:1,0:5:7:2
 python plot_receptive_fields.py --weights … --histogram
 
-Receptive fields are kept in --fig_dir, see `flow.fields`. All latents of an RG-Flow are computed at once; Real NVP takes
-one pass per latent, and so a random subset is used.
+Receptive fields are kept in --fig_dir, see `flow.fields`. All latents of an RG-Flow are computed at once. Real
+NVP takes one pass per latent, so a random subset is used.
 """
 
 import numpy as np
@@ -17,7 +17,17 @@ from matplotlib.figure import Figure
 import args as flags
 from flow.fields import get_fields
 from utils import cli
-from utils.plotting import COLOUR_MAP, COLOURS, COLUMN, COLUMN_LABEL, PAGE, add_image, field_pictures, save_figure, style
+from utils.plotting import (
+    COLOUR_MAP,
+    COLOURS,
+    COLUMN,
+    COLUMN_LABEL,
+    PAGE,
+    add_image,
+    field_pictures,
+    save_figure,
+    style,
+)
 from utils.random import generator
 from utils.results import about, save
 
