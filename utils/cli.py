@@ -123,12 +123,19 @@ def assignment(name, value):
     return convert
 
 
-def latent_name(text):
-    """An argparse type: the name h:i:j:c of a latent, its level, row, column and channel, as a tuple of numbers."""
-    parts = text.split(":")
-    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be level:row:column:channel, counted from 0, as in 2:4:12:0")
-    return tuple(map(int, parts))
+def indices(names, example):
+    """An argparse type: numbers counted from 0 and joined by colons, as a tuple; `names` says what they are."""
+
+    def convert(text):
+        parts = text.split(":")
+        if len(parts) != len(names.split(":")) or not all(part.isdecimal() for part in parts):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {names}, counted from 0, as in {example}")
+        return tuple(map(int, parts))
+
+    return convert
+
+
+latent_name = indices("level:row:column:channel", "2:4:12:0")
 
 
 def gpu_list(text):
