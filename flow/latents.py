@@ -69,6 +69,11 @@ def decode_frames(flow, z):
     return decode(flow, z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
 
+def papers_range(h):
+    """What a latent of level h is varied over in figure 6 (Appendix D); level 0, which it leaves out, as level 1."""
+    return (0.0, 6.0) if h <= 1 else (0.0, 1.5)
+
+
 def random_walk(flow, z, levels, stops, steps, temperature=1.0, generator=None):
     """A closed walk of the latents of `levels`, the others stay as in z (B, C, L, L): (stops steps, B, C, L, L).
 

@@ -70,18 +70,23 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     return figure
 
 
-def add_image(figure, image, left, top, size, label=""):
-    """Draw one image (C, L, L) in [0, 1], as `image_grid` does, as a square of `size` inches.
+def add_axes(figure, left, top, width, height=None):
+    """Axes `width` by `height` inches, by default square; left, top: inches from the figure's upper left corner."""
+    full, tall = figure.get_size_inches()
+    height = height or width
+    return figure.add_axes((left / full, 1 - (top + height) / tall, width / full, height / tall))
 
-    left, top: inches from the upper left corner of the figure to the image's; the label goes above, as wide as it
+
+def add_image(figure, image, left, top, size, label=""):
+    """Draw an image (C, L, L) in [0, 1], as `image_grid` does, as a square; left, top, size: inches, see `add_axes`.
+
+    The label goes above, as wide as the image.
     """
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+    axes = add_axes(figure, left, top, size)
     axes.imshow(image_grid(image[None], 1), interpolation="nearest")
     axes.set_axis_off()
     fitting = 72 * size / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
     axes.set_title(label, fontsize=min(FONT_SIZE, fitting), pad=2)
-    return axes
 
 
 def write(path, save, parents=True, quiet=False):
