@@ -16,10 +16,10 @@ class Flow(nn.Module):
     A subclass MUST define
         forward(x) -> z, log_det     log |det dz/dx|, (B,), the second term of equation 1
         inverse(z) -> x, log_det     the exact inverse; log |det dx/dz|, (B,), which equation 2 subtracts
+        layers()                     the layers that act on patches, see `RGFlow.layers`; an empty list without such
         level_parameters(h)          the parameters of level h, a list; shared levels count at h = 0
         multiply_adds(inverse)       multiply-adds of the networks for one image, in one direction
         default_nlayers(num_levels)  the default of `nlayers`
->>>>>>> 9d30ee2ad76a0345aa27fb3317524f7355f627c8
 
     level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position. The buffer of that name is
     (C, L, L). All other code finds the level of a latent there.
@@ -54,10 +54,6 @@ class Flow(nn.Module):
             raise ValueError(f"shape {tuple(images.shape)}: must be (B, {', '.join(map(str, shape))})")
 
     def log_prob(self, x):
-<<<<<<< HEAD
-        """log p(x) of equation 1, nats: (B, C, L, L) -> (B,)."""
-        z, log_det = self(x)
-=======
         """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equation 10.
 
         The mean of -log p(x) over the data is the loss of equations 11 and 12.
