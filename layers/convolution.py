@@ -42,9 +42,7 @@ class ConvolutionalNetworks(Networks):
             kernels = weight * ((gain * factor)[..., None, None, None] / norm_of(weight))
             kernels = kernels.to(self.dtype or weight.dtype).permute(0, 1, 2, 5, 3, 4)  # (K, number, out, in, 3, 3)
             biases = (bias * factor).to(kernels.dtype)
-            stages.append(
-                [list(zip(k.unbind(), b.unbind(), strict=True)) for k, b in zip(kernels, biases, strict=True)]
-            )
+            stages.append([list(zip(*pair, strict=True)) for pair in zip(kernels, biases, strict=True)])
         blocks = [[inner[k : k + self.nmlp] for k in range(0, len(inner), self.nmlp)] for inner in stages[1]]
         return [[first, *inner, last] for first, inner, last in zip(stages[0], blocks, stages[2], strict=True)]
 
