@@ -102,11 +102,11 @@ def fold_block(group, k):
     gains, afters, biases = (each.split(outs, 1) for each in (gain, after, (bias * after).to(settings.dtype)))
     befores = beta.reciprocal().split(ins, 1)
     weights = map(joined, zip(*(block.weights for block in blocks), strict=True))
-    folded = [by_step(beta[:, :n], one.ngroups), by_step(factor * skip, one.ngroups)]
+    folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
     for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
         differentiable = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in layer)
         matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
-        folded += [matrices, by_step(bias, one.ngroups)]
+        folded += [matrices, bias[:, None].split(one.ngroups)]
     return list(zip(*folded, strict=True))
 
 
@@ -199,8 +199,3 @@ def masked(tensor, mask):
 def joined(tensors):
     """The tensors one after the other."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def by_step(tensor, ngroups):
-    """(S, n) -> K of (G, 1, n)."""
-    return tensor[:, None, :].split(ngroups)

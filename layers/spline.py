@@ -1,4 +1,4 @@
-"""RNVP blocks whose first one ends each coupling with a monotone curve, a rational-quadratic spline (`--subnet spline`).
+"""RNVP blocks of which the first adds a monotone curve, a rational-quadratic spline, to couplings (`--subnet spline`).
 
 An affine coupling moves and stretches an entry; it cannot change the shape of its distribution. A curve of a few pieces
 can: dequantisation leaves a box around each grey value, and the prior has none. Each piece is a ratio of quadratic
@@ -51,17 +51,13 @@ class Limits(NamedTuple):
 #   middle_slope, own_slope: of both knots
 Piece = namedtuple("Piece", "corner size left right middle own outer inner half fractions middle_slope own_slope")
 
-# What a coupling with curves needs: folded networks of s, t and the curves' features, the linear map of these, `Limits`.
+# What a coupling with curves needs: folded networks of s, t and the curves' features, and the linear map of these.
 Step = namedtuple("Step", "folded head bias limits")
 
 
 def bend(raw, x, limits):
-    """The curve: raw (9, N, n), any numbers, 0 for the identity; x (N, n) -> y and log(dy / dx), (N, n) both."""
-    return curve(raw, x, limits)[:2]
-
-
-def curve(raw, x, limits):
-    """What `bend` gives, and what its derivative needs besides."""
+    """The curve: raw (9, N, n), any numbers, 0 for the identity; x (N, n) -> y and log(dy / dx), (N, n) both, and what
+    the derivative needs besides."""
     distance = (x + limits.edge).clamp(0, 2 * limits.edge)
     piece = find(raw, distance, 0, limits)
     distance = distance - piece.corner[0]
@@ -133,7 +129,7 @@ def quadratics(piece, along):
 def couple(step, x, moved):
     """curve(moved * exp(s(x)) + t(x)) and the logarithm of its derivative, all (N, n)."""
     raw, s, t = conditioned(step, x)
-    y, log_slope = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
+    y, log_slope, *_ = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
     return y, s + log_slope
 
 
@@ -166,7 +162,7 @@ def mapped(features, head, bias):
 
 
 class CoupleInTraining(torch.autograd.Function):
-    """`couple` behind its networks with the derivative written out, which takes less time than what autograd records."""
+    """`couple` behind its networks with the derivative written out, in less time than what autograd records."""
 
     @staticmethod
     def forward(ctx, outputs, moved, head, bias, limits):
@@ -175,7 +171,7 @@ class CoupleInTraining(torch.autograd.Function):
         s, features = s.tanh(), bounded(features)
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
-        y, log_slope, piece, along, terms = curve(mapped(features, head, bias), x, limits)
+        y, log_slope, piece, along, terms = bend(mapped(features, head, bias), x, limits)
         saved = piece._replace(corner=None, right=None)  # which `backward` does not use
         ctx.save_for_backward(s, moved, scale, features, head, above(limits.edge, x.abs()), along, *terms, *saved)
         ctx.limits = limits
@@ -187,15 +183,15 @@ class CoupleInTraining(torch.autograd.Function):
             raise RuntimeError("second derivatives of the spline coupling: only after eval()")
         s, moved, scale, features, head, *rest = ctx.saved_tensors
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
-        grad_raw = curve_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
+        grad_raw = bend_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
         grad_moved = grads[1] * scale
         grads[0] = torch.ops.aten.tanh_backward(torch.addcmul(grad_log, grad_moved, moved), s)
         torch.mm(grad_raw, head.t(), out=grads[2]).mul_(0.5 - 2 * features.square())
         return grads, grad_moved, features.t() @ grad_raw, grad_raw.sum(0), None
 
 
-def curve_backward(saved, limits, grad_y, grad_log, out):
-    """The derivative of `curve`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
+def bend_backward(saved, limits, grad_y, grad_log, out):
+    """The derivative of `bend`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
     inside, along, mean, curvature, D, R, Q, M, *piece = saved
     piece = Piece(*piece)
     # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D  and  M' = 2 (Q - R).
@@ -277,15 +273,13 @@ class Spline(nn.Module):
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
         super().__init__()
-        for name, value, rule, fits in (
-            ("edge", edge, "above 0 and finite", 0 < edge < math.inf),
-            ("cut", cut, "between 0 and 1/2", 0 < cut < 0.5),
-            ("steepest", steepest, "above 1 and finite", 1 < steepest < math.inf),
-        ):
-            if not fits:
-                raise ValueError(f"{name} {value}: must be {rule}")
+        limits = Limits(edge, cut, steepest)
+        bounds = {"edge": (0, math.inf), "cut": (0, 0.5), "steepest": (1, math.inf)}
+        for value, (name, (low, high)) in zip(limits, bounds.items(), strict=True):
+            if not low < value < high:
+                raise ValueError(f"{name} {value}: must be above {low} and below {high}")
         sizes = nresblocks, nmlp, nhidden
-        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, Limits(edge, cut, steepest))])
+        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, limits)])
         if nlayers > 1:
             self.blocks.append(RNVP(nchannels, kernel_size, nlayers - 1, *sizes))
 
