@@ -35,7 +35,7 @@ from flow.latents import decode, encode, mix, vary
 from flow.preprocess import to_bytes
 from utils import cli
 from utils.cli import UserError, flag_error
-from utils.results import about, aligned, by_network, in_words, row, save
+from utils.results import about, by_network, in_words, row, save, table
 
 FACTORS = {1: {"global": "colour", "local": "orientation"}, 2: {"global": "orientation", "local": "colour"}}
 # Distance in RGB, of 256 levels, and degrees. Between two drawings that differ in the other factor alone, the readings
@@ -175,22 +175,6 @@ def weights(mixed, high, low):
     return {**result, "high": float(solution[0]), "low": float(solution[1]), "r2": float(r2)}
 
 
-def tables(result):
-    """The lines of the two tables of a flow: moved latents by level, mixing by theta."""
-    names, columns = FACTORS[msds.VARIANTS[result["data"]]], {"ovals": 2, "most": 1, "size": 0, "common": 2}
-    lines = [["level", "strength", "found", *(f"{name}: {key}" for name in names.values() for key in columns)]]
-    for each in result["levels"]:
-        cells = [in_words([each[name][key]], columns[key]) for name in names.values() for key in columns]
-        lines.append([str(each["level"]), f"{each['strength']:.2g}", f"{each['found']:.1%}", *cells])
-    yield from aligned(lines)
-    columns = "high", "low", "r2"
-    lines = [["theta", "score", "found", *(f"{names[kind]}: {key}" for kind in names for key in columns)]]
-    for each in result["mixing"]:
-        cells = [in_words([each[kind][key]], 2) for kind in names for key in columns]
-        lines.append([str(each["theta"]), in_words([each["score"]], 2), f"{each['found']:.1%}", *cells])
-    yield from aligned(lines)
-
-
 def rows(record):
     """What the tables of moved latents and of mixing show of a record, see `utils.results.row`."""
     thresholds, (low, high) = record["thresholds"], record["range"]
@@ -270,7 +254,7 @@ def main(argv=None):
         except FloatingPointError as error:
             raise UserError(f"{trained['weights']}: {error}") from error
         record["results"].append({**named, **trained, **result, "config": config})
-        print(*tables(record["results"][-1]), sep="\n", flush=True)
+        print(*table(result["levels"]), "", *table(result["mixing"]), sep="\n", flush=True)
         if args.json:  # after each flow, in case a later one fails
             save(args.json, record, rows)
 

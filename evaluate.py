@@ -43,7 +43,7 @@ from flow.preprocess import to_model
 from utils import cli, metrics
 from utils.cli import UserError, flag_error
 from utils.compilation import why_not_compiled
-from utils.results import DATA_NAMES, about, flow_names, row, save
+from utils.results import DATA_NAMES, about, flow_names, row, save, table
 
 MIN_SAMPLES = 100  # for structure scores
 
@@ -105,35 +105,6 @@ def distances(args, flow, images, weights):
     results = metrics.image_distances(samples, images, weights, args.cuda, verbose=sys.stderr.isatty())
     settings = {"split": args.split, "temperature": args.temperature, "seed": args.draw_seed}
     return {**results, "fid_settings": {**settings, **results["fid_settings"]}}
-
-
-def describe(results):
-    """The results in prose, line by line."""
-    if "bpd" in results:
-        draws, spread = len(results["bpd_draws"]), results["bpd_stderr_draws"]
-        over_draws = f", ± {spread:.5f} over {draws} draws of the noise" if spread is not None else ""
-        yield (
-            f"test BPD {results['bpd']:.4f} ± {results['bpd_stderr']:.4f} over {results['images']:,} images{over_draws}"
-        )
-    for dtype, sources in results.get("round_trip", {}).items():
-        for source, errors in sources.items():
-            image, *levels = ("not finite" if e is None else f"{e:.2g}" for e in (errors["image"], *errors["levels"]))
-            listing = ", ".join(f"h = {h}: {error}" for h, error in enumerate(levels))
-            yield f"round trip, {dtype}, {source}: largest error {image} of images, of latents {listing}"
-    if "structure" in results:
-        scores = results["structure"]
-        score = f"score {scores['score']:.3f}" if scores["score"] is not None else f"no score, {scores['failure']}"
-        yield (
-            f"structure of {scores['samples']:,} samples: {score}; ovals in {scores['share']:.1%} of the cells, in real"
-            f" images in {scores['share_real']:.1%}"
-        )
-    if "fid" in results:
-        settings = results["fid_settings"]
-        yield (
-            f"FID {results['fid']:.4g}, KID {results['kid_mean']:.4g} ± {results['kid_std']:.2g}, precision"
-            f" {results['precision']:.4f}, recall {results['recall']:.4f} of {settings['samples']:,} samples against"
-            f" {settings['images']:,} {settings['split']} images"
-        )
 
 
 def rows(record):
@@ -243,7 +214,7 @@ def main(argv=None):
     record["results"] = {"data_fingerprint": dataset.fingerprint, **ways, "warnings": warnings}
     try:
         for part in measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights):
-            print(*describe(part), sep="\n", flush=True)
+            print(*table([part]), sep="\n", flush=True)
             record["results"].update(part)
             if args.json:  # after each part, in case a later one fails
                 save(args.json, record, rows)

@@ -4,13 +4,12 @@
     python plot_factors.py --weights saved_model/msds1/…/60.state
     python plot_factors.py --weights SEED0 SEED1 SEED2 GAUSSIAN0 GAUSSIAN1 GAUSSIAN2 --json factors.json
 
-Three factors, known from the labels: the global one of an image, the local one of each oval, and how far an oval
-deviates from what is global (`data.msds.factors`). For each level of latents: R^2 on held-out images of a ridge
-regression from all its latents (the probe), R^2 of the best single latent for each number of the factor, and their
-ratio. A probe says where a factor is, and cannot see a rotation of the latents; a single latent can: a ratio of 1 is a
-factor that has latents of its own, and a low one a factor that is spread over many. Pixels can have a high one as well:
-compare with a flow that is hardly trained (--max_steps 1). Seeds of one network are averaged. R^2 of levels with many
-latents grows with the number of training images: compare flows with the same.
+The labels give three factors: the global one of an image, the local one of each oval, and how far an oval deviates from
+the global one (`data.msds.factors`). Measured for each level: R^2 on held-out images of a ridge regression from all its
+latents (the probe), R^2 of the best single latent for each number of the factor, and their ratio. A probe does not
+depend on a rotation of the latents, the ratio does: it is 1 if a factor has latents of its own, and low if the factor
+is spread over many. Pixels can have a high ratio too: compare with a flow that is hardly trained (--max_steps 1). R^2
+of levels with many latents grows with the number of training images. Seeds of one network are averaged.
 """
 
 from itertools import cycle
@@ -30,7 +29,7 @@ from utils.cli import UserError, flag_error
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
-from utils.results import about, aligned, by_network, in_words, mean_and_deviation, row, save
+from utils.results import about, by_network, in_words, mean_and_deviation, row, save, table
 
 TITLES = {
     "msds1": ("global: base colour", "local: orientation of each oval", "each oval's colour minus the base"),
@@ -117,14 +116,10 @@ def grouped(results):
     return groups
 
 
-def table(groups):
-    """The lines of a table."""
-    lines = [["network", "seeds", "factor", "level", "latents", "probe R2", "best latent R2", "ratio"]]
-    for (network, factor), levels in groups.items():
-        for level, seeds in levels.items():
-            numbers = (in_words([each[name] for each in seeds]) for name in ("probe", "single", "ratio"))
-            lines.append([network, str(len(seeds)), factor, str(level), str(seeds[0]["latents"]), *numbers])
-    return aligned(lines)
+def averages(seeds):
+    """What is printed of a level, a dict."""
+    names = {key: in_words([each[key] for each in seeds]) for key in ("probe", "single", "ratio")}
+    return {"level": seeds[0]["level"], "latents": seeds[0]["latents"], "seeds": len(seeds), **names}
 
 
 def rows(record):
@@ -198,7 +193,9 @@ def main(argv=None):
             raise UserError(f"{path}: {error}") from error
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = grouped(results)
-    print(f"{data}: {args.images} training and {args.held_out} test images", *table(groups), sep="\n")
+    print(f"{data}: {args.images} training and {args.held_out} test images; R^2, mean over seeds")
+    for (network, factor), levels in groups.items():
+        print(f"{network}, {factor}", *table([averages(own) for own in levels.values()]), sep="\n")
     record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
         save(args.json, record, rows)

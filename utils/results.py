@@ -65,10 +65,23 @@ def in_words(values, digits=3):
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
-def aligned(rows):
-    """Lines of right-aligned columns: rows of texts, the names of the columns first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.rjust, row, widths)) for row in rows]
+def table(results):
+    """Lines that show dicts with the same keys: a column for each, a line for each entry."""
+    columns = [dict(entries(result)) for result in results]
+    lines = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    first, *widths = (max(map(len, cells)) for cells in zip(*lines, strict=True))
+    return ["  ".join((name.ljust(first), *map(str.rjust, cells, widths))) for name, *cells in lines]
+
+
+def entries(value, name=""):
+    """The entries of a dict, also of dicts within, as pairs of name and text."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from entries(each, f"{name} {key}".lstrip())
+    elif isinstance(value, (list, tuple)):
+        yield name, ", ".join(text for each in value for _, text in entries(each))
+    else:
+        yield name, "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def flow_names(config):
