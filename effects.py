@@ -4,19 +4,19 @@
     python effects.py --weights saved_model/msds1/…/60.state --json results/effects.json
     python effects.py --weights RGFLOW_MSDS1 REALNVP_MSDS1 RGFLOW_MSDS2 REALNVP_MSDS2
 
-Ovals are read from the pixels (`data.msds_structure`), and changed images are generated from encoded test images.
+Ovals are read from the pixels (`data.msds_structure`) of images that are generated from changed latents of test images.
 
-Latents: the strongest of each level, by receptive fields, each moved over a range of values while all others stay. How
-many of the 16 ovals change their colour, and their orientation, by more than `THRESHOLDS`, how much, and how far all
-ovals of an image change alike: 1 if all do the same, 0 if one changes alone or if the changes are unrelated. The paper
-claims that a latent of the top level changes the global factor, colour in MSDS1 and orientation in MSDS2, of all ovals,
-and one of a low level the local factor, the other one, of one oval. Real NVP's strongest are sought among a few random
-latents of each level.
+Latents: the strongest of each level, by receptive fields, are moved over a range of values, one at a time. Measured:
+how many of the 16 ovals change their colour, and their orientation, by more than `THRESHOLDS`, how much, and how far
+all ovals of an image change alike: 1 if all do the same, 0 if one changes alone or the changes are unrelated. The paper
+claims that a latent of the top level changes the global factor (colour in MSDS1, orientation in MSDS2) of all ovals,
+and one of a low level the local factor, the other one, of one oval. Of Real NVP only a few random latents of each level
+are compared.
 
-Mixing: levels h >= theta of one test image with levels h < theta of another (equation 15). Least squares of the mixed
-image's global factor, the mean over its ovals, on those of both images, and of each oval's local factor on those of the
-two ovals in its cell: the weight of an image is 1 where the factor is all of it and 0 where it is none of it. Beside
-them, whether the mixed images still are MSDS images: cells with an oval, structure score.
+Mixing: levels h >= theta of one test image with levels h < theta of another (equation 15). Measured: least squares of
+the mixed image's global factor, the mean over its ovals, on those of both images, and of each oval's local factor on
+those of the two ovals in its cell. The weight of an image is 1 where the factor is all of it and 0 where it is none of
+it. Also whether the mixed images still are MSDS images: cells with an oval, structure score.
 
 Receptive fields are kept in --fig_dir, shared with plot_receptive_fields.py.
 """
@@ -42,7 +42,6 @@ FACTORS = {1: {"global": "colour", "local": "orientation"}, 2: {"global": "orien
 # of 0.7 % and 0.02 % of the ovals differ by more (root mean square 4.8 to 5.2 levels, 0.5 degrees; 300 images a set).
 THRESHOLDS = {"colour": 20.0, "orientation": 10.0}
 SETTINGS = "images", "pairs", "strongest", "range", "steps", "draws"
-CHANGES = {"ovals": 1, "most": 1, "common": 2}  # of moved latents: numbers in a cell, and their decimals
 MIN_OVALS = 8  # of 16, that an image's global factor needs
 MIN_ROWS = 20  # images, or ovals, that a regression needs
 
@@ -145,10 +144,8 @@ def factors(readings, variant, kind):
 
     global: means of the ovals of each image with MIN_OVALS in all readings; local: of each cell with an oval in all
     """
-    values = [
-        colours if FACTORS[variant][kind] == "colour" else msds.doubled(angles) for colours, angles, _ in readings
-    ]
-    found = [each for _, _, each in readings]
+    colours, angles, found = zip(*readings, strict=True)
+    values = colours if FACTORS[variant][kind] == "colour" else [msds.doubled(each) for each in angles]
     if kind == "local":
         return [each[np.all(found, 0)] for each in values]
     enough = np.all([each.sum(1) >= MIN_OVALS for each in found], 0)
@@ -184,24 +181,24 @@ def rows(record):
         levels = list(zip(*(result["levels"] for result in results), strict=True))
         details = f"{seeds}, {moves}; {max(own[0]['latents'] for own in levels)} latents a level"
         for factor in THRESHOLDS:
-            cells = {
-                f"h = {own[0]['level']}": " / ".join(
-                    in_words([each[factor][name] for each in own], digits) for name, digits in CHANGES.items()
-                )
-                for own in levels
-            }
+            changes = {own[0]["level"]: [each[factor] for each in own] for own in levels}
+            cells = {f"h = {h}": means(own, ovals=1, most=1, common=2) for h, own in changes.items()}
             yield row("moved", f"{data} {factor}, {flow}", cells, details, first)
-        cells = {name: {} for name in ("global factor", "local factor", "structure score", "cells with an oval, %")}
+        cells = {}
         for own in zip(*(result["mixing"] for result in results), strict=True):
-            for kind in ("global", "local"):
-                parts = (in_words([each[kind][name] for each in own], 2) for name in ("high", "low"))
-                cells[f"{kind} factor"][f"Θ = {own[0]['theta']}"] = " / ".join(parts)
-            cells["structure score"][f"Θ = {own[0]['theta']}"] = in_words([each["score"] for each in own], 2)
-            found = in_words([100 * each["found"] for each in own], 1)
-            cells["cells with an oval, %"][f"Θ = {own[0]['theta']}"] = found
-        for name, of_theta in cells.items():
-            details = f"{seeds}, {record['pairs']:,} pairs of test images"
-            yield row("mixing", f"{data} {name}, {flow}", of_theta, details, first)
+            of_theta = {f"{kind} factor": means([each[kind] for each in own], high=2, low=2) for kind in FACTORS[1]}
+            of_theta["structure score"] = means(own, score=2)
+            of_theta["cells with an oval, %"] = in_words([100 * each["found"] for each in own], 1)
+            for name, text in of_theta.items():
+                cells.setdefault(name, {})[f"Θ = {own[0]['theta']}"] = text
+        details = f"{seeds}, {record['pairs']:,} pairs of test images"
+        for name, of_name in cells.items():
+            yield row("mixing", f"{data} {name}, {flow}", of_name, details, first)
+
+
+def means(results, **digits):
+    """In words, the means over results of some entries, with so many digits each."""
+    return " / ".join(in_words([each[name] for each in results], digits[name]) for name in digits)
 
 
 def measure(args, flow, config, variant):

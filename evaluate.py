@@ -5,22 +5,20 @@
     python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
     python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
 
-The JSON file is of kind "evaluation"; its results are, as far as they were asked for,
+The JSON file is of kind "evaluation". Its results are, as far as they were asked for,
     bpd                 bits per dimension of the test split, mean over images and draws of the dequantisation noise
     bpd_stderr          standard error over images, of their means over the draws
-    bpd_draws           the mean over the images for each draw; for --draw_seed 0 the first is that of main.py's log
+    bpd_draws           mean over the images for each draw; with --draw_seed 0 the first is that of main.py's log
     bpd_stderr_draws    standard error over draws, null for a single one
     images              number of test images
-    round_trip          see `flow.evaluation.round_trip_errors`, for "float32" and "float64"
-    round_trip_images   number of test images, and of samples, that it is the largest of
-    structure           of samples of an MSDS flow against as many test images: the dict of
-                        `data.msds_structure.structure_scores`, calibration (its errors on these labelled images),
-                        samples, temperature, seed
-    fid, kid_mean, kid_std, precision, recall
-                        of samples against a split; kid_std is over subsets
-    fid_settings        split, temperature, seed, and those of `utils.metrics.image_distances`
+    round_trip          `flow.evaluation.round_trip_errors` in "float32" and "float64"
+    round_trip_images   number of test images, and of samples, that these errors are the largest of
+    structure           samples of an MSDS flow compared with as many test images: `structure_scores` and, of these
+                        images, `calibration` of `data.msds_structure`; samples, temperature, seed
+    fid, kid_mean, …    `utils.metrics.image_distances` of samples and a split, whose settings have split,
+                        temperature and seed too
     data_fingerprint    of the data set that was opened
-    compile, amp        how the networks ran, but for the round trip, which runs without either
+    compile, amp        how the networks ran, except for the round trip, which uses neither
     warnings            a list of sentences
 """
 
@@ -31,14 +29,7 @@ import torch
 import args as flags
 from data import msds
 from data.msds_structure import calibration, structure_scores
-from flow.evaluation import (
-    bits_per_dim_of_all,
-    first_nonfinite,
-    mean_and_stderr,
-    noisy_batch,
-    round_trip_errors,
-    sample_uint8,
-)
+from flow import evaluation
 from flow.preprocess import to_model
 from utils import cli, metrics
 from utils.cli import UserError, flag_error
@@ -72,28 +63,24 @@ def bits_of_split(flow, images, seed, draws):
     """Results of the bits per dimension of images (N, C, L, L). Raises FloatingPointError if they are not finite."""
     values = []
     for draw in range(draws):
-        values.append(bits_per_dim_of_all(flow, images, seed, draw))
-        bad = first_nonfinite(values[-1])
+        values.append(evaluation.bits_per_dim_of_all(flow, images, seed, draw))
+        bad = evaluation.first_nonfinite(values[-1])
         if bad is not None:
-            batch, noise = noisy_batch(flow, images, bad, seed, draw)
+            batch, noise = evaluation.noisy_batch(flow, images, bad, seed, draw)
             level = flow.first_nonfinite_level(to_model(batch, noise=noise, dtype=noise.dtype)[0])
             where = "in the sum over all levels" if level is None else f"first at level h = {level}"
             raise FloatingPointError(f"BPD of test images is not finite, {where}")
-    bpd_draws = [value.mean().item() for value in values]
-    bpd, stderr = mean_and_stderr(torch.stack(values).mean(0))
-    return {
-        "bpd": bpd,
-        "bpd_stderr": stderr,
-        "bpd_draws": bpd_draws,
-        "bpd_stderr_draws": mean_and_stderr(torch.tensor(bpd_draws, dtype=torch.float64))[1] if draws > 1 else None,
-        "images": len(images),
-    }
+    bpd, stderr = evaluation.mean_and_stderr(torch.stack(values).mean(0))
+    means = [value.mean().item() for value in values]
+    spread = evaluation.mean_and_stderr(torch.tensor(means, dtype=torch.float64))[1] if draws > 1 else None
+    results = {"bpd": bpd, "bpd_stderr": stderr, "bpd_draws": means, "bpd_stderr_draws": spread}
+    return {**results, "images": len(images)}
 
 
 def structure(args, flow, dataset, variant):
     """Results of the structure scores. Raises FloatingPointError if samples are not numbers."""
     real = dataset.test[: args.structure]
-    samples = sample_uint8(flow, args.structure, args.temperature, args.draw_seed).numpy()
+    samples = evaluation.sample_uint8(flow, args.structure, args.temperature, args.draw_seed).numpy()
     errors = calibration(real, msds.read_labels(dataset.path, "test", len(real))[0])
     settings = {"samples": len(samples), "temperature": args.temperature, "seed": args.draw_seed}
     return {**structure_scores(samples, variant, real), "calibration": errors, **settings}
@@ -101,7 +88,7 @@ def structure(args, flow, dataset, variant):
 
 def distances(args, flow, images, weights):
     """Results of --fid: samples against images (N, C, L, L). Raises FloatingPointError if samples are not numbers."""
-    samples = sample_uint8(flow, args.samples, args.temperature, args.draw_seed)
+    samples = evaluation.sample_uint8(flow, args.samples, args.temperature, args.draw_seed)
     results = metrics.image_distances(samples, images, weights, args.cuda, verbose=sys.stderr.isatty())
     settings = {"split": args.split, "temperature": args.temperature, "seed": args.draw_seed}
     return {**results, "fid_settings": {**settings, **results["fid_settings"]}}
@@ -121,13 +108,12 @@ def rows(record):
         words += " {samples:,} samples at T = {temperature} against the {split} split, {library} {version},"
         details.append(f"{words} {{feature_weights}}".format(**{**results, **results["fid_settings"]}))
     if cells:
-        on_msds, details = (
-            config["data"] in msds.VARIANTS,
-            details + [f"warning: {each}" for each in results["warnings"]],
-        )
-        # Table B1 names the prior of RG-Flow; table G1 does not, it is Laplacian.
-        names_prior = config["model"] == "rgflow" and (on_msds or config["prior"] == "gaussian")
-        yield row("B1" if on_msds else "G1", flow if names_prior else model, cells, "; ".join(details))
+        details += [f"warning: {each}" for each in results["warnings"]]
+        on_msds = (
+            config["data"] in msds.VARIANTS
+        )  # there the paper has both priors, of RG-Flow; otherwise the Laplacian
+        with_prior = config["model"] == "rgflow" and (on_msds or config["prior"] == "gaussian")
+        yield row("B1" if on_msds else "G1", flow if with_prior else model, cells, "; ".join(details))
     if "structure" in results:
         scores, errors = results["structure"], results["structure"]["calibration"]
         score = "none" if scores["score"] is None else f"{scores['score']:.3f}"
@@ -164,24 +150,16 @@ def check(args, data):
         raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
 
 
-def accelerate(flow, args):
-    """Make the networks run as --compile and --amp ask for; how they do, and sentences that a result must carry."""
-    obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
-    compiled = args.compile and not obstacle
-    flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None)
-    notes = [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
-    return {"compile": compiled, "amp": args.amp}, notes
-
-
 def measure(args, flow, dataset, variant, feature_weights):
-    """The results that the flags ask for, part by part, flat dicts. Raises FloatingPointError if the flow gives no
-    numbers."""
+    """The results that the flags ask for, dict by dict. Raises FloatingPointError if the flow gives no numbers."""
     if args.draws:
         yield bits_of_split(flow, dataset.test, args.draw_seed, args.draws)
     if args.round_trip:
         images = dataset.test[: args.round_trip]
         dtypes = {"float32": torch.float32, "float64": torch.float64}
-        errors = {name: round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()}
+        errors = {
+            name: evaluation.round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()
+        }
         yield {"round_trip": errors, "round_trip_images": len(images)}
     if args.structure:
         yield {"structure": structure(args, flow, dataset, variant)}
@@ -195,23 +173,28 @@ def main(argv=None):
     check(args, config["data"])
     temperatures = cli.check_temperature(args.temperature, flow)
     args.temperature = temperatures if len(set(temperatures)) > 1 else temperatures[0]
-    feature_weights = metrics.inception_weights(args.feature_weights) if args.fid else None
-    notes = []
-    if args.fid and not feature_weights[1].startswith(metrics.HASH):
+    feature_weights, notes = (None, metrics.HASH), []
+    if args.fid:
+        feature_weights = metrics.inception_weights(args.feature_weights)
+    if not feature_weights[1].startswith(metrics.HASH):
         other = f"not those of the FID literature, whose SHA-256 is {metrics.HASH}…"
         notes.append(f"--feature_weights {feature_weights[0]}: {other}")
     dataset, warnings = flags.open_data(config, args.data_path)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
-    ways, more_notes = accelerate(flow, args)
-    for line in notes + more_notes:
+    obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
+    if obstacle:
+        notes.append(f"--compile is off: torch.compile does not work here ({obstacle})")
+    compiled = args.compile and not obstacle
+    flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None)
+    for line in notes:
         print(f"warning: {line}", file=sys.stderr)
-    warnings += notes + more_notes
 
     print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config}
-    record["results"] = {"data_fingerprint": dataset.fingerprint, **ways, "warnings": warnings}
+    ways = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
+    record["results"] = {**ways, "warnings": warnings + notes}
     try:
         for part in measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights):
             print(*table([part]), sep="\n", flush=True)

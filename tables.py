@@ -22,7 +22,6 @@ from argparse import Namespace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import args as flags
 from utils import cli
@@ -65,17 +64,9 @@ MARKER = "<!-- tables.py writes what follows -->"
 NOTHING = "Not measured yet.", ""
 
 
-class Row(NamedTuple):
-    """A row of a result. source: its rank among rows of the same name, and the cells of its line in the list."""
-
-    name: str
-    cells: dict
-    details: str
-    source: tuple
-
-
 def read_rows(path):
-    """[(key of the table, Row)] of a results file. Raises OSError, LookupError, TypeError, ValueError, … for others."""
+    """[(table, row, cells, details, source)] of a results file; source: its rank among rows of the same name, and the
+    cells of its line in the list. Raises OSError, ValueError, and what a strange file brings about."""
     try:
         record = json.loads(path.read_text("utf-8"))
     except RecursionError as error:
@@ -84,13 +75,12 @@ def read_rows(path):
         raise ValueError("nothing in it belongs in a table")
     found = []
     for row in record["rows"]:
-        cells = {str(column): str(text) for column, text in row["cells"].items()}
-        origin = record if row["result"] is None else {**record, **record["results"][row["result"]]}
-        rank, line = source(origin)
-        where = ((float(row["weight"]), *rank, path.name), line)
         if row["table"] not in TABLES:
             raise KeyError(row["table"])
-        found.append((row["table"], Row(str(row["row"]), cells, str(row["details"]), where)))
+        cells = {str(column): str(text) for column, text in row["cells"].items()}
+        rank, line = source(record if row["result"] is None else {**record, **record["results"][row["result"]]})
+        where = (float(row["weight"]), *rank, path.name), line
+        found.append((row["table"], str(row["row"]), cells, str(row["details"]), where))
     return found
 
 
@@ -137,30 +127,30 @@ def markdown(header, rows):
 
 
 def render(title, paper, rows):
-    """A table and the list of its sources as lines of Markdown."""
+    """A table and the list of its sources as lines of Markdown; rows: of `read_rows`, without the table."""
     (_, *printed), *lines = ([cell.strip() for cell in line.split("|")] for line in paper.splitlines() or [""])
     papers = {name: dict(zip(printed, cells, strict=True)) for name, *cells in lines}
-    columns = dict.fromkeys([*printed, *chain(*(row.cells for row in rows))])
-    numbers = {source: n for n, source in enumerate(dict.fromkeys(row.source for row in rows), 1)}
-    ours = {name: {} for name in [*papers, *(row.name for row in rows)]}
-    for row in sorted(rows, key=lambda row: row.source[0]):
-        ours[row.name] |= {column: f"{text} [{numbers[row.source]}]" for column, text in row.cells.items()}
+    columns = dict.fromkeys([*printed, *chain(*(cells for _, cells, _, _ in rows))])
+    ours = {name: {} for name in [*papers, *(name for name, _, _, _ in rows)]}
+    sources = {}
+    for _, _, details, where in rows:
+        sources.setdefault(where, {})[details] = None
+    numbers = {where: n for n, where in enumerate(sources, 1)}
+    for name, cells, _, where in sorted(rows, key=lambda row: row[-1][0]):
+        ours[name] |= {column: f"{text} [{numbers[where]}]" for column, text in cells.items()}
 
-    yield from (f"## {title}", "")
-    if not ours:
-        yield from NOTHING
-        return
-    names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
-    cells = (
-        [[papers.get(name, {}).get(column, "")] * (column in printed) + [own.get(column, "")] for column in columns]
-        for name, own in ours.items()
-    )
-    yield from markdown(["", *chain(*names)], ([name, *chain(*each)] for name, each in zip(ours, cells, strict=True)))
-    details = {each: dict.fromkeys(row.details for row in rows if row.source == each) for each in numbers}
+    yield from (f"## {title}", "", *([] if ours else NOTHING))
+    if ours:
+        names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
+        body = []
+        for name, own in ours.items():
+            of_paper = papers.get(name, {})
+            cells = ([of_paper.get(column, "")] * (column in printed) + [own.get(column, "")] for column in columns)
+            body.append([name, *chain(*cells)])
+        yield from markdown(["", *chain(*names)], body)
     if numbers:
-        yield from markdown(
-            ["", *LIST], ([f"[{n}]", "; ".join(details[each]), *each[1]] for each, n in numbers.items())
-        )
+        lines = ([f"[{n}]", "; ".join(sources[where]), *where[1]] for where, n in numbers.items())
+        yield from markdown(["", *LIST], lines)
 
 
 def render_logs(logs):
@@ -238,7 +228,7 @@ def main(argv=None):
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     rows = list(chain(*results.values()))
-    tables = (render(*TABLES[key], [row for table, row in rows if table == key]) for key in TABLES)
+    tables = (render(*TABLES[key], [row for table, *row in rows if table == key]) for key in TABLES)
     text = "\n".join(chain(*tables, render_logs(logs)))
     if not args.out:
         print(text)
