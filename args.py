@@ -31,6 +31,7 @@ from utils.cli import (
     positive,
 )
 from utils.distributed import is_torchelastic_launched
+from utils.optim import why_not_compiled
 
 DEFAULT_DATA = "celeba32"
 
@@ -183,6 +184,17 @@ def check_speed(parser, args, dtype):
         args.compile = args.cuda != "cpu"
     # PyTorch's own default is tf32 for convolutions.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
+
+
+def accelerate(flow, args):
+    """Make the networks of a flow run as --compile, --amp and --grad_checkpoint ask for.
+
+    Returns whether they are compiled, and sentences that a log or result must carry.
+    """
+    obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
+    compiled = args.compile and not obstacle
+    flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None, getattr(args, "grad_checkpoint", False))
+    return compiled, [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
 
 
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False):

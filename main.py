@@ -18,20 +18,19 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is being imported: no traceback
 
 import torch
-from layers.fold import folded_together
 from tqdm import tqdm
 
-from args import get_args, newest, run_path
+from args import accelerate, get_args, newest, run_path
 from data import DATASETS, open_dataset
 from data.batches import Batches
-from flow.evaluation import bits_per_dim_of_all, first_nonfinite, mean_and_stderr, noisy_batch
+from flow.evaluation import bits_per_dim_of_all, first_nonfinite, level_that_fails, mean_and_stderr, noisy_batch
 from flow.load import build
-from flow.preprocess import nats_per_dim, nats_to_bits, to_image, to_model
+from flow.preprocess import Loss, nats_per_dim, nats_to_bits, to_image
 from utils import checkpoint
 from utils.cli import UserError, script
 from utils.distributed import Peers, is_torchelastic_launched, launch, together
 from utils.logging import RunLog
-from utils.optim import Descent, learning_rate, why_not_compiled
+from utils.optim import Descent, learning_rate
 from utils.plotting import grid_figure, save_figure
 from utils.random import derived_seed, generator
 from utils.results import machine
@@ -41,18 +40,6 @@ from utils.signals import StopSignals
 UNSAVED = ("no_stdout", "export", "gpus")  # flags that say nothing about a trained flow
 PLACES = ("data_path", "out_dir")  # on the machine of the training; not exported
 GRID = 8
-
-
-class Loss(torch.nn.Module):
-    """The training loss (equation 13): nats per dimension, the mean over a batch."""
-
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, images, noise):
-        with folded_together(self.flow):
-            return nats_per_dim(self.flow, images, noise=noise).mean()
 
 
 class Run:
@@ -84,9 +71,7 @@ class Run:
         if args.max_steps:
             self.total_steps = min(self.total_steps, args.max_steps)
 
-        obstacle = why_not_compiled(self.device) if args.compile else None
-        precision = torch.bfloat16 if args.amp == "bf16" else None
-        self.flow.accelerate(args.compile and not obstacle, precision, args.grad_checkpoint)
+        _, obstacles = accelerate(self.flow, args)
         graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
         self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
 
@@ -94,13 +79,11 @@ class Run:
         self.saved_step = None  # the latest step whose state is on disk
         self.seconds = 0.0  # of steps, wall time, without tests, plots and saves
         self.test_bpds = {}  # {finished epochs: bits per dimension}
-        notes = self.resume()
+        notes = self.resume() + obstacles
         if base:
             weights = sum(parameter.numel() * parameter.element_size() for parameter in self.flow.parameters())
             epochs, finished = self.total_steps // self.batches.steps_per_epoch, self.step >= self.total_steps
             notes.append(check_disk(self.folder, args, weights, epochs, finished))
-        if obstacle:
-            notes.append(f"--compile is off: torch.compile does not work here ({obstacle})")
         own = {name: self.config[name] for name in (*FIXED, "test_steps")} | {"steps": self.total_steps}
         self.peers.check_equal(own)
         self.step = self.peers.broadcast(self.step)
@@ -150,6 +133,11 @@ class Run:
         """Whether the latest step was not the last of its epoch."""
         return self.step % self.batches.steps_per_epoch != 0
 
+    @property
+    def quiet(self):
+        """tqdm's `disable`: the first process shows its progress on terminals."""
+        return None if self.peers.first else True
+
     def rate(self, step):
         args = self.args
         return learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, self.total_steps)
@@ -162,11 +150,10 @@ class Run:
         args, stopped = self.args, None
         reported_seconds, reported_step = self.seconds, self.step
         saved = resumed = time.perf_counter()
-        quiet = None if self.peers.first else True  # None: progress is shown on terminals
         with (
             StopSignals() as stop,
             closing(self.lock) if self.lock else nullcontext(),
-            tqdm(total=self.total_steps, initial=self.step, unit="step", disable=quiet, dynamic_ncols=True) as bar,
+            tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.quiet, dynamic_ncols=True) as bar,
         ):
             while self.step < self.total_steps and not stopped:
                 images, noise = self.batches(self.step, self.rows)
@@ -207,15 +194,14 @@ class Run:
         total, number = self.descent.window.tolist()
         self.descent.window.zero_()
         bpd, rate, lr = nats_to_bits(total / number), self.args.batch_size / seconds, self.rate(self.step - 1)
-        where = {"epoch": self.epoch, "step": self.step}
-        self.log.text(
-            f"epoch {self.epoch} step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g} lr {lr:.3g} images/s {rate:.1f}"
-        )
-        self.log.record(kind="train", **where, bpd=bpd, grad_norm=norm, lr=lr, images_per_s=rate, **self.clock())
+        text = f"epoch {self.epoch} step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g} lr {lr:.3g} images/s {rate:.1f}"
+        self.log.text(text)
+        self.record("train", bpd=bpd, grad_norm=norm, lr=lr, images_per_s=rate)
         return f"{bpd:.3f} bits/dim, {rate:.1f} images/s"
 
-    def clock(self):
-        return {"seconds": self.seconds, "time": time.time()}
+    def record(self, kind, **numbers):
+        where, when = {"epoch": self.epoch, "step": self.step}, {"seconds": self.seconds, "time": time.time()}
+        self.log.record(kind=kind, **where, **numbers, **when)
 
     @contextmanager
     def evaluation(self):
@@ -232,19 +218,17 @@ class Run:
         """
         images, peers = self.dataset.test, self.peers
         with self.evaluation():
-            quiet = None if peers.first else True
-            values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=quiet)
+            values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=self.quiet)
             values = peers.sum_(values)
             bad = first_nonfinite(values)
             if bad is not None:
-                self.fail("BPD of test images", *noisy_batch(self.flow, images, bad))
+                self.fail("BPD of test images is", noisy_batch(self.flow, images, bad))
         bpd, stderr = mean_and_stderr(values)
         if not self.mid_epoch:
             self.test_bpds[self.epoch] = bpd
-        where, number = f"epoch {self.epoch} step {self.step}", len(values)
-        self.log.text(f"test: {where} bpd {bpd:.4f} +- {stderr:.4f} on {number:,} images")
-        record = {"epoch": self.epoch, "step": self.step, "bpd": bpd, "bpd_stderr": stderr, "images": number}
-        self.log.record(kind="test", **record, **self.clock())
+        result = f"bpd {bpd:.4f} +- {stderr:.4f} on {len(values):,} images"
+        self.log.text(f"test: epoch {self.epoch} step {self.step} {result}")
+        self.record("test", bpd=bpd, bpd_stderr=stderr, images=len(values))
 
     def plot(self):
         """Samples at T = 1, from the same latents every time."""
@@ -265,7 +249,7 @@ class Run:
         if last:  # no test has gone before
             self.stop_if_failed()
             if not torch.stack([parameter.isfinite().all() for parameter in self.flow.parameters()]).all():
-                self.fail_at("weights are not finite")
+                self.fail("weights are")
         self.log.sync()
         state = {
             "config": self.config,
@@ -273,7 +257,7 @@ class Run:
             "step": self.step,
             "mid_epoch": last or self.mid_epoch,
             "seconds": self.seconds,
-            "machine": f"{self.peers.size} x {machine(self.device)}" if self.peers.size > 1 else machine(self.device),
+            "machine": machine(self.device, self.peers.size),
             "test_bpds": self.test_bpds,
             "model": self.flow.state_dict(),
             **self.descent.state(),
@@ -288,24 +272,19 @@ class Run:
         if failed < 0:
             return
         for rank in range(self.peers.size):
-            images, noise = self.batches(failed, self.peers.rows(self.args.batch_size, rank))
-            loss = nats_per_dim(self.flow, images, noise=noise).mean()
+            batch = self.batches(failed, self.peers.rows(self.args.batch_size, rank))
+            loss = nats_per_dim(self.flow, batch[0], noise=batch[1]).mean()
             loss.backward()
             if not loss.isfinite():
                 break
         self.step = failed + 1
-        self.fail("gradient" if loss.isfinite() else "loss", images, noise)
+        self.fail("gradient is" if loss.isfinite() else "loss is", batch)
 
-    def fail(self, what, images, noise):
-        """Raises UserError with epoch, step and the level at which the latents of the images first are not finite."""
-        level = self.flow.first_nonfinite_level(to_model(images, noise=noise, dtype=noise.dtype)[0])
-        where = "in the sum over all levels" if level is None else f"first at level h = {level}"
-        self.fail_at(f"{what} is not finite, {where}")
-
-    def fail_at(self, what):
-        raise UserError(
-            f"epoch {self.epoch}, step {self.step}: {what}; nothing is saved, the last checkpoint is untouched"
-        )
+    def fail(self, what, batch=None):
+        """Raises UserError with epoch, step and, for a batch of images and noise, the level that fails first."""
+        where = f", {level_that_fails(self.flow, *batch)}" if batch else ""
+        after = "nothing is saved, the last checkpoint is untouched"
+        raise UserError(f"epoch {self.epoch}, step {self.step}: {what} not finite{where}; {after}")
 
 
 def export(args):

@@ -58,6 +58,12 @@ def first_nonfinite(values):
     return bad[0].item() if len(bad) else None
 
 
+def level_that_fails(flow, images, noise):
+    """Where the latents of a batch first are not finite, in words."""
+    level = flow.first_nonfinite_level(to_model(images, noise=noise, dtype=noise.dtype)[0])
+    return "in the sum over all levels" if level is None else f"first at level h = {level}"
+
+
 def mean_and_stderr(values):
     """The mean of values (N,) and its standard error, which is 0 for a single one."""
     mean = values.mean().item()

@@ -9,6 +9,7 @@ log |dl/dx| = sum log(0.9 / (y (1 - y))) = sum (softplus(l) + softplus(-l) + log
 import math
 
 import torch
+from layers.fold import folded_together
 
 MARGIN = 0.05
 SPAN = 1 - 2 * MARGIN
@@ -67,6 +68,18 @@ def nats_per_dim(flow, images, generator=None, noise=None):
     """
     x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
     return -(flow.log_prob(x) + log_det) / x[0].numel()
+
+
+class Loss(torch.nn.Module):
+    """The training loss (equation 13): nats per dimension, the mean over a batch."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, images, noise):
+        with folded_together(self.flow):
+            return nats_per_dim(self.flow, images, noise=noise).mean()
 
 
 def bits_per_dim(flow, images, generator=None, noise=None):

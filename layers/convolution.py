@@ -15,10 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .networks import Networks
-
-# A kernel of a smaller norm counts as 0.
-NORM_MIN = 1e-12
+from .networks import NORM_MIN, Networks, initial_weight
 
 
 class ConvolutionalNetworks(Networks):
@@ -30,8 +27,7 @@ class ConvolutionalNetworks(Networks):
         shapes = [(1, nhidden, nin), (nresblocks * nmlp, nhidden, nhidden), (1, 2 * nout, nhidden)]
         self.weights, self.gains, self.biases = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         for number, outputs, inputs in shapes:
-            bound = math.sqrt(2.81 * 3 / (9 * inputs))  # as in `ResidualBlock`
-            weight = torch.empty(nsteps, number, outputs, 3, 3, inputs).uniform_(-bound, bound)
+            weight = initial_weight(nsteps, number, outputs, 3, 3, inputs, fan_in=9 * inputs)
             self.weights.append(weight)
             self.gains.append(norm_of(weight)[..., 0, 0, 0])
             self.biases.append(torch.zeros(nsteps, number, outputs))
@@ -84,41 +80,12 @@ def convolve(layer, x):
     return F.conv2d(x, kernel, bias, padding=1)
 
 
-class CheckerboardCouplings(nn.Module):
-    """`nlayers` couplings of (B, c, l, l) maps, which in turn keep the positions of even and of odd row + column:
+class Couplings(nn.Module):
+    """Couplings of (B, c, l, l) maps in a row. A subclass MUST define
 
-    y = x  where kept,    y = x * exp(s(kept x)) + t(kept x)  elsewhere.
+    travel(x, function, steps)    function, `couple` or `uncouple`, with the (number, folded parameters) of each step:
+                                  the result, of the shape of x, and the sum of all s, (B,)
     """
-
-    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.networks = ConvolutionalNetworks(nlayers, nchannels, nchannels, nhidden, nresblocks, nmlp)
-
-    def forward(self, x):
-        """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
-        return self.travel(x, couple_masked, enumerate(self.networks.steps()))
-
-    def inverse(self, y):
-        """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
-        x, log_det = self.travel(y, uncouple_masked, reversed([*enumerate(self.networks.steps())]))
-        return x, -log_det
-
-    def travel(self, x, function, steps):
-        masks = checkerboards(x)
-        log_det = x.new_zeros(len(x))
-        for k, folded in steps:
-            x, s = self.networks.run(function, folded, x, masks[k % 2])
-            log_det = log_det + s
-        return x, log_det
-
-
-class ChannelCouplings(nn.Module):
-    """`nlayers` couplings of (B, c, l, l) maps, c even, which in turn keep the first and the second half of the
-    channels and move the other half: x * exp(s(kept)) + t(kept)."""
-
-    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.networks = ConvolutionalNetworks(nlayers, nchannels // 2, nchannels // 2, nhidden, nresblocks, nmlp)
 
     def forward(self, x):
         """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
@@ -128,6 +95,35 @@ class ChannelCouplings(nn.Module):
         """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
         x, log_det = self.travel(y, uncouple, reversed([*enumerate(self.networks.steps())]))
         return x, -log_det
+
+
+class CheckerboardCouplings(Couplings):
+    """`nlayers` couplings, which in turn keep the positions of even and of odd row + column:
+
+    y = x  where kept,    y = x * exp(s(kept x)) + t(kept x)  elsewhere.
+    """
+
+    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nchannels, nchannels, nhidden, nresblocks, nmlp)
+
+    def travel(self, x, function, steps):
+        position = torch.arange(x.shape[2], device=x.device)
+        odd = ((position[:, None] + position) % 2).to(x.dtype)
+        log_det = x.new_zeros(len(x))
+        for k, folded in steps:
+            x, s = self.networks.run(function, folded, x, x, odd if k % 2 else 1 - odd)
+            log_det = log_det + s
+        return x, log_det
+
+
+class ChannelCouplings(Couplings):
+    """`nlayers` couplings, c even, which in turn keep the first and the second half of the channels and move the other
+    half: x * exp(s(kept)) + t(kept)."""
+
+    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nchannels // 2, nchannels // 2, nhidden, nresblocks, nmlp)
 
     def travel(self, x, function, steps):
         halves = list(x.chunk(2, 1))
@@ -139,36 +135,19 @@ class ChannelCouplings(nn.Module):
         return torch.cat(halves, 1), log_det
 
 
-def checkerboards(x):
-    """Masks (l, l) of the positions with even and with odd row + column, for x (B, c, l, l)."""
-    parity = torch.arange(x.shape[2], device=x.device)
-    odd = ((parity[:, None] + parity) % 2).to(x.dtype)
-    return 1 - odd, odd
-
-
-def couple(folded, kept, moved):
-    """moved * exp(s(kept)) + t(kept) and the sum of s, (B,)."""
-    s, t = evaluate(folded, kept)
-    s = s.tanh()
+def couple(folded, kept, moved, mask=None):
+    """moved * exp(s(kept)) + t(kept) and the sum of s, (B,); for `mask` see `conditioned`."""
+    s, t = conditioned(folded, kept, mask)
     return torch.addcmul(t, moved, s.exp()), s.sum((1, 2, 3))
 
 
-def uncouple(folded, kept, moved):
+def uncouple(folded, kept, moved, mask=None):
     """The inverse of `couple`: (moved - t(kept)) * exp(-s(kept)) and the sum of s, (B,)."""
-    s, t = evaluate(folded, kept)
-    s = s.tanh()
+    s, t = conditioned(folded, kept, mask)
     return (moved - t) * (-s).exp(), s.sum((1, 2, 3))
 
 
-def couple_masked(folded, x, mask):
-    """x where the mask is 1, x * exp(s(mask * x)) + t(mask * x) where it is 0, and the sum of s, (B,)."""
-    s, t = evaluate(folded, x * mask)
-    s = s.tanh() * (1 - mask)
-    return torch.addcmul(t * (1 - mask), x, s.exp()), s.sum((1, 2, 3))
-
-
-def uncouple_masked(folded, y, mask):
-    """The inverse of `couple_masked`, and the sum of s, (B,)."""
-    s, t = evaluate(folded, y * mask)
-    s = s.tanh() * (1 - mask)
-    return (y - t * (1 - mask)) * (-s).exp(), s.sum((1, 2, 3))
+def conditioned(folded, kept, mask):
+    """s and t at `kept`; with a mask (l, l) at mask * kept, and 0 where the mask is 1."""
+    s, t = evaluate(folded, kept if mask is None else kept * mask)
+    return (s.tanh(), t) if mask is None else (s.tanh() * (1 - mask), t * (1 - mask))

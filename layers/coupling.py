@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from .residual import ResidualNetworks, evaluate
+from .fold import evaluate
+from .residual import ResidualNetworks
 
 
 def couple(folded, x, moved):
@@ -25,6 +26,7 @@ class Halves(nn.Module):
     C m^2 / 2 variables each.
 
     A subclass MUST define
+        parts()    the modules that are applied one after the other, each with
         couple_halves(x1, x2)      y1, y2 and the logarithms of the derivatives of single entries, (N, n) all; their sum
                                    over n is log_det
         uncouple_halves(y1, y2)    the inverse: x1, x2 and the logarithms of its own derivatives
@@ -34,23 +36,27 @@ class Halves(nn.Module):
 
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves(self.couple_halves, x)
+        return on_halves([part.couple_halves for part in self.parts()], x)
 
     def inverse(self, y):
         """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves(self.uncouple_halves, y)
+        return on_halves([part.uncouple_halves for part in reversed(self.parts())], y)
 
 
-def on_halves(function, x):
-    """function, a method of `Halves`, applied to x (N, C, m, m): its result joined, log_det (N,)."""
-    even, odd, log_scale = function(*split_checkerboard(x))
+def on_halves(functions, x):
+    """Methods of `Halves.parts()` applied in a row to x (N, C, m, m): the result joined, log_det (N,)."""
+    even, odd = split_checkerboard(x)
+    log_scale = 0
+    for function in functions:
+        even, odd, change = function(even, odd)
+        log_scale = log_scale + change
     return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
 
 
 class RNVP(Halves):
     """`nlayers` RNVP blocks in a row, a bijector of patches.
 
-    Every block maps
+    Every block maps, by two couplings,
 
         x2' = x2 * exp(s1(x1)) + t1(x1),    x1' = x1 * exp(s2(x2')) + t2(x2')
 
@@ -59,7 +65,7 @@ class RNVP(Halves):
     logarithm of the derivative of `couple`.
     """
 
-    nnetworks = 2  # of a half-step
+    nnetworks = 2  # of a coupling
     couple, uncouple = staticmethod(couple), staticmethod(uncouple)
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
@@ -67,8 +73,11 @@ class RNVP(Halves):
         half = nchannels * kernel_size**2 // 2
         self.networks = ResidualNetworks(2 * nlayers, self.nnetworks, half, nhidden, nresblocks, nmlp)
 
+    def parts(self):
+        return [self]
+
     def steps(self):
-        """What `couple` needs of the parameters, a list over half-steps."""
+        """What `couple` needs of the parameters, a list over couplings."""
         return self.networks.steps()
 
     def couple_halves(self, x1, x2):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .coupling import RNVP, Halves
-from .residual import evaluate
+from .fold import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 
@@ -307,16 +307,5 @@ class Spline(Halves):
         if nlayers > 1:
             self.blocks.append(RNVP(nchannels, kernel_size, nlayers - 1, *sizes))
 
-    def couple_halves(self, x1, x2):
-        log_scale = 0
-        for block in self.blocks:
-            x1, x2, change = block.couple_halves(x1, x2)
-            log_scale = log_scale + change
-        return x1, x2, log_scale
-
-    def uncouple_halves(self, y1, y2):
-        log_scale = 0
-        for block in reversed(self.blocks):
-            y1, y2, change = block.uncouple_halves(y1, y2)
-            log_scale = log_scale + change
-        return y1, y2, log_scale
+    def parts(self):
+        return self.blocks

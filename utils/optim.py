@@ -61,7 +61,10 @@ class Descent:
         self.optimizer.zero_grad()  # empty already, unless recording a graph has failed
         loss = self.loss(*inputs)
         loss.backward()
-        loss = self.peers.sum_(loss.detach()) / self.peers.size
+        return self.move(self.peers.sum_(loss.detach()) / self.peers.size)
+
+    def move(self, loss):
+        """Clip the gradients and move the weights, unless something is not finite; returns the gradient norm."""
         norm = torch.nn.utils.get_total_norm(parameter.grad for parameter in self.parameters)
         failed = ~(loss.isfinite() & norm.isfinite())
         self.failed_step.copy_(torch.where(failed & (self.failed_step < 0), self.step, self.failed_step))
