@@ -16,18 +16,8 @@ from matplotlib.figure import Figure
 
 import args as flags
 from flow.fields import get_fields
-from utils import cli
-from utils.plotting import (
-    COLOUR_MAP,
-    COLOURS,
-    COLUMN,
-    COLUMN_LABEL,
-    PAGE,
-    add_image,
-    field_pictures,
-    save_figure,
-    style,
-)
+from utils import cli, plotting
+from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, save_figure, style
 from utils.random import generator
 from utils.results import about, save
 
@@ -36,35 +26,15 @@ PAPER_VISIBLE = 30  # at the top level, on CelebA (section 4.4)
 BINS = 40
 
 
-def choose_rows(fields, levels, args):
-    """(level, numbers of the fields to draw) for each level: the strongest, the chosen ones or random ones."""
-    if args.latents:
-        return [(h, fields.of_level(h)) for h in levels if h in fields.levels]
-    if args.strongest:
-        return [(h, fields.strongest(h, args.number)) for h in levels]
-    return [(h, random_ones(fields, h, args.number, args.draw_seed)) for h in levels]
-
-
-def random_ones(fields, h, number, seed):
-    """The numbers of fields of level h drawn at random."""
-    at_level = fields.of_level(h)
-    return at_level[torch.randperm(len(at_level), generator=generator(seed, "drawn fields", h))[:number]]
-
-
-def visible(fields, h):
-    """The numbers of the fields of level h stronger than VISIBLE, in falling order."""
-    falling = fields.strongest(h, len(fields.levels))
-    return falling[fields.strengths[falling] > VISIBLE]
-
-
-def histogram(fields, logarithmic=False):
-    """Edges of bins (BINS + 1,), the same at all levels, and numbers of latents in them (num_levels, BINS)."""
-    strengths = fields.strengths.double().numpy()
-    if logarithmic:
-        edges = np.geomspace(0.99 * strengths.min(), 1.01 * strengths.max(), BINS + 1)
-    else:
-        edges = np.linspace(0, strengths.max(), BINS + 1)
-    return edges, np.stack([np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))])
+def choose_rows(fields, levels, way, number, seed):
+    """(level, numbers of the fields to draw) for each level that has any: the strongest, random ones or all."""
+    rows = []
+    for h in levels:
+        numbers = fields.strongest(h, number) if way == "strongest" else fields.of_level(h)
+        if way == "random":
+            numbers = numbers[torch.randperm(len(numbers), generator=generator(seed, "drawn fields", h))[:number]]
+        rows += [(h, numbers)] * (len(numbers) > 0)
+    return rows
 
 
 def draw_fields(fields, rows):
@@ -74,48 +44,45 @@ def draw_fields(fields, rows):
     full, ncols = (COLUMN, 5) if longest <= 5 else (PAGE, 10)
     left, gap, bottom = 0.42, 0.05, 0.34  # inches
     size = (full - left + gap) / ncols - gap
-    height = size + COLUMN_LABEL
     lines = [(h, part) for h, numbers in rows for part in numbers.split(ncols)]
     width = left + max(2, min(longest, ncols)) * (size + gap) - gap  # the scale takes two
-    figure = Figure(figsize=(width, len(lines) * height + bottom))
+    height = len(lines) * (size + COLUMN_LABEL) + bottom
+    figure = Figure(figsize=(width, height))
     with style():
         for row, (h, part) in enumerate(lines):
-            top = row * height + COLUMN_LABEL
-            for column, (k, image) in enumerate(zip(part, field_pictures(fields.fields[part]), strict=True)):
-                add_image(figure, image, left + column * (size + gap), top, size, fields.name(k))
+            top = row * (size + COLUMN_LABEL) + COLUMN_LABEL
+            for column, (k, image) in enumerate(zip(part, plotting.field_pictures(fields.fields[part]), strict=True)):
+                plotting.add_image(figure, image, left + column * (size + gap), top, size, fields.name(k))
             if row == 0 or lines[row - 1][0] != h:
-                y = 1 - (top + size / 2) / figure.get_figheight()
+                y = 1 - (top + size / 2) / height
                 figure.text((left - 0.06) / width, y, f"$h = {h}$", ha="right", va="center")
-        add_scale(figure, left, bottom)
+        length = min(1.3, width - left - 0.1)  # of the scale of colours
+        axes = plotting.add_axes(figure, (left + width - length) / 2, height - bottom + 0.08, length, 0.06)
+        axes.imshow(np.linspace(0, 1, 256)[None], cmap=plotting.COLOUR_MAP, aspect="auto", extent=(0, 1, 0, 1))
+        axes.set(yticks=[], xticks=[0, 1])
+        axes.tick_params(pad=1, length=2)
+        axes.set_xlabel(r"$|\partial G / \partial z_l|$ / maximum", labelpad=-6)
     return figure
 
 
-def add_scale(figure, left, bottom):
-    """The scale of colours, centred in the `bottom` inches of a figure, under what is to the right of `left`."""
-    width, height = figure.get_size_inches()
-    length = min(1.3, width - left - 0.1)
-    start = (left + width - length) / 2
-    axes = figure.add_axes((start / width, (bottom - 0.14) / height, length / width, 0.06 / height))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=COLOUR_MAP, aspect="auto", extent=(0, 1, 0, 1))
-    axes.set(yticks=[], xticks=[0, 1])
-    axes.tick_params(pad=1, length=2)
-    axes.set_xlabel(r"$|\partial G / \partial z_l|$ / maximum", labelpad=-6)
-
-
 def draw_histogram(fields, levels, logarithmic=False):
-    """A figure of the histograms of strengths at levels, a panel each, downwards."""
-    edges, counts = histogram(fields, logarithmic)
+    """A figure of the histograms of strengths at levels, with the same bins, a panel each, downwards."""
+    strengths = fields.strengths.double().numpy()
+    if logarithmic:
+        edges = np.geomspace(0.99 * strengths.min(), 1.01 * strengths.max(), BINS + 1)
+    else:
+        edges = np.linspace(0, strengths.max(), BINS + 1)
+    counts = np.stack([np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))])
     with style():
         figure = Figure(figsize=(COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
         panels = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for h, axes in zip(levels, panels, strict=True):
-            axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=COLOURS[0])
-            axes.set(yscale="log", ylim=(0.5, 6 * counts.max()))
-            if logarithmic:
-                axes.set_xscale("log")
+            axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=plotting.COLOURS[0])
+            axes.set(xscale="log" if logarithmic else "linear", yscale="log", ylim=(0.5, 6 * counts.max()))
             if edges[0] <= VISIBLE <= edges[-1]:
-                axes.axvline(VISIBLE, color=COLOURS[4], linestyle="--", linewidth=0.8)
-            text = f"$h = {h}$: {len(visible(fields, h))} of {counts[h].sum():,} above {VISIBLE:g}"
+                axes.axvline(VISIBLE, color=plotting.COLOURS[4], linestyle="--", linewidth=0.8)
+            visible = (fields.strengths[fields.of_level(h)] > VISIBLE).sum()
+            text = f"$h = {h}$: {visible} of {counts[h].sum():,} above {VISIBLE:g}"
             axes.text(0.98, 0.93, text, transform=axes.transAxes, ha="right", va="top")
         panels[-1].set_xlabel("strength of the receptive field")
         figure.supylabel("latents", fontsize="medium")
@@ -126,8 +93,9 @@ def report(fields):
     """Print which latents are visible, a line per level, and return the same as a list of dicts."""
     results = []
     for h in sorted(set(fields.levels.tolist()), reverse=True):
-        strengths = fields.strengths[fields.of_level(h)]
-        named = {fields.name(k): fields.strengths[k].item() for k in visible(fields, h)}
+        numbers = fields.strongest(h, len(fields.levels))
+        strengths = fields.strengths[numbers]
+        named = {fields.name(k): fields.strengths[k].item() for k in numbers[strengths > VISIBLE]}
         paper = PAPER_VISIBLE if h == len(fields.totals) - 1 else None
         print(
             f"h = {h}: {len(named)} of {len(strengths)} latents with strength above {VISIBLE:g}",
@@ -167,19 +135,19 @@ def main(argv=None):
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, temperatures, latents, args.per_level)
     if args.histogram:
         figure, name = draw_histogram(fields, levels, args.log_strength), "strengths"
-        drawn = "histograms of the strengths"
+        caption = "histograms of the strengths"
     else:
         way = "strongest" if args.strongest else "chosen" if args.latents else "random"
-        rows = choose_rows(fields, levels, args)
+        rows = choose_rows(fields, levels, way, args.number, args.draw_seed)
         figure, name = draw_fields(fields, rows), "receptive_fields" + f"_{way}" * (way != "random")
         number = sum(len(numbers) for _, numbers in rows)
-        drawn = f"receptive fields, each divided by its largest value, of {number} {way} latents"
+        caption = f"receptive fields, each divided by its largest value, of {number} {way} latents"
     text = cli.listing(args.temperature)
     name += f"_h{cli.listing(args.levels)}" if args.levels else ""
     name += f"_T{text}" if text != "1" else ""
     save_figure(figure, flags.picture_path(args, config, name))
     print(
-        f"{drawn}, {len(fields.levels)} of {sum(fields.totals)} computed, mean of {args.draws} draws at T = {text},"
+        f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, mean of {args.draws} draws at T = {text},"
         f" seed {args.draw_seed}: {trained['weights']}"
     )
     results = report(fields)
