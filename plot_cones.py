@@ -85,7 +85,7 @@ def draw(L, m, C, cones):
             y = 1 - (top + size / 2) / figure.get_figheight()
             figure.text((left - 0.08) / width, y, label, ha="right", va="center")
             for h, cells in enumerate(sections):
-                axes = add_axes(figure, left + h * (size + gap), top, size)
+                axes = add_axes(figure, left + h * (size + gap), top, size, size)
                 title = f"{C * cells.sum()} of {totals[h]}" if row else f"$h = {h}$"
                 draw_section(axes, cells, latents[h], m, colour, title)
                 if row and outlined[0] == h:

@@ -14,23 +14,13 @@ from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
 
-def samples(flow, n, temperatures, seed):
-    """n samples, (n, C, L, L) in [0, 1]; temperatures: one per level."""
-    return decode(flow, flow.sample_prior(n, temperatures, generator(seed, "samples", 0, flow.level_map.device)))
-
-
-def choose(size, n, seed):
-    """n different numbers of 0 … size - 1, drawn at random."""
-    return torch.randperm(size, generator=generator(seed, "data"))[:n]
-
-
 def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, images=True)
     group = parser.add_argument_group("samples")
     cli.add_temperature(group)
-    add = group.add_argument
-    add("--real", action="store_true", help="images of the test split instead; needs no weights, only --data")
-    add("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
+    real = "images of the test split instead; needs no weights, only --data"
+    group.add_argument("--real", action="store_true", help=real)
+    group.add_argument("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
     args = flags.parse(parser, argv)
     n = args.grid**2
     if args.real:
@@ -40,13 +30,14 @@ def main(argv=None):
         dataset = flags.open_data(config, args.data_path)[0].test
         if n > len(dataset):
             raise cli.flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
-        numbers = choose(len(dataset), n, args.draw_seed)
+        numbers = torch.randperm(len(dataset), generator=generator(args.draw_seed, "data"))[:n]
         images, name, caption = torch.from_numpy(dataset[numbers]) / 255, "real", f"test images of {config['data']}"
     else:
         flow, config, trained = flags.load_flow(args)
-        images = samples(flow, n, cli.check_temperature(args.temperature, flow), args.draw_seed)
+        temperatures = cli.check_temperature(args.temperature, flow)
+        z = flow.sample_prior(n, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
         text = cli.listing(args.temperature)
-        name, caption = f"samples_T{text}", f"samples of {trained['weights']} at T = {text}"
+        images, name, caption = decode(flow, z), f"samples_T{text}", f"samples of {trained['weights']} at T = {text}"
     save_figure(grid_figure(images, args.grid), flags.picture_path(args, config, name))
     print(f"{n} {caption}, seed {args.draw_seed}")
 

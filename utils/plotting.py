@@ -29,14 +29,12 @@ def style():
 
 def image_grid(images, ncols):
     """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them."""
-    images = np.asarray(images).transpose(0, 2, 3, 1)  # (N, L, L, C)
-    N, L = images.shape[:2]
+    N, _, L, _ = images.shape
     nrows, gap = -(-N // ncols), max(1, L // 16)
-    grid = np.ones((nrows * (L + gap) - gap, ncols * (L + gap) - gap, 3))
-    for n, image in enumerate(images):
-        i, j = divmod(n, ncols)
-        grid[i * (L + gap) : i * (L + gap) + L, j * (L + gap) : j * (L + gap) + L] = image
-    return grid
+    panels = np.ones((nrows * ncols, L + gap, L + gap, 3))
+    panels[:N, :L, :L] = np.asarray(images).transpose(0, 2, 3, 1)
+    rows = panels.reshape(nrows, ncols, L + gap, L + gap, 3).swapaxes(1, 2)
+    return rows.reshape(nrows * (L + gap), ncols * (L + gap), 3)[:-gap, :-gap]
 
 
 def field_pictures(fields):
@@ -58,7 +56,7 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     panel = (width - left) * grid.shape[0] / grid.shape[1]  # height
     height = panel + top
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
+    axes = add_axes(figure, left, top, width - left, panel)
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
     for k, label in enumerate(rows):
@@ -70,10 +68,9 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     return figure
 
 
-def add_axes(figure, left, top, width, height=None):
-    """Axes `width` by `height` inches, by default square; left, top: inches from the figure's upper left corner."""
+def add_axes(figure, left, top, width, height):
+    """Axes `width` by `height` inches; left, top: inches from the upper left corner of the figure."""
     full, tall = figure.get_size_inches()
-    height = height or width
     return figure.add_axes((left / full, 1 - (top + height) / tall, width / full, height / tall))
 
 
@@ -82,7 +79,7 @@ def add_image(figure, image, left, top, size, label=""):
 
     The label goes above, as wide as the image.
     """
-    axes = add_axes(figure, left, top, size)
+    axes = add_axes(figure, left, top, size, size)
     axes.imshow(image_grid(image[None], 1), interpolation="nearest")
     axes.set_axis_off()
     fitting = 72 * size / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
