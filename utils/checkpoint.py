@@ -120,8 +120,8 @@ def epoch_files(folder):
 def save_run(folder, state, keep_epoch):
     """Save `state` in a run folder, then delete or slim what it replaces. Returns the path.
 
-    The name is `last.state` with state["mid_epoch"], else `{state["epoch"]}.state`. The latter deletes `last.state`, and
-    the `{e}.state` before it unless e is a multiple of `keep_epoch` (0 keeps all). It slims all other files but the
+    The name is `last.state` with state["mid_epoch"], else `{state["epoch"]}.state`. The latter deletes `last.state` and
+    the `{e}.state` before it, unless e is a multiple of `keep_epoch` (0 keeps all). It slims all other files but the
     best of the kept ones by state["test_bpds"], {finished epochs: bits per dimension}.
     """
     folder = Path(folder)
