@@ -101,7 +101,7 @@ def source(record):
         record["commit"] or "",
         f"`{record['command']}`",
     )
-    return (seconds or 0, step), tuple(map(str, cells))
+    return (float(seconds or 0), float(step)), tuple(map(str, cells))
 
 
 def read_all(paths, read):

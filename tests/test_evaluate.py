@@ -108,7 +108,7 @@ def test_structure_of_samples(tmp_path, monkeypatch):
     assert (noise["samples"], noise["temperature"]) == (100, 0.9)
     assert noise["score"] is None and "cells" in noise["failure"]
     drawn, _, _ = msds.generate(1, 5, 0, 100, processes=1)
-    monkeypatch.setattr(evaluate, "sample_uint8", lambda *arguments: torch.from_numpy(drawn))
+    monkeypatch.setattr(evaluate.evaluation, "sample_uint8", lambda *arguments: torch.from_numpy(drawn))
     real = results_of(flags, tmp_path)["results"]["structure"]
     assert real["score"] == pytest.approx(1, abs=0.1)
     assert real["calibration"]["degrees"] < 5

@@ -9,6 +9,7 @@ import torch
 from fake_inception import install
 
 from utils import metrics
+from utils.cli import UserError
 
 N = 3000
 
@@ -104,7 +105,7 @@ def test_without_network_it_says_which_file_to_put_where(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         metrics.inception_weights()
     message = str(error.value)
     assert "https://github.com/toshas/torch-fidelity/" in message
@@ -142,13 +143,13 @@ def test_feature_weights_that_are_none(content, words, monkeypatch, tmp_path):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"given\.pth.*{words}"):
+    with pytest.raises(UserError, match=rf"given\.pth.*{words}"):
         metrics.inception_weights(path)
 
 
 def test_inception_itself_refuses_foreign_weights(tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth.*not the weights of inception-v3-compat"):
+    with pytest.raises(UserError, match=r"other\.pth.*not the weights of inception-v3-compat"):
         metrics.inception_weights(tmp_path / "other.pth")
 
 
@@ -160,7 +161,7 @@ def test_weights_never_run_code(monkeypatch, tmp_path):
             return (open, (str(tmp_path / "was_here"), "w"))
 
     torch.save(Code(), tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         metrics.inception_weights(tmp_path / "code.pth")
     assert not (tmp_path / "was_here").exists()
 
@@ -173,5 +174,5 @@ def test_torch_fidelity_must_be_there_and_new_enough(found, monkeypatch):
         return found
 
     monkeypatch.setattr(metrics, "version", version)
-    with pytest.raises(ValueError, match=r"torch-fidelity 0\.4.*requirements-metrics\.txt"):
+    with pytest.raises(UserError, match=r"torch-fidelity 0\.4.*requirements-metrics\.txt"):
         metrics.inception_weights()
