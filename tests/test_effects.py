@@ -197,14 +197,10 @@ FLAGS = "--nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --batch_size 8 --max_st
 FEW = "--images 2 --pairs 20 --strongest 2 --steps 2 --draws 1 --per_level 4"
 
 
-@pytest.fixture
-def prepared(tmp_path, monkeypatch):
+def test_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(msds, "SIZES", (40, 60))
-    return f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
-
-
-def test_script(prepared, tmp_path, capsys):
     files = []
+    prepared = f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
     for k, flags in enumerate(("--data msds1", "--data msds2 --model realnvp")):
         argv = f"{FLAGS} {flags} --data_path {tmp_path / 'datasets'} -o {tmp_path / str(k)}"
         main.Run(get_args(argv.split())).train()
@@ -223,6 +219,9 @@ def test_script(prepared, tmp_path, capsys):
         assert result["calibration"]["share"] > 0.98
     # After one step the flow is nearly the identity, and the latents of level 3 are single pixels, one of a cell each.
     assert all(row["colour"]["ovals"] <= 4 for row in record["results"][0]["latents"])
+    assert [(row["table"], row["result"]) for row in record["rows"]] == [
+        (table, k) for k in (0, 1) for table in ["moved"] * 2 + ["mixing"] * 4
+    ]
     output = capsys.readouterr().out
     assert "msds1, laplace nl1_nr1_nm1_nh4, 1 step, seed 0" in output and "msds2, laplace realnvp_nl1" in output
 
@@ -237,12 +236,13 @@ def test_script(prepared, tmp_path, capsys):
         effects.main([*f"{prepared} --levels 4 --weights {files[0]}".split()])
 
 
-def test_flows_of_other_data_are_refused(weights):
+def test_bad_input_is_refused(weights, capsys):
     with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
         effects.main(["--weights", weights["rgflow"]])
-
-
-def test_too_few_pairs_are_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        effects.main(["--pairs", "19"])
-    assert stop.value.code == 2 and "--pairs: '19': must be a whole number from 20" in capsys.readouterr().err
+    for flags, words in (
+        ("--pairs 19", "--pairs: '19': must be a whole number from 20"),
+        ("--range 1", "--range: '1'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            effects.main(flags.split())
+        assert stop.value.code == 2 and words in capsys.readouterr().err
