@@ -39,7 +39,7 @@ def commit():
 def about(script, argv, device):
     """The command, machine, versions and date of a measurement, a dict; `script` is its file, argv its flags."""
     return {
-        "command": shlex.join(["python", Path(script).name, *argv]),
+        "command": shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)]),
         "machine": machine(torch.device(device)),
         "torch": torch.__version__,
         "commit": commit(),
