@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checks import randomise
 from PIL import Image
-from runs import SMALL
+from runs import SMALL, command
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -37,16 +38,6 @@ def at(place, L, edge=10):
     return rectangle(L, start, start, edge, edge)
 
 
-@pytest.mark.parametrize(
-    "L, place, cone, whole",
-    [(32, "origin", 48, 170), (32, "centre", 60, 170), (256, "origin", 87, 10_922), (256, "centre", 135, 10_922)],
-)
-def test_blocks_of_a_10x10_region(L, place, cone, whole):
-    blocks = [chosen for level in cone_blocks(at(place, L)[None], 4) for chosen in level]
-    assert sum(int(chosen.sum()) for chosen in blocks) == cone
-    assert sum(len(chosen) for chosen in blocks) == whole
-
-
 @pytest.mark.parametrize("place, growth", [("origin", 324), ("centre", 576)])
 def test_latents_per_doubling_of_the_image(place, growth):
     counts = [3 * int(inference_cone(at(place, L), 4).sum()) for L in (64, 128, 256, 512, 1024)]
@@ -54,10 +45,12 @@ def test_latents_per_doubling_of_the_image(place, growth):
 
 
 @pytest.mark.parametrize(
-    "L, place, number", [(32, "origin", 48), (32, "centre", 60), (256, "origin", 87), (256, "centre", 135)]
+    "L, place, number, whole",
+    [(32, "origin", 48, 170), (32, "centre", 60, 170), (256, "origin", 87, 10_922), (256, "centre", 135, 10_922)],
 )
-def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(L, place, number):
-    flow = small(L=L, nlayers=1)
+def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(L, place, number, whole):
+    flow = small(L=L)
+    assert sum(len(chosen) for level in cone_blocks(at(place, L)[None], 4) for chosen in level) == whole
     problem = CausalCone(flow, torch.randn(2, 3, L, L), at(place, L).expand(2, L, L))
     patches = {"forward": 0, "inverse": 0}
 
@@ -83,26 +76,22 @@ class LargestResult(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        views = function._schema.returns and any(r.alias_info for r in function._schema.returns)
-        if not views:
+        if not any(each.alias_info for each in function._schema.returns):  # no view
             sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             self.largest = max(self.largest, *sizes, 0)
         return result
 
 
 def test_no_step_touches_an_array_of_the_images_size():
-    flow, L = small(L=64, nchannels=1, nhidden=4), 64
+    flow, L, largest = small(L=64, nchannels=1, nhidden=4), 64, []
     x, region = torch.randn(1, 1, L, L), rectangle(L, 2, 30, 4, 4)[None]
     cone = CausalCone(flow, x, region)
-    whole = WholeFlow(flow, x, region, cone.free)
-    largest = []
-    for problem in (cone, whole):
+    for problem in (cone, WholeFlow(flow, x, region, cone.free)):
         values = torch.randn(len(cone.free)).requires_grad_()
         with LargestResult() as mode:
             problem.log_prob(values).sum().backward()
         largest.append(mode.largest)
-    assert largest[0] < L * L / 4, largest
-    assert largest[1] >= L * L
+    assert largest[0] < L * L / 4 and largest[1] >= L * L, largest
 
 
 def corners(L):
@@ -124,20 +113,15 @@ REGIONS = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"L": 32, "nlayers": 2},
-        {"prior": "gaussian", "nchannels": 1},
-        {"share_levels": True},
-        {"kernel_size": 2},
-        {"L": 12, "kernel_size": 6},
-        {"L": 4},
-        {"L": 8, "subnet": "ar", "nchannels": 1},
-        {"L": 16, "subnet": "spline"},
+        *({}, {"L": 32, "nlayers": 2}, {"prior": "gaussian", "nchannels": 1}, {"share_levels": True}, {"L": 4}),
+        *({"kernel_size": 2}, {"L": 12, "kernel_size": 6}, {"L": 8, "subnet": "ar", "nchannels": 1}),
+        {"subnet": "spline"},
     ],
     ids=str,
 )
 def test_causal_cone_equals_whole_flow(settings):
-    """Value, gradient and pasted image, with another region in each image."""
+    """Value, gradient and pasted image, with another region in each image; and both equal decoding, pasting and
+    encoding written out."""
     flow = small(**settings)
     L, C = flow.L, flow.nchannels
     regions = torch.stack([build(L) for build in REGIONS.values()])
@@ -146,52 +130,35 @@ def test_causal_cone_equals_whole_flow(settings):
     cone = CausalCone(flow, x, regions)
     expected = torch.stack([inference_cone(region, flow.kernel_size).expand(C, L, L) for region in regions])
     assert torch.equal(cone.free.sort().values, expected.flatten().nonzero()[:, 0])
-    whole = WholeFlow(flow, x, regions, cone.free)
     values = torch.randn(len(cone.free)).requires_grad_()
     results = []
-    for problem in (cone, whole):
+    for problem in (cone, WholeFlow(flow, x, regions, cone.free)):
         log_prob = problem.log_prob(values)
         weighted = log_prob @ torch.arange(1.0, 1 + len(x))
-        results.append((log_prob, torch.autograd.grad(weighted, values)[0], problem.paste(values)))
-    for ours, theirs in zip(*results, strict=True):
+        results.append((log_prob, problem.paste(values), torch.autograd.grad(weighted, values)[0]))
+    z = flow(x)[0]
+    z.view(-1)[cone.free] = values.detach()
+    pasted = torch.where(regions[:, None], flow.inverse(z)[0], x)
+    for ours, theirs in zip(results[0], results[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(results[0][:2], (flow.log_prob(pasted), pasted), rtol=1e-10, atol=1e-10)
     known = ~regions[:, None].expand_as(x)
     assert torch.equal(cone.paste(values)[known], x[known])
-
-
-def test_latents_of_the_pasted_image_differ_from_the_free_ones_only_where_they_are_free():
-    """log p is that of the image that is seen: decoding, pasting and encoding written out."""
-    flow = small(L=8)
-    x, region = torch.randn(1, 3, 8, 8), rectangle(8, 1, 2, 3, 3)
-    cone = CausalCone(flow, x, region[None])
-    values = torch.randn(len(cone.free))
-    z = flow(x)[0].clone()
-    z.view(-1)[cone.free] = values
-    pasted = x.clone()
-    pasted[:, :, region] = flow.inverse(z)[0][:, :, region]
-    torch.testing.assert_close(cone.log_prob(values), flow.log_prob(pasted))
-
-
-def filled_in(problem_of, x, region, fill):
-    problem = problem_of(torch.where(region[:, None], fill, x), region)
-    values, log_prob, _ = maximise(problem, 0.05, 5, 3, torch.Generator().manual_seed(1))
-    return problem.paste(values), log_prob
 
 
 def test_the_result_depends_on_the_fill_only_if_some_latents_of_the_cone_are_fixed():
     flow = small()
     x, region = torch.randn(2, 3, 16, 16), rectangle(16, 5, 13, 4, 3).expand(2, 16, 16)
     free = CausalCone(flow, x, region).free
-    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    chosen = random_latents([len(free) // 2] * 2, x[0].numel(), generators)
-    methods = {
-        "cone": lambda *problem: CausalCone(flow, *problem),
-        "whole": lambda *problem: WholeFlow(flow, *problem, free),
-        "random": lambda *problem: WholeFlow(flow, *problem, chosen),
-    }
-    for name, problem_of in methods.items():
-        grey, noise = (filled_in(problem_of, x, region, fill) for fill in (torch.zeros_like(x), torch.randn_like(x)))
-        moved = max((ours - theirs).abs().max().item() for ours, theirs in zip(grey, noise, strict=True))
+    chosen = random_latents([len(free) // 2] * 2, x[0].numel(), [torch.Generator().manual_seed(k) for k in (1, 2)])
+    fills = [torch.where(region[:, None], fill, x) for fill in (torch.zeros_like(x), torch.randn_like(x))]
+    for name, kind, *latents in (("cone", CausalCone), ("all", WholeFlow, free), ("random", WholeFlow, chosen)):
+        found = []
+        for filled in fills:
+            problem = kind(flow, filled, region, *latents)
+            values, log_prob, _ = maximise(problem, 0.05, 5, 3, torch.Generator().manual_seed(1))
+            found.append((problem.paste(values), log_prob))
+        moved = max((ours - theirs).abs().max().item() for ours, theirs in zip(*found, strict=True))
         assert moved > 1e-3 if name == "random" else moved < 1e-9, name
 
 
@@ -215,12 +182,12 @@ def test_maximise_starts_at_the_best_draw_of_each_image_and_keeps_the_best_value
     flow = small()
     regions = torch.stack((rectangle(16, 0, 0, 3, 3), rectangle(16, 8, 8, 2, 5)))
     problem = CausalCone(flow, torch.randn(2, 3, 16, 16), regions)
-    draws = torch.Generator().manual_seed(3)
-    drawn = [flow.prior.sample(torch.empty(len(problem.free)), 1.0, draws) for _ in range(6)]
+    generator = torch.Generator().manual_seed(3)
+    drawn = [flow.prior.sample(torch.empty(len(problem.free)), 1.0, generator) for _ in range(6)]
     each = torch.stack([problem.log_prob(values) for values in drawn])
-    calls = []
+    calls, generator = [], torch.Generator().manual_seed(3)
     # A rate at which Adam leaves for good.
-    values, log_prob, start = maximise(problem, 1e3, 2, 6, torch.Generator().manual_seed(3), lambda: calls.append(None))
+    values, log_prob, start = maximise(problem, 1e3, 2, 6, generator, lambda: calls.append(None))
     torch.testing.assert_close(start, each.amax(0))
     torch.testing.assert_close(log_prob, start)
     torch.testing.assert_close(problem.log_prob(values), log_prob)
@@ -330,18 +297,13 @@ def test_known_pixels_of_files_come_back_unchanged(run_script, weights, tmp_path
             assert (back[~known] != pixels[k][~known]).any()
 
 
-def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
+def test_files_of_another_size_are_resized(run_script):
     Image.new("RGB", (20, 10), (9, 9, 9)).save("wide.png")
     thin = np.zeros((800, 800), dtype=np.uint8)
     thin[275, 199:201] = 1  # a 2,500th of each of two output pixels
     Image.fromarray(thin).save("thin.png")
-    with pytest.raises(UserError, match=r"wide\.png: 20x10 pixels, must be 16x16; --resize"):
-        run_script("--files", "wide.png")
-    with pytest.raises(UserError, match=r"thin\.png: 800x800 pixels, must be 16x16; --resize"):
-        run_script("--mask", "thin.png")
     (result,) = run_script("--files", "wide.png", "--mask", "thin.png", "--resize")["results"]
-    expected = rectangle(16, 5, 3, 1, 2)
-    assert result["free_latents"] == 3 * int(inference_cone(expected, 4).sum())
+    assert result["free_latents"] == 3 * int(inference_cone(rectangle(16, 5, 3, 1, 2), 4).sum())
 
 
 @pytest.mark.parametrize(
@@ -351,37 +313,47 @@ def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
         ("--region 1,2,3", "--region: 1,2,3: must be height,width or row"),
         ("--region 14,0,3,3", "--region: 14,0,3,3: must lie inside the image of 16x16 pixels"),
         ("--region 3,17", "--region: 3,17: must lie inside"),
-        ("--images 7", "--images: no image 6, the test split has 6, counted from 0"),
-        ("--images 6,", "--images: no image 6, the test split has 6"),
-        ("--images 0", "--images: 0: must be at least one"),
-        ("--bench --edges 8", "--edges: 8: must be at least 10"),
+        ("--images 7", "--images: 6: must be in 0..5"),
+        ("--images 6,", "--images: 6: must be in 0..5"),
+        ("--images 0", "--images: '0': must be a whole number of at least 1"),
+        ("--bench", "last.state: not with --bench"),
+        ("--nhidden 4", "unrecognized arguments: --nhidden 4"),
+        ("--files wide.png", "wide.png: 20x10 pixels, must be 16x16; --resize"),
+        ("--mask wide.png", "wide.png: 20x10 pixels, must be 16x16; --resize"),
+        ("--mask black.png", "black.png: no pixel is corrupted"),
+        ("--mask missing.png", "missing.png: no readable image"),
+        ("--files missing.png", "missing.png: no readable image"),
+        (f"--mask {__file__}", "no readable image"),
     ],
 )
 def test_flags_that_do_not_fit(run_script, flags, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_script(*flags.split())
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
-
-
-def test_masks_that_do_not_fit(run_script):
+    Image.new("RGB", (20, 10)).save("wide.png")
     Image.new("L", (16, 16)).save("black.png")
-    with pytest.raises(UserError, match=r"black\.png: no pixel is corrupted"):
-        run_script("--mask", "black.png")
-    for name in ("missing.png", __file__):
-        with pytest.raises(UserError, match="no readable image"):
-            run_script("--mask", name)
-    with pytest.raises(UserError, match=r"missing\.png: no readable image"):
-        run_script("--files", "missing.png")
+    with pytest.raises((SystemExit, UserError)) as error:
+        run_script(*flags.split())
+    assert words in str(error.value) + capsys.readouterr().err
 
 
-def test_benchmark(run_script, tmp_path):
-    flags = "--bench --edges 16,32 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --repeats 1"
-    record = run_script(*flags.split())
-    assert record["kind"] == "inpainting_speed"
+def test_benchmark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--bench --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --repeats 1 --json out.json --edges"
+    inpaint.main([*flags.split(), "16,32"])
+    record = json.loads(Path("out.json").read_text())
+    assert (record["kind"], record["network"]) == ("inpainting_speed", "laplace_nl1_nr1_nm1_nh4")
     found = {(row["L"], row["place"]): row for row in record["results"]}
     assert (found[32, "centre"]["cone_blocks"], found[32, "centre"]["whole_blocks"]) == (60, 170)
     assert found[32, "origin"]["free_latents"] == 1092
     assert all(row["cone_seconds"] > 0 and row["whole_seconds"] > 0 for row in found.values())
     assert [row["L"] for row in record["latents"]][::2] == [16, 32, 64, 128, 256, 512]
-    assert (tmp_path / "figures" / "inpaint_speed.pdf").exists()
+    assert Path("figures/inpaint_speed.pdf").exists()
+    with pytest.raises(UserError, match="--edges: 8: must be at least 10"):
+        inpaint.main([*flags.split(), "8"])
+
+
+def test_a_run_is_named_by_the_flags_of_its_training(weights, images, tmp_path):
+    """As without --weights; in a process of its own."""
+    folder = Path(weights[0]).parents[3]
+    flags = f"--data folder --data_path {images} -o {folder} {SMALL} --L 16 --draws 1 --steps 1 --images 1"
+    done = command("inpaint.py", *flags.split(), "--fig_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("RG-Flow: PSNR")
