@@ -9,7 +9,7 @@ import pytest
 import torch
 from checks import randomise
 from PIL import Image
-from runs import SMALL, command
+from runs import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -228,73 +228,72 @@ def weights(images, tmp_path_factory):
 
 @pytest.fixture
 def run_script(weights, images, tmp_path, monkeypatch):
+    """Run the script with flags on the weights; returns the record."""
     monkeypatch.chdir(tmp_path)
 
-    def run_script(*flags):
-        own = ["--weights", weights[0], "--data_path", str(images), "--draws", "2", "--steps", "2"]
-        inpaint.main([*own, "--region", "3,4", "--images", "4", "--json", "out.json", *map(str, flags)])
-        return json.loads((tmp_path / "out.json").read_text())
+    def run_script(*flags, source=("--weights", weights[0])):
+        own = [*source, "--data_path", str(images), "--draws", "2", "--steps", "2", "--region", "3,4", "--images", "4"]
+        inpaint.main([*own, "--json", "out.json", *map(str, flags)])
+        return json.loads(Path("out.json").read_text())
 
     return run_script
 
 
-def test_script_on_test_images(run_script, tmp_path):
+def test_script_on_test_images(run_script, weights):
     record = run_script("--batch_size", 3)
     (result,) = record["results"]
-    assert record["kind"] == "inpainting"
-    assert record["step"] == 3
+    assert (record["kind"], record["step"]) == ("inpainting", 3)
     assert (result["method"], result["images"], result["steps"]) == ("rgflow", 4, 2)
     regions = [rectangle(16, *corners) for corners in result["region"]]
     assert all(region.sum() == 12 for region in regions)
     assert len({tuple(corners) for corners in result["region"]}) > 1
     per_image = result["per_image"]
     assert per_image["free_latents"] == [3 * int(inference_cone(region, 4).sum()) for region in regions]
-    for image, region in zip(per_image["psnr_image"], per_image["psnr_region"], strict=True):
-        assert image == pytest.approx(region + 10 * math.log10(256 / 12))
+    assert per_image["psnr_image"] == pytest.approx(np.array(per_image["psnr_region"]) + 10 * math.log10(256 / 12))
     assert result["psnr_image"] == pytest.approx(np.mean(per_image["psnr_image"]))
-    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+    assert {path.suffix for path in Path("figures").iterdir()} == {".png", ".pdf"}
     for flag, names in (("2", [0, 1]), ("5,2", [5, 2]), ("3,", [3])):
         assert run_script("--images", flag)["results"][0]["names"] == names
-    again = run_script("--batch_size", 3)
+    flags_of_training = f"--data folder -o {Path(weights[0]).parents[3]} {SMALL} --L 16".split()
+    again = run_script("--batch_size", 3, source=flags_of_training)
     assert again["results"][0]["per_image"] == per_image
+    assert again["weights"] == weights[0]
 
 
 def test_real_nvp_gets_as_many_random_latents_and_all_of_them(run_script, weights):
-    rgflow, constrained, free = run_script("--realnvp", weights[1])["results"]
-    assert [each["method"] for each in (rgflow, constrained, free)] == ["rgflow", "realnvp_constrained", "realnvp"]
-    assert constrained["per_image"]["free_latents"] == rgflow["per_image"]["free_latents"]
-    assert max(rgflow["per_image"]["free_latents"]) < 768
-    assert free["per_image"]["free_latents"] == [768] * 4
-    assert constrained["per_image"]["psnr_region"] != free["per_image"]["psnr_region"]
-    assert constrained["region"] == free["region"] == rgflow["region"]
-    assert (rgflow["weights"], free["weights"]) == tuple(weights)
-    assert (rgflow["config"]["model"], free["config"]["model"]) == ("rgflow", "realnvp")
-    with pytest.raises(UserError, match=r"--realnvp .*: must be a Real NVP"):
-        run_script("--realnvp", weights[0])
+    results = run_script("--realnvp", weights[1])["results"]
+    assert [each["method"] for each in results] == ["rgflow", "realnvp_constrained", "realnvp"]
+    assert [each["weights"] for each in results] == [weights[0], weights[1], weights[1]]
+    assert [each["config"]["model"] for each in results[::2]] == ["rgflow", "realnvp"]
+    assert results[0]["region"] == results[1]["region"] == results[2]["region"]
+    rgflow, constrained, free = (each["per_image"] for each in results)
+    assert constrained["free_latents"] == rgflow["free_latents"]
+    assert max(rgflow["free_latents"]) < 768
+    assert free["free_latents"] == [768] * 4
+    assert constrained["psnr_region"] != free["psnr_region"]
     alone = run_script("--weights", weights[1])["results"]
-    assert [each["per_image"] for each in alone] == [each["per_image"] for each in (constrained, free)]
+    assert [each["per_image"] for each in alone] == [constrained, free]
+    for one, other, words in ((0, 0, "must be a Real NVP, is an RG-Flow"), (1, 1, "is a Real NVP itself")):
+        with pytest.raises(UserError, match=f"--realnvp .*: .*{words}"):
+            run_script("--weights", weights[one], "--realnvp", weights[other])
 
 
-def test_known_pixels_of_files_come_back_unchanged(run_script, weights, tmp_path):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    for k in (0, 1):
-        Image.fromarray(pixels[k]).save(f"{k}.png")
+def test_known_pixels_of_files_come_back_unchanged(run_script, weights):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     mask = np.zeros((16, 16, 3), dtype=np.uint8)
     mask[2:4, 5, 2] = 1
-    Image.fromarray(mask).save("mask.png")
+    for name, array in (("0", pixels[0]), ("1", pixels[1]), ("mask", mask)):
+        Image.fromarray(array).save(f"{name}.png")
     flags = ["--files", "0.png", "1.png", "--mask", "mask.png", "--fig_dir", "out", "--realnvp", weights[1]]
     for result in run_script(*flags)["results"]:
-        assert result["names"] == ["0.png", "1.png"]
-        assert result["region"] == "mask.png"
+        assert (result["names"], result["region"]) == (["0.png", "1.png"], "mask.png")
     known = ~mask.any(-1)
     for k in (0, 1):
-        paths = list(tmp_path.glob(f"out/*_{k}_{k}.png"))
-        assert len(paths) == 3
-        for path in paths:
-            back = np.asarray(Image.open(path))
-            assert (back[known] == pixels[k][known]).all()
-            assert (back[~known] != pixels[k][~known]).any()
+        back = [np.asarray(Image.open(path)) for path in Path("out").glob(f"*_{k}_{k}.png")]
+        assert len(back) == 3
+        for image in back:
+            assert (image[known] == pixels[k][known]).all()
+            assert (image[~known] != pixels[k][~known]).any()
 
 
 def test_files_of_another_size_are_resized(run_script):
@@ -348,12 +347,3 @@ def test_benchmark(tmp_path, monkeypatch):
     assert Path("figures/inpaint_speed.pdf").exists()
     with pytest.raises(UserError, match="--edges: 8: must be at least 10"):
         inpaint.main([*flags.split(), "8"])
-
-
-def test_a_run_is_named_by_the_flags_of_its_training(weights, images, tmp_path):
-    """As without --weights; in a process of its own."""
-    folder = Path(weights[0]).parents[3]
-    flags = f"--data folder --data_path {images} -o {folder} {SMALL} --L 16 --draws 1 --steps 1 --images 1"
-    done = command("inpaint.py", *flags.split(), "--fig_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("RG-Flow: PSNR")
