@@ -8,9 +8,9 @@
     python bench.py @configs/msds1_cpu.args --compare 256 --weights saved_model/…/last.state
     python bench.py --fields 4
 
-The step is the one of `main.py`, on random images. The matrix rate (2048 x 2048 products on a CPU, 8192 on a GPU, in
-the precision of the networks) is measured between the steps, since it drifts. MFU counts the multiply-adds of the
-networks alone, once forward and twice backward, once for a sample. Recomputation is no useful work.
+The step is that of `main.py`, on random images. Matrix products (2048 x 2048 on a CPU, 8192 on a GPU, in the precision
+of the networks) run between the steps, because their rate drifts. MFU counts the multiply-adds of the networks only:
+once forward and twice backward for a step, once for a sample. Recomputation does not count as useful work.
 """
 
 import copy
@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def reset_peak_memory(device):
 
 
 def peak_memory(device):
-    """Most MiB on the GPU, or of the process, since `reset_peak_memory`; None where nobody counts them."""
+    """Peak MiB on the GPU, or of the process, since `reset_peak_memory`; None where the system does not count."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "linux":
@@ -73,7 +74,7 @@ def peak_memory(device):
 
 
 class Steps:
-    """Training steps on random images; calling it makes one and returns the gradient norm. `seconds` of its parts."""
+    """Training steps on random images. A call does one and returns the gradient norm. seconds: times of its parts."""
 
     def __init__(self, args):
         self.args, self.device, self.step = args, torch.device(args.cuda), 0
@@ -98,9 +99,9 @@ class Steps:
     def log(self, folder, norm):
         """What main.py logs of a step."""
         loss, number = self.descent.window.tolist()
-        log = RunLog(folder / "out", stdout=False)
-        log.text(f"step {self.step} bpd {loss / number:.4f} grad_norm {norm:.4g}")
-        log.record(kind="train", step=self.step, bpd=loss / number, grad_norm=norm)
+        log, bpd = RunLog(folder / "out", stdout=False), loss / number
+        log.text(f"step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g}")
+        log.record(kind="train", step=self.step, bpd=bpd, grad_norm=norm)
 
 
 def measure(args):
@@ -128,6 +129,7 @@ def measure(args):
             log(Path(folder), norm.item())
             matrix()
             float32()
+    in_training = statistics.median(seconds["matrix"][-repeats:])
     if args.profile:
         profile(steps)
     steps.flow.eval()
@@ -135,13 +137,11 @@ def measure(args):
         for _ in range(in_a_row if k else 1):
             sample(args.batch_size)
         matrix()
-    rates = {"train": seconds["matrix"][: -1 - repeats], "sample": seconds["matrix"]}
-    rates = {name: 2 * size**3 / statistics.median(each[-repeats:]) for name, each in rates.items()}
-    counts = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * in_a_row)
-    seconds = {name: each[-counts.get(name, repeats) :] for name, each in seconds.items() if each}
+    rows = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * in_a_row)
+    seconds = {name: each[-rows.get(name, repeats) :] for name, each in seconds.items() if each}
     median = {name: statistics.median(each) for name, each in seconds.items()}
     forward, inverse = (2 * steps.flow.multiply_adds(inverse) * args.batch_size for inverse in (False, True))
-    percent = {name: 100 * median[name] / median["step"] for name in ("data", "log", "optimizer") if name in median}
+    parts = ("data", "log", "optimizer")
     return {
         "batch_size": args.batch_size,
         "L": args.L,
@@ -150,13 +150,13 @@ def measure(args):
         "ms_per_step": 1e3 * median["step"],
         "step_spread": spread(seconds["step"]),
         "train_images_per_s": args.batch_size / median["step"],
-        "train_mfu": 3 * forward / median["step"] / rates["train"],
+        "train_mfu": 3 * forward / median["step"] * in_training / (2 * size**3),
         "executed_gflop_per_s": (3 + args.grad_checkpoint) * forward / median["step"] / 1e9,
         "samples_per_s": args.batch_size / median["sample"],
         "sample_spread": spread(seconds["sample"]),
-        "sample_mfu": inverse / median["sample"] / rates["sample"],
-        **{f"{name}_percent": percent.get(name) for name in ("data", "log", "optimizer")},
-        "matrix_gflop_per_s": rates["train"] / 1e9,
+        "sample_mfu": inverse / median["sample"] * median["matrix"] / (2 * size**3),
+        **{f"{name}_percent": 100 * median[name] / median["step"] if name in median else None for name in parts},
+        "matrix_gflop_per_s": 2 * size**3 / in_training / 1e9,
         "matrix_spread": spread(seconds["matrix"]),
         "step_times_fp32_gflop": median["step"] * 2 * size**3 / median["float32"] / 1e9,
         "peak_memory_mib": memory,
@@ -175,10 +175,9 @@ def profile(steps):
 def sweep(first, argv, parser):
     """Measure every batch size and edge that the flags `first`, parsed from `argv`, ask for; a list of results."""
     results, runs = [], []
-    for edge in first.edges or [first.L]:
-        for batch_size in first.batch_sizes or [first.batch_size]:
-            own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels)]
-            runs.append(flags.get_args([*argv, *own, "--batch_size", str(batch_size)], parser))
+    for edge, batch_size in product(first.edges or [first.L], first.batch_sizes or [first.batch_size]):
+        own = f"--data folder --L {edge} --nchannels {first.nchannels} --batch_size {batch_size}"
+        runs.append(flags.get_args([*argv, *own.split()], parser))
     print(row(COLUMNS))
     for args in runs:
         try:
@@ -205,10 +204,9 @@ def get_flow(args):
 
 
 def time_fields(args):
-    """Time all receptive fields, as the chain of the layers' Jacobians gives them, beside one pass per latent.
+    """Time all receptive fields by the Jacobians of the layers, and compare with one pass per latent: [dict].
 
-    Of those only PASSES are timed, one at a time and, which is as exact, all in one batch. The times for all latents
-    and draws are extrapolated. Returns a list of one dict.
+    Only PASSES of these are timed, one at a time and all in one batch, and extrapolated to all latents and draws.
     """
     (flow, config), draws = get_flow(args), args.fields
     if config["model"] != "rgflow":
@@ -224,14 +222,14 @@ def time_fields(args):
         batch(flow.inverse, z.repeat(PASSES, 1, 1, 1), units)
     reset_peak_memory(device)
     timed(partial(receptive_fields, progress=True), device, seconds["all"])(flow, draws)
-    memory, needed = peak_memory(device), draws * z.numel()
+    memory, one = peak_memory(device), statistics.median(seconds["single"])
     result = {
         "draws": draws,
         "latents": z.numel(),
         "seconds": seconds["all"][0],
-        "ms_per_single_pass": 1e3 * statistics.median(seconds["single"]),
-        "extrapolated_seconds_single": needed * statistics.median(seconds["single"]),
-        "extrapolated_seconds_batched": needed * seconds["batch"][0] / PASSES,
+        "ms_per_single_pass": 1e3 * one,
+        "extrapolated_seconds_single": draws * z.numel() * one,
+        "extrapolated_seconds_batched": draws * z.numel() * seconds["batch"][0] / PASSES,
         "peak_memory_mib": memory,
     }
     print(
@@ -244,19 +242,17 @@ def time_fields(args):
 
 
 def compare(args):
-    """What compiled kernels and lower precision change: BPD and round trip of test images, a dict for each way.
+    """How compiled kernels and lower precision change BPD and round trip of test images: a dict for each way.
 
     The flow is that of --weights, or the untrained one of the flags. Differences are from float64.
     """
-    device = torch.device(args.cuda)
-    flow, config = get_flow(args)
-    data, _ = flags.open_data(config, args.data_path)
-    images = torch.from_numpy(data.test[: args.compare]).to(device)
-    draws = generator(args.draw_seed, "compare", 0, device)
-    noise = torch.rand(images.shape, generator=draws, dtype=torch.float64, device=device)
+    device, (flow, config) = torch.device(args.cuda), get_flow(args)
+    images = torch.from_numpy(flags.open_data(config, args.data_path)[0].test[: args.compare]).to(device)
+    seeded = generator(args.draw_seed, "compare", 0, device)
+    noise = torch.rand(images.shape, generator=seeded, dtype=torch.float64, device=device)
     ways = {"float64": {}, "float32": {}, "bf16": {"dtype": torch.bfloat16}}
     if not why_not_compiled(device):
-        ways.update({f"{name} --compile": {**way, "compile": True} for name, way in ways.items() if name != "float64"})
+        ways |= {f"{name} --compile": {**ways[name], "compile": True} for name in ("float32", "bf16")}
     exact, results = None, []
     for name, way in ways.items():
         dtype = torch.float64 if name == "float64" else torch.float32
@@ -265,13 +261,12 @@ def compare(args):
         with torch.no_grad():
             bpd = bits_per_dim(own, images, noise=noise.to(dtype)).double()
             x, _ = to_model(images, noise=noise.to(dtype), dtype=dtype)
-            back, _ = own.inverse(own(x)[0])
+            error = (own.inverse(own(x)[0])[0] - x).abs()
         exact = bpd if exact is None else exact
-        difference, error = bpd - exact, (back - x).abs()
         numbers = {
             "bpd": bpd.mean().item(),
-            "mean_difference": difference.mean().item(),
-            "largest_difference": difference.abs().max().item(),
+            "mean_difference": (bpd - exact).mean().item(),
+            "largest_difference": (bpd - exact).abs().max().item(),
             "largest_round_trip_error": error.max().item(),
             "median_round_trip_error": error.median().item(),
         }
@@ -282,33 +277,26 @@ def compare(args):
 
 
 def main(argv=None):
-    parser = flags.build_parser(__doc__.split("\n")[0])
-    add = parser.add_argument_group("what to measure").add_argument
+    parser = flags.build_parser(__doc__)
+    group = parser.add_argument_group("what to measure")
+    add, instead = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--batch_sizes", type=number_list(positive), metavar="N[,N…]", help="sweep over these (default: --batch_size)")
     add("--edges", type=number_list(positive), metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
     add("--repeats", type=positive, default=7, metavar="N", help="measurements, after a warm-up")
     add("--profile", action="store_true", help="also print where the time of a step goes")
-    text = "instead: BPD and round trip of N test images of --data with each way to compute"
-    add("--compare", type=positive, metavar="N", help=text)
-    add(
-        "--fields",
-        type=positive,
-        metavar="N",
-        help="instead: all receptive fields, N draws, beside one pass per latent",
-    )
+    ways = "instead: BPD and round trip of N test images of --data with each way to compute"
+    instead("--compare", type=positive, metavar="N", help=ways)
+    fields = "instead: all receptive fields, N draws, compared with one pass per latent"
+    instead("--fields", type=positive, metavar="N", help=fields)
     add("--weights", metavar="FILE", help="checkpoint for --compare and --fields (default: an untrained flow)")
     add("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
     add("--json", metavar="FILE", help="write the results there")
     first = flags.get_args(argv, parser)
-    if first.compare and first.fields:
-        parser.error("argument --fields: not allowed with argument --compare")
     if first.weights and not (first.compare or first.fields):
         parser.error("argument --weights: only with --compare or --fields")
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
-    if first.compare:
-        results = compare(first)
-    elif first.fields:
-        results = time_fields(first)
+    if first.compare or first.fields:
+        results = compare(first) if first.compare else time_fields(first)
     else:
         results = sweep(first, sys.argv[1:] if argv is None else argv, parser)
     if first.json:

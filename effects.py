@@ -4,25 +4,24 @@
     python effects.py --weights saved_model/msds1/…/60.state --json results/effects.json
     python effects.py --weights RGFLOW_MSDS1 REALNVP_MSDS1 RGFLOW_MSDS2 REALNVP_MSDS2
 
-Ovals are read from the pixels (`data.msds_structure`), and changed images are generated from encoded test images.
+Ovals are read from the pixels (`data.msds_structure`) of images that are generated from changed latents of test images.
 
-Latents: the strongest of each level, by receptive fields, each moved over a range of values while all others stay. How
-many of the 16 ovals change their colour, and their orientation, by more than `THRESHOLDS`, how much, and how far all
-ovals of an image change alike: 1 if all do the same, 0 if one changes alone or if the changes are unrelated. The paper
-claims that a latent of the top level changes the global factor, colour in MSDS1 and orientation in MSDS2, of all ovals,
-and one of a low level the local factor, the other one, of one oval. Real NVP's strongest are sought among a few random
-latents of each level.
+Latents: the strongest of each level, by receptive fields, are moved over a range of values, one at a time. Measured:
+how many of the 16 ovals change their colour, and their orientation, by more than `THRESHOLDS`, how much, and how far
+all ovals of an image change alike: 1 if all do the same, 0 if one changes alone or the changes are unrelated. The paper
+claims that a latent of the top level changes the global factor (colour in MSDS1, orientation in MSDS2) of all ovals,
+and one of a low level the local factor, the other one, of one oval. Of Real NVP only a few random latents of each level
+are compared.
 
-Mixing: levels h >= theta of one test image with levels h < theta of another (equation 15). Least squares of the mixed
-image's global factor, the mean over its ovals, on those of both images, and of each oval's local factor on those of the
-two ovals in its cell: the weight of an image is 1 where the factor is all of it and 0 where it is none of it. Beside
-them, whether the mixed images still are MSDS images: cells with an oval, structure score.
+Mixing: levels h >= theta of one test image with levels h < theta of another (equation 15). Measured: least squares of
+the mixed image's global factor, the mean over its ovals, on those of both images, and of each oval's local factor on
+those of the two ovals in its cell. The weight of an image is 1 where the factor is all of it and 0 where it is none of
+it. Also whether the mixed images still are MSDS images: cells with an oval, structure score.
 
 Receptive fields are kept in --fig_dir, shared with plot_receptive_fields.py.
 """
 
 import statistics
-import sys
 
 import numpy as np
 import torch
@@ -31,20 +30,18 @@ from tqdm import tqdm
 import args as flags
 from data import msds
 from data.msds_structure import calibration, find_ovals, structure_scores
-from flow.latents import decode, encode, mix
+from flow.fields import get_fields
+from flow.latents import decode, encode, mix, vary
 from flow.preprocess import to_bytes
-from plot_latents import vary
-from plot_receptive_fields import add_flags, get_fields, get_levels
-from plot_walk import check_two
 from utils import cli
-from utils.cli import UserError
-from utils.memory import keep_freed_memory
-from utils.results import about, save
+from utils.cli import UserError, flag_error
+from utils.results import about, by_network, in_words, row, save, table
 
 FACTORS = {1: {"global": "colour", "local": "orientation"}, 2: {"global": "orientation", "local": "colour"}}
 # Distance in RGB, of 256 levels, and degrees. Between two drawings that differ in the other factor alone, the readings
 # of 0.7 % and 0.02 % of the ovals differ by more (root mean square 4.8 to 5.2 levels, 0.5 degrees; 300 images a set).
 THRESHOLDS = {"colour": 20.0, "orientation": 10.0}
+SETTINGS = "images", "pairs", "strongest", "range", "steps", "draws"
 MIN_OVALS = 8  # of 16, that an image's global factor needs
 MIN_ROWS = 20  # images, or ovals, that a regression needs
 
@@ -52,10 +49,10 @@ MIN_ROWS = 20  # images, or ovals, that a regression needs
 def read_ovals(images):
     """Images in [0, 1] (..., 3, 32, 32) -> colours (..., 16, 3), angles (..., 16), found (..., 16), of `find_ovals`.
 
-    Raises UserError for images that are not finite.
+    Raises FloatingPointError for images that are not finite.
     """
     if not images.isfinite().all():
-        raise UserError("it generates images that are not finite")
+        raise FloatingPointError("it generates images that are not finite")
     parts = find_ovals(to_bytes(images.flatten(0, -4)).numpy())
     return tuple(part.reshape(*images.shape[:-3], *part.shape[1:]) for part in parts)
 
@@ -70,8 +67,8 @@ def moved(images):
     found = found.all(0)
     angles = np.unwrap(angles, axis=0, period=180)  # turns add up from value to value, so that none has two signs
     changes = {"colour": colours[1:] - colours[0], "orientation": (angles[1:] - angles[0])[..., None]}
-    rows = {name: change(vectors, found, THRESHOLDS[name]) for name, vectors in changes.items()}
-    return {"found": float(found.mean()), **rows}
+    changes = {name: change(vectors, found, THRESHOLDS[name]) for name, vectors in changes.items()}
+    return {"found": float(found.mean()), **changes}
 
 
 def change(vectors, found, threshold):
@@ -85,88 +82,75 @@ def change(vectors, found, threshold):
     vectors = vectors * found[..., None]
     size = np.linalg.norm(vectors, axis=-1).max(0)
     changed = size > threshold
-    row = {"ovals": float(changed.sum(1).mean()), "size": None, "common": None}
+    result = {"ovals": float(changed.sum(1).mean()), "size": None, "common": None}
     if changed.any():
-        row["size"] = float(size[changed].mean())
+        result["size"] = float(size[changed].mean())
     others = found.sum(1) - 1  # ovals of the image beside one
     if changed[others > 0].any():
         own = np.square(vectors).sum((0, 2, 3))  # (B,)
         pairs = np.square(vectors.sum(2)).sum((0, 2)) - own
-        row["common"] = float(pairs[others > 0].sum() / (own * others)[others > 0].sum())
-    return row
+        result["common"] = float(pairs[others > 0].sum() / (own * others)[others > 0].sum())
+    return result
 
 
-def latent_rows(flow, fields, levels, number, z, values):
+def of_latents(flow, fields, levels, number, z, values):
     """Results for the `number` strongest latents of each level, moved in z (B, C, L, L): a dict each."""
     chosen = [k for h in levels for k in fields.strongest(h, number).tolist()]
-    rows = []
-    for k in tqdm(chosen, desc="move", unit="latent", leave=False, disable=None):
-        row = {"level": int(fields.levels[k]), "latent": fields.name(k), "strength": fields.strengths[k].item()}
-        rows.append({**row, **moved(vary(flow, z, tuple(fields.latents[k].tolist()), values))})
-    return rows
-
-
-def level_rows(rows):
-    """Means over the latents of each level of the results of `latent_rows`; sizes and common shares over those with
-    any. `most` is the largest number of ovals that a latent changes, `most_latent` its name."""
     results = []
-    for h in dict.fromkeys(row["level"] for row in rows):
-        own = [row for row in rows if row["level"] == h]
-        result = {"level": h, "latents": len(own)}
-        result |= {name: mean([row[name] for row in own]) for name in ("strength", "found")}
+    for k in tqdm(chosen, desc="move", unit="latent", leave=False, disable=None):
+        named = {"level": int(fields.levels[k]), "latent": fields.name(k), "strength": fields.strengths[k].item()}
+        results.append({**named, **moved(vary(flow, z, tuple(fields.latents[k].tolist()), values))})
+    return results
+
+
+def of_levels(latents):
+    """Means of the results of `of_latents` over the latents of each level; sizes and common shares over those with any.
+    `most` is the largest number of ovals that a latent changes, `most_latent` its name."""
+    results = []
+    for h in dict.fromkeys(each["level"] for each in latents):
+        own = [each for each in latents if each["level"] == h]
+        result = {"level": h, "latents": len(own)} | {name: mean(own, name) for name in ("strength", "found")}
         for factor in THRESHOLDS:
-            strongest = max(own, key=lambda row, factor=factor: row[factor]["ovals"])
-            result[factor] = {name: mean([row[factor][name] for row in own]) for name in ("ovals", "size", "common")}
-            result[factor] |= {"most": strongest[factor]["ovals"], "most_latent": strongest["latent"]}
+            changes = [each[factor] for each in own]
+            result[factor] = {name: mean(changes, name) for name in ("ovals", "size", "common")}
+            most = max(range(len(own)), key=lambda k, changes=changes: changes[k]["ovals"])
+            result[factor] |= {"most": changes[most]["ovals"], "most_latent": own[most]["latent"]}
         results.append(result)
     return results
 
 
-def mean(values):
-    """Of those that are not None; None without any."""
-    values = [value for value in values if value is not None]
+def mean(results, name):
+    """Of the values of this name that are not None; None without any."""
+    values = [each[name] for each in results if each[name] is not None]
     return statistics.mean(values) if values else None
 
 
-def mixing_rows(flow, high, low, variant):
+def of_mixing(flow, high, low, variant):
     """Results for each theta, 0 … h_L + 1, of mixing uint8 images high and low (P, 3, 32, 32): a dict each."""
     z = encode(flow, torch.cat((high, low))).chunk(2)
     sources = [find_ovals(images.numpy()) for images in (high, low)]
-    rows = []
+    results = []
     for theta in range(flow.num_levels + 1):
         images = decode(flow, mix(flow, *z, theta))
-        ovals = [read_ovals(images), *sources]
+        readings = [read_ovals(images), *sources]
         scores = structure_scores(to_bytes(images).numpy(), variant, high.numpy())
-        row = {"theta": theta, "found": scores["share"], "score": scores["score"], "failure": scores["failure"]}
-        rows.append(
-            {
-                **row,
-                "global": weights(*global_factors(ovals, variant)),
-                "local": weights(*local_factors(ovals, variant)),
-            }
-        )
-    return rows
+        result = {"theta": theta, "found": scores["share"], "score": scores["score"], "failure": scores["failure"]}
+        results.append(result | {kind: weights(*factors(readings, variant, kind)) for kind in FACTORS[variant]})
+    return results
 
 
-def factor_values(ovals, name):
-    """Numbers to be averaged, (P, 16, D), of ovals as `find_ovals` gives them."""
-    colours, angles, _ = ovals
-    return colours if name == "colour" else msds.doubled(angles)
+def factors(readings, variant, kind):
+    """The global or local factor in each of the readings of `find_ovals`: numbers to be averaged, (N, D) each.
 
-
-def global_factors(all_ovals, variant):
-    """The mean global factor of each image, (N, D) for each of the readings, over images with MIN_OVALS in all."""
-    enough = np.all([found.sum(1) >= MIN_OVALS for _, _, found in all_ovals], 0)
-    for ovals in all_ovals:
-        values, found = factor_values(ovals, FACTORS[variant]["global"])[enough], ovals[2][enough, :, None]
-        yield (values * found).sum(1) / found.sum(1)
-
-
-def local_factors(all_ovals, variant):
-    """The local factor of each cell, (N, D) for each of the readings, of cells with an oval in all."""
-    everywhere = np.all([found for _, _, found in all_ovals], 0)
-    for ovals in all_ovals:
-        yield factor_values(ovals, FACTORS[variant]["local"])[everywhere]
+    global: means of the ovals of each image with MIN_OVALS in all readings; local: of each cell with an oval in all
+    """
+    colours, angles, found = zip(*readings, strict=True)
+    values = colours if FACTORS[variant][kind] == "colour" else [msds.doubled(each) for each in angles]
+    if kind == "local":
+        return [each[np.all(found, 0)] for each in values]
+    enough = np.all([each.sum(1) >= MIN_OVALS for each in found], 0)
+    found = [each[enough, :, None] for each in found]
+    return [(each[enough] * ovals).sum(1) / ovals.sum(1) for each, ovals in zip(values, found, strict=True)]
 
 
 def weights(mixed, high, low):
@@ -188,102 +172,88 @@ def weights(mixed, high, low):
     return {**result, "high": float(solution[0]), "low": float(solution[1]), "r2": float(r2)}
 
 
-def table(result):
-    """The lines of the tables of a flow."""
-    names = FACTORS[msds.VARIANTS[result["data"]]]
-    columns = " ".join(f"{f'{names[kind]}: ovals':>18} {'most':>5} {'size':>5} {'common':>6}" for kind in names)
-    yield f"{'level':>5} {'strength':>8} {'found':>6} {columns}"
-    for row in result["levels"]:
-        cells = [row[name] for name in names.values()]
-        columns = " ".join(
-            f"{each['ovals']:18.2f} {each['most']:5.1f} {text(each['size'], 0):>5} {text(each['common']):>6}"
-            for each in cells
-        )
-        yield f"{row['level']:5} {row['strength']:8.2g} {row['found']:6.1%} {columns}"
-    columns = " ".join(f"{f'{kind} {name}: high':>26} {'low':>5} {'R2':>5}" for kind, name in names.items())
-    yield f"{'theta':>5} {'score':>6} {'found':>6} {columns}"
-    for row in result["mixing"]:
-        columns = " ".join(
-            f"{text(row[kind]['high']):>26} {text(row[kind]['low']):>5} {text(row[kind]['r2']):>5}" for kind in names
-        )
-        yield f"{row['theta']:5} {text(row['score']):>6} {row['found']:6.1%} {columns}"
+def rows(record):
+    """What the tables of moved latents and of mixing show of a record, see `utils.results.row`."""
+    thresholds, (low, high) = record["thresholds"], record["range"]
+    moves = f"moved from {low:g} to {high:g} in {record['images']:,} test images; changed: by more than"
+    moves += f" {thresholds['colour']:g} of 256 levels or {thresholds['orientation']:g}°"
+    for first, results, data, flow, seeds in by_network(record["results"]):
+        levels = list(zip(*(result["levels"] for result in results), strict=True))
+        details = f"{seeds}, {moves}; {max(own[0]['latents'] for own in levels)} latents a level"
+        for factor in THRESHOLDS:
+            changes = {own[0]["level"]: [each[factor] for each in own] for own in levels}
+            cells = {f"h = {h}": means(own, ovals=1, most=1, common=2) for h, own in changes.items()}
+            yield row("moved", f"{data} {factor}, {flow}", cells, details, first)
+        cells = {}
+        for own in zip(*(result["mixing"] for result in results), strict=True):
+            of_theta = {f"{kind} factor": means([each[kind] for each in own], high=2, low=2) for kind in FACTORS[1]}
+            of_theta["structure score"] = means(own, score=2)
+            of_theta["cells with an oval, %"] = in_words([100 * each["found"] for each in own], 1)
+            for name, text in of_theta.items():
+                cells.setdefault(name, {})[f"Θ = {own[0]['theta']}"] = text
+        details = f"{seeds}, {record['pairs']:,} pairs of test images"
+        for name, of_name in cells.items():
+            yield row("mixing", f"{data} {name}, {flow}", of_name, details, first)
 
 
-def text(value, digits=2):
-    return "–" if value is None else f"{value:.{digits}f}"
+def means(results, **digits):
+    """In words, the means over results of some entries, with so many digits each."""
+    return " / ".join(in_words([each[name] for each in results], digits[name]) for name in digits)
 
 
 def measure(args, flow, config, variant):
-    """The results for a flow, a dict."""
-    check_two(args)
-    levels = get_levels(args, flow)
-    dataset, warnings = flags.open_data(args, config)
+    """The results for a flow, a dict. Raises FloatingPointError for images that it generates."""
+    levels = cli.check_levels(args.levels, flow)
+    dataset, warnings = flags.open_data(config, args.data_path)
     for flag, needed in (("images", args.images), ("pairs", 2 * args.pairs)):
         if needed > len(dataset.test):
-            limit = len(dataset.test) * getattr(args, flag) // needed
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at most {limit} for {config['data']}")
+            given = getattr(args, flag)
+            rule = f"must be at most {len(dataset.test) * given // needed} for {config['data']}"
+            raise flag_error(f"--{flag}", given, rule)
+    path = flags.picture_path(args, config, "receptive_fields")
+    fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level)
     z = encode(flow, torch.from_numpy(dataset.test[: args.images]))
     values = torch.linspace(*args.range, args.steps, dtype=torch.float64)
-    rows = latent_rows(flow, get_fields(args, flow, config), levels, args.strongest, z, values)
+    latents = of_latents(flow, fields, levels, args.strongest, z, values)
     images = torch.from_numpy(dataset.test[: 2 * args.pairs])
-    ovals, _ = msds.read_labels(dataset.path, "test", len(images))
     return {
-        "levels": level_rows(rows),
-        "mixing": mixing_rows(flow, *images.chunk(2), variant),
-        "latents": rows,
-        "calibration": calibration(images.numpy(), ovals),
+        "levels": of_levels(latents),
+        "mixing": of_mixing(flow, *images.chunk(2), variant),
+        "latents": latents,
+        "calibration": calibration(images.numpy(), msds.read_labels(dataset.path, "test", len(images))[0]),
         "warnings": warnings,
     }
 
 
 def effects_parser():
-    parser = flags.build_parser(
-        "What latents and mixing do to MSDS1 or MSDS2, as numbers (sections 4.1 and 4.5).",
-        needs_weights=True,
-        several=True,
-        pictures=True,
-        numbers=True,
-    )
-    group = parser.add_argument_group("effects")
-    group.add_argument("--strongest", type=cli.positive, default=8, metavar="N", help="latents moved at each level")
-    group.add_argument(
-        "--range",
-        type=cli.number_list(cli.finite),
-        default=(-3.0, 3.0),
-        metavar="LOW,HIGH",
-        help="of a moved latent, whose prior has variance 1 (default: -3,3)",
-    )
-    group.add_argument("--steps", type=cli.several, default=5, metavar="N", help="values of a moved latent")
-    group.add_argument(
-        "--images", type=cli.positive, default=16, metavar="N", help="test images in which latents are moved"
-    )
+    what = "What latents and mixing do to MSDS1 or MSDS2, as numbers (sections 4.1 and 4.5)."
+    parser = flags.weights_parser(what, pictures=True, numbers=True, images=True, several=True)
+    add = parser.add_argument_group("effects").add_argument
+    add("--strongest", type=cli.positive, default=8, metavar="N", help="latents moved at each level")
+    limits = "of a moved latent, whose prior has variance 1 (default: -3,3)"
+    add("--range", type=cli.number_list(cli.finite, 2), default=(-3.0, 3.0), metavar="LOW,HIGH", help=limits)
+    add("--steps", type=cli.several, default=5, metavar="N", help="values of a moved latent")
+    add("--images", type=cli.positive, default=16, metavar="N", help="test images in which latents are moved")
     many = cli.number(int, MIN_ROWS, cli.LARGEST, f"a whole number from {MIN_ROWS} to {cli.LARGEST}")
-    group.add_argument("--pairs", type=many, default=200, metavar="N", help="pairs of test images to mix")
-    add_flags(group)
-    parser.set_defaults(latents=None)
+    add("--pairs", type=many, default=200, metavar="N", help="pairs of test images to mix")
+    cli.add_field_flags(add)
     return parser
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = flags.get_args(argv, effects_parser())
-    origin = about(__file__, argv, args.cuda)  # at the start: the commit of the code that runs
-    keep_freed_memory()
-    results = []
+    args = flags.parse(effects_parser(), argv)
+    record = {"kind": "effects", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
+    record |= {**{name: getattr(args, name) for name in SETTINGS}, "thresholds": THRESHOLDS, "results": []}
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
+        print(f"{named['data']}, {named['network']}, seed {named['seed']}: {trained['weights']}")
         try:
             result = measure(args, flow, config, msds.VARIANTS[named["data"]])
-        except UserError as error:
+        except FloatingPointError as error:
             raise UserError(f"{trained['weights']}: {error}") from error
-        results.append({**named, **trained, **result, "config": config})
-        print(f"{named['data']}, {named['network']}, seed {named['seed']}: {trained['weights']}")
-        for line in table(results[-1]):
-            print(line, flush=True)
-        if args.json:  # after each flow, lest a later one fails
-            settings = {
-                name: getattr(args, name) for name in ("images", "pairs", "strongest", "range", "steps", "draws")
-            }
-            save(args.json, {"kind": "effects", **origin, **settings, "thresholds": THRESHOLDS, "results": results})
+        record["results"].append({**named, **trained, **result, "config": config})
+        print(*table(result["levels"]), "", *table(result["mixing"]), sep="\n", flush=True)
+        if args.json:  # after each flow, in case a later one fails
+            save(args.json, record, rows)
 
 
 if __name__ == "__main__":

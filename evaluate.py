@@ -5,26 +5,20 @@
     python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
     python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
 
-The JSON file is of kind "evaluation"; its results are, as far as they were asked for,
+The JSON file is of kind "evaluation". Its results are, as far as they were asked for,
     bpd                 bits per dimension of the test split, mean over images and draws of the dequantisation noise
     bpd_stderr          standard error over images, of their means over the draws
-    bpd_draws           the mean over the images for each draw; for --draw_seed 0 the first is that of main.py's log
+    bpd_draws           mean over the images for each draw; with --draw_seed 0 the first is that of main.py's log
     bpd_stderr_draws    standard error over draws, null for a single one
     images              number of test images
-    round_trip          {"float32" and "float64": {"data" and "samples": {"image": largest |g(f(x)) - x|,
-                        "levels": [largest |f(g(z)) - z| of the latents at h = 0, 1, …]}}} in model space, z = f(x) and
-                        g = f^-1; null where it is not finite
-    round_trip_images   number of test images, and of samples, that it is the largest of
-    structure           of samples of an MSDS flow against as many test images: the dict of
-                        `data.msds_structure.structure_scores`, calibration (its errors on these labelled images),
-                        samples, temperature, seed
-    fid, kid_mean, kid_std, precision, recall
-                        of samples against a split; kid_std is over subsets
-    fid_settings        samples, images, split, temperature, seed, library, version, feature_extractor, feature_layer,
-                        feature_weights (a file name), feature_weights_sha256, resize, kid_subsets, kid_subset_size,
-                        prc_neighborhood
+    round_trip          `flow.evaluation.round_trip_errors` in "float32" and "float64"
+    round_trip_images   number of test images, and of samples, that these errors are the largest of
+    structure           samples of an MSDS flow compared with as many test images: `structure_scores` and, of these
+                        images, `calibration` of `data.msds_structure`; samples, temperature, seed
+    fid, kid_mean, …    `utils.metrics.image_distances` of samples and a split, whose settings have split,
+                        temperature and seed too
     data_fingerprint    of the data set that was opened
-    compile, amp        how the networks ran, but for the round trip, which runs without either
+    compile, amp        how the networks ran, except for the round trip, which uses neither
     warnings            a list of sentences
 """
 
@@ -35,54 +29,32 @@ import torch
 import args as flags
 from data import msds
 from data.msds_structure import calibration, structure_scores
-from flow.evaluation import (
-    bits_per_dim_of_all,
-    first_nonfinite,
-    mean_and_stderr,
-    noisy_batch,
-    round_trip_errors,
-    sample_uint8,
-)
+from flow import evaluation
 from flow.preprocess import to_model
 from utils import cli, metrics
-from utils.cli import UserError
-from utils.compilation import why_not_compiled
-from utils.memory import keep_freed_memory
-from utils.results import about, save
+from utils.cli import UserError, flag_error
+from utils.results import DATA_NAMES, about, flow_names, row, save, table
 
 MIN_SAMPLES = 100  # for structure scores
 
 
 def build_parser():
-    parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True, numbers=True)
+    parser = flags.weights_parser(__doc__.split("\n")[0], numbers=True, images=True)
     group = parser.add_argument_group("what to measure")
-    group.add_argument(
-        "--draws", type=cli.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD"
-    )
-    group.add_argument(
-        "--round_trip",
-        type=cli.count,
-        default=1000,
-        metavar="N",
-        help="test images, and samples, for the round trip, 0 for none",
-    )
-    group.add_argument(
-        "--structure",
-        type=cli.count,
-        metavar="N",
-        help="samples for the structure scores of msds1 and msds2, 0 for none (default: 2000 for these sets)",
-    )
-    group.add_argument(
-        "--fid", action="store_true", help="FID, KID, precision and recall of samples; needs requirements-metrics.txt"
-    )
-    group.add_argument("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
-    group.add_argument("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
+    add = group.add_argument
+    add("--draws", type=cli.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD")
+    trip = "test images, and samples, for the round trip, 0 for none"
+    add("--round_trip", type=cli.count, default=1000, metavar="N", help=trip)
+    scores = "samples for the structure scores of msds1 and msds2, 0 for none (default: 2000 for these sets)"
+    add("--structure", type=cli.count, metavar="N", help=scores)
+    fid = "FID, KID, precision and recall of samples; needs requirements-metrics.txt"
+    add("--fid", action="store_true", help=fid)
+    add("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
+    add("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
     cli.add_temperature(group)
-    group.add_argument(
-        "--feature_weights",
-        metavar="FILE",
-        help="Inception's weights for --fid (default: torch-fidelity's, in torch.hub's folder or downloaded)",
-    )
+    inception = "Inception's weights for --fid (default: torch-fidelity's, in torch.hub's folder or downloaded)"
+    add("--feature_weights", metavar="FILE", help=inception)
+    flags.add_speed(add)
     return parser
 
 
@@ -90,124 +62,103 @@ def bits_of_split(flow, images, seed, draws):
     """Results of the bits per dimension of images (N, C, L, L). Raises FloatingPointError if they are not finite."""
     values = []
     for draw in range(draws):
-        values.append(bits_per_dim_of_all(flow, images, seed, draw))
-        bad = first_nonfinite(values[-1])
+        values.append(evaluation.bits_per_dim_of_all(flow, images, seed, draw))
+        bad = evaluation.first_nonfinite(values[-1])
         if bad is not None:
-            batch, noise = noisy_batch(flow, images, bad, seed, draw)
+            batch, noise = evaluation.noisy_batch(flow, images, bad, seed, draw)
             level = flow.first_nonfinite_level(to_model(batch, noise=noise, dtype=noise.dtype)[0])
             where = "in the sum over all levels" if level is None else f"first at level h = {level}"
             raise FloatingPointError(f"BPD of test images is not finite, {where}")
-    bpd_draws = [value.mean().item() for value in values]
-    bpd, stderr = mean_and_stderr(torch.stack(values).mean(0))
-    return {
-        "bpd": bpd,
-        "bpd_stderr": stderr,
-        "bpd_draws": bpd_draws,
-        "bpd_stderr_draws": mean_and_stderr(torch.tensor(bpd_draws, dtype=torch.float64))[1] if draws > 1 else None,
-        "images": len(images),
-    }
+    bpd, stderr = evaluation.mean_and_stderr(torch.stack(values).mean(0))
+    means = [value.mean().item() for value in values]
+    spread = evaluation.mean_and_stderr(torch.tensor(means, dtype=torch.float64))[1] if draws > 1 else None
+    results = {"bpd": bpd, "bpd_stderr": stderr, "bpd_draws": means, "bpd_stderr_draws": spread}
+    return {**results, "images": len(images)}
 
 
 def structure(args, flow, dataset, variant):
     """Results of the structure scores. Raises FloatingPointError if samples are not numbers."""
     real = dataset.test[: args.structure]
-    samples = sample_uint8(flow, args.structure, temperature_of(args), args.draw_seed).numpy()
-    ovals, _ = msds.read_labels(dataset.path, "test", len(real))
-    return {
-        **structure_scores(samples, variant, real),
-        "calibration": calibration(real, ovals),
-        "samples": len(samples),
-        "temperature": temperature_of(args),
-        "seed": args.draw_seed,
-    }
-
-
-def temperature_of(args):
-    """A number, or one per level where they differ."""
-    return args.temperature if len(set(args.temperature)) > 1 else args.temperature[0]
+    samples = evaluation.sample_uint8(flow, args.structure, args.temperature, args.draw_seed).numpy()
+    errors = calibration(real, msds.read_labels(dataset.path, "test", len(real))[0])
+    settings = {"samples": len(samples), "temperature": args.temperature, "seed": args.draw_seed}
+    return {**structure_scores(samples, variant, real), "calibration": errors, **settings}
 
 
 def distances(args, flow, images, weights):
     """Results of --fid: samples against images (N, C, L, L). Raises FloatingPointError if samples are not numbers."""
-    samples = sample_uint8(flow, args.samples, temperature_of(args), args.draw_seed)
+    samples = evaluation.sample_uint8(flow, args.samples, args.temperature, args.draw_seed)
     results = metrics.image_distances(samples, images, weights, args.cuda, verbose=sys.stderr.isatty())
-    settings = {"split": args.split, "temperature": temperature_of(args), "seed": args.draw_seed}
+    settings = {"split": args.split, "temperature": args.temperature, "seed": args.draw_seed}
     return {**results, "fid_settings": {**settings, **results["fid_settings"]}}
 
 
-def describe(results):
-    """The results in prose, line by line."""
+def rows(record):
+    """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
+    results, config, cells, details = record["results"], record["config"], {}, []
+    data, (model, flow) = DATA_NAMES.get(config["data"], config["data"]), flow_names(config)
     if "bpd" in results:
-        draws, spread = len(results["bpd_draws"]), results["bpd_stderr_draws"]
-        over_draws = f", ± {spread:.5f} over {draws} draws of the noise" if spread is not None else ""
-        yield (
-            f"test BPD {results['bpd']:.4f} ± {results['bpd_stderr']:.4f} over {results['images']:,} images{over_draws}"
-        )
-    for dtype, sources in results.get("round_trip", {}).items():
-        for source, errors in sources.items():
-            image, *levels = ("not finite" if e is None else f"{e:.2g}" for e in (errors["image"], *errors["levels"]))
-            listing = ", ".join(f"h = {h}: {error}" for h, error in enumerate(levels))
-            yield f"round trip, {dtype}, {source}: largest error {image} of images, of latents {listing}"
-    if "structure" in results:
-        scores = results["structure"]
-        score = f"score {scores['score']:.3f}" if scores["score"] is not None else f"no score, {scores['failure']}"
-        yield (
-            f"structure of {scores['samples']:,} samples: {score}; ovals in {scores['share']:.1%} of the cells, in real"
-            f" images in {scores['share_real']:.1%}"
-        )
+        cells[f"{data} BPD"] = f"{results['bpd']:.3f}"
+        sizes = f"{results['images']:,} images, {len(results['bpd_draws'])} draws"
+        details.append(f"BPD {results['bpd']:.4f} ± {results['bpd_stderr']:.4f}, {sizes}")
     if "fid" in results:
-        settings = results["fid_settings"]
-        yield (
-            f"FID {results['fid']:.4g}, KID {results['kid_mean']:.4g} ± {results['kid_std']:.2g}, precision"
-            f" {results['precision']:.4f}, recall {results['recall']:.4f} of {settings['samples']:,} samples against"
-            f" {settings['images']:,} {settings['split']} images"
-        )
+        cells[f"{data} FID"] = f"{results['fid']:.3g}"
+        words = "FID {fid:.4g}, KID {kid_mean:.4g} ± {kid_std:.2g}, precision {precision:.3f}, recall {recall:.3f},"
+        words += " {samples:,} samples at T = {temperature} against the {split} split, {library} {version},"
+        details.append(f"{words} {{feature_weights}}".format(**{**results, **results["fid_settings"]}))
+    if cells:
+        details += [f"warning: {each}" for each in results["warnings"]]
+        on_msds = (
+            config["data"] in msds.VARIANTS
+        )  # there the paper has both priors, of RG-Flow; otherwise the Laplacian
+        with_prior = config["model"] == "rgflow" and (on_msds or config["prior"] == "gaussian")
+        yield row("B1" if on_msds else "G1", flow if with_prior else model, cells, "; ".join(details))
+    if "structure" in results:
+        scores, errors = results["structure"], results["structure"]["calibration"]
+        score = "none" if scores["score"] is None else f"{scores['score']:.3f}"
+        cells = {"score": score, "cells with an oval": f"{scores['share']:.1%}"}
+        cells["of real images"] = f"{scores['share_real']:.1%}"
+        if scores["between"] is not None:
+            cells["spread between images / real"] = f"{scores['between']:.2f}"
+        words = scores["failure"] or f"score {score}"
+        words += f", {scores['samples']:,} samples at T = {scores['temperature']}; off by {errors['degrees']:.1f}° and"
+        words += f" {errors['levels']:.1f} of 256 levels on labelled images"
+        yield row("structure", flow, {f"{data} {name}": text for name, text in cells.items()}, words)
+    cells, details = {}, []
+    for dtype, sources in results.get("round_trip", {}).items():
+        errors = {"images": [each["image"] for each in sources.values()]}
+        errors["latents"] = [error for each in sources.values() for error in each["levels"]]
+        for name, values in errors.items():
+            cells[f"{dtype}, {name}"] = "not finite" if None in values else f"{max(values):.1e}"
+        details.append(f"{dtype}, {results['round_trip_images']:,} test images and samples")
+    if cells:
+        yield row("round trip", f"{data}: {flow}", cells, "; ".join(details))
 
 
-def check(args, parser, config):
-    """Exit with one sentence for flags that ask for nothing, for too little or for what there is not."""
-    data = config["data"]
+def check(args, data):
+    """Raises UserError for flags that ask for nothing, for too little or for what there is not."""
     if args.structure is None:
         args.structure = 2000 if data in msds.VARIANTS else 0
     if args.structure and data not in msds.VARIANTS:
-        parser.error(f"argument --structure: {args.structure}: only for {' and '.join(msds.VARIANTS)}, not {data}")
+        raise flag_error("--structure", args.structure, f"only for {' and '.join(msds.VARIANTS)}, not {data}")
     if 0 < args.structure < MIN_SAMPLES:
-        parser.error(f"argument --structure: {args.structure}: must be 0 or at least {MIN_SAMPLES}")
+        raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
     if not (args.draws or args.round_trip or args.structure or args.fid):
-        parser.error("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid")
+        raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
     if args.fid and args.samples < metrics.MIN_IMAGES:
-        parser.error(f"argument --samples: {args.samples}: must be at least {metrics.MIN_IMAGES} for --fid")
-
-
-def find_feature_weights(path):
-    """(path, SHA-256) of Inception's weights, and sentences that a result must carry. Raises UserError."""
-    try:
-        found = metrics.inception_weights(path)
-    except ValueError as error:
-        raise UserError(f"--fid: {error}") from error
-    if found[1].startswith(metrics.HASH):
-        return found, []
-    return found, [f"--feature_weights {found[0]}: not those of the FID literature, whose SHA-256 is {metrics.HASH}…"]
-
-
-def accelerate(flow, args):
-    """Make the networks run as --compile and --amp ask for; how they do, and sentences that a result must carry."""
-    obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
-    compiled = args.compile and not obstacle
-    flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None)
-    notes = [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
-    return {"compile": compiled, "amp": args.amp}, notes
+        raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
 
 
 def measure(args, flow, dataset, variant, feature_weights):
-    """The results that the flags ask for, part by part, flat dicts. Raises FloatingPointError if the flow gives no
-    numbers."""
+    """The results that the flags ask for, dict by dict. Raises FloatingPointError if the flow gives no numbers."""
     if args.draws:
         yield bits_of_split(flow, dataset.test, args.draw_seed, args.draws)
     if args.round_trip:
         images = dataset.test[: args.round_trip]
         dtypes = {"float32": torch.float32, "float64": torch.float64}
-        errors = {name: round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()}
+        errors = {
+            name: evaluation.round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()
+        }
         yield {"round_trip": errors, "round_trip_images": len(images)}
     if args.structure:
         yield {"structure": structure(args, flow, dataset, variant)}
@@ -216,33 +167,36 @@ def measure(args, flow, dataset, variant, feature_weights):
 
 
 def main(argv=None):
-    parser = build_parser()
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = flags.get_args(argv, parser)
-    keep_freed_memory()
+    args = flags.parse(build_parser(), argv)
     flow, config, trained = flags.load_flow(args)
-    check(args, parser, config)
-    args.temperature = cli.check_temperature(args.temperature, flow)
-    feature_weights, notes = find_feature_weights(args.feature_weights) if args.fid else (None, [])
-    dataset, warnings = flags.open_data(args, config)
+    check(args, config["data"])
+    temperatures = cli.check_temperature(args.temperature, flow)
+    args.temperature = temperatures if len(set(temperatures)) > 1 else temperatures[0]
+    feature_weights, notes = (None, metrics.HASH), []
+    if args.fid:
+        feature_weights = metrics.inception_weights(args.feature_weights)
+    if not feature_weights[1].startswith(metrics.HASH):
+        other = f"not those of the FID literature, whose SHA-256 is {metrics.HASH}…"
+        notes.append(f"--feature_weights {feature_weights[0]}: {other}")
+    dataset, warnings = flags.open_data(config, args.data_path)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
-    ways, more_notes = accelerate(flow, args)
-    for line in notes + more_notes:
+    compiled, obstacles = flags.accelerate(flow, args)
+    notes += obstacles
+    for line in notes:
         print(f"warning: {line}", file=sys.stderr)
-    warnings += notes + more_notes
 
     print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config}
-    record["results"] = {"data_fingerprint": dataset.fingerprint, **ways, "warnings": warnings}
+    ways = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
+    record["results"] = {**ways, "warnings": warnings + notes}
     try:
         for part in measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights):
-            for line in describe(part):
-                print(line, flush=True)
+            print(*table([part]), sep="\n", flush=True)
             record["results"].update(part)
-            if args.json:  # after each part, lest a later one fails
-                save(args.json, record)
+            if args.json:  # after each part, in case a later one fails
+                save(args.json, record, rows)
     except FloatingPointError as error:
         raise UserError(f"{trained['weights']}: {error}") from error
 

@@ -31,7 +31,7 @@ from utils.cli import UserError
 from utils.memory import keep_freed_memory
 from utils.plotting import COLOURS, PAGE, grid_figure, save_figure, save_pixels, style
 from utils.random import generator
-from utils.results import about, save
+from utils.results import about, inpainting_rows, save
 
 LABELS = {"rgflow": "RG-Flow", "realnvp_constrained": "constrained\nReal NVP", "realnvp": "Real NVP"}
 RED = (0.85, 0.1, 0.1)
@@ -52,7 +52,7 @@ def main(argv=None):
     record = {"kind": "inpainting_speed" if args.bench else "inpainting", **about(__file__, argv, args.cuda)}
     results, draw = bench(argv, parser, args) if args.bench else inpaint_all(args, parser)
     if args.json:
-        save(args.json, {**record, **results})
+        save(args.json, {**record, **results}, inpainting_rows)
     draw()
 
 

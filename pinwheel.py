@@ -11,7 +11,6 @@ a flow need not lay its legs where the axes are.
 """
 
 import math
-import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -26,12 +25,13 @@ from layers.residual import ResidualNetworks
 from utils import cli
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
-from utils.results import about, in_words, save
+from utils.results import PRIOR_NAMES, about, in_words, row, save
 
 LEGS = 4
 RADIAL_STD, TANGENTIAL_STD, RATE = 0.3, 0.1, 0.25
 BATCH, LR, CLIP = 512, 1e-2, 1.0
 NLAYERS, NHIDDEN = 4, 32
+COLUMNS = {"quadrants": "quadrants", "axes": "sectors about the axes", "best": "best of all turned quadrants"}
 TURNS = range(0, 90, 5)  # degrees
 
 
@@ -136,10 +136,17 @@ def measure(flow, n, seed):
     return {"nats": nats, "quadrants": accuracy[0], "axes": accuracy[45], "best": accuracy[best], "best_degrees": best}
 
 
-def summary(results):
-    """Mean and standard deviation over seeds, in words."""
-    names = "nats", "quadrants", "axes", "best"
-    return ", ".join(f"{name} {in_words([result[name] for result in results])}" for name in names)
+def by_prior(results):
+    """prior -> its results, of all seeds."""
+    return {prior: [each for each in results if each["prior"] == prior] for prior in PRIOR_NAMES}
+
+
+def rows(record):
+    """What the table of the pinwheel shows of a record, see `utils.results.row`."""
+    for prior, own in by_prior(record["results"]).items():
+        cells = {column: in_words([each[key] for each in own]) for key, column in COLUMNS.items()}
+        details = f"{len(own)} seeds, {record['config']['steps']:,} steps each"
+        yield row("pinwheel", PRIOR_NAMES[prior], cells, details)
 
 
 def draw_figure(flows, seed):
@@ -161,9 +168,8 @@ def draw_figure(flows, seed):
             row[1].axhline(0, color="0.6", linewidth=0.5, zorder=0)
             row[1].axvline(0, color="0.6", linewidth=0.5, zorder=0)
             for axes, limit in zip(row, (4, 4, 2.2, 2.2), strict=True):
-                axes.set(
-                    xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2)
-                )
+                edges, ticks = (-limit, limit), (-2, 0, 2)
+                axes.set(xlim=edges, ylim=edges, aspect="equal", xticks=ticks, yticks=ticks)
         for axes, title in zip(rows[0], ("prior", "draws, by quadrant", "their images", "pinwheel"), strict=True):
             axes.set_title(title)
     return figure
@@ -171,43 +177,39 @@ def draw_figure(flows, seed):
 
 def main(argv=None):
     parser = cli.Parser("Train two-dimensional flows on a four-leg pinwheel (Appendix E): do quadrants go to legs?")
-    parser.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for the picture, PNG and PDF")
-    parser.add_argument("--json", metavar="FILE", help="write the results there")
-    parser.add_argument("--draw_seed", type=cli.count, default=0, metavar="N", help="seed of what is drawn")
-    parser.add_argument("--seed", type=cli.count, default=0, metavar="N", help="first seed of weights and points")
-    parser.add_argument("--seeds", type=cli.positive, default=5, metavar="N", help="flows per prior")
-    parser.add_argument(
-        "--steps", type=cli.positive, default=3000, metavar="N", help=f"training steps of {BATCH} points"
-    )
-    parser.add_argument("--points", type=cli.positive, default=10_000, metavar="N", help="draws behind the accuracy")
-    argv = sys.argv[1:] if argv is None else list(argv)
+    add = parser.add_argument
+    add("--fig_dir", default="./figures", metavar="DIR", help="folder for the picture, PNG and PDF")
+    add("--json", metavar="FILE", help="write the results there")
+    add("--draw_seed", type=cli.count, default=0, metavar="N", help="seed of what is drawn")
+    add("--seed", type=cli.count, default=0, metavar="N", help="first seed of weights and points")
+    add("--seeds", type=cli.positive, default=5, metavar="N", help="flows per prior")
+    add("--steps", type=cli.positive, default=3000, metavar="N", help=f"training steps of {BATCH} points")
+    add("--points", type=cli.positive, default=10_000, metavar="N", help="draws behind the accuracy")
     args = parser.parse_args(argv)
     cli.check_output(parser, args)
 
     origin = about(__file__, argv, "cpu")  # at the start: the commit of the code that runs
     results, shown = [], {}
-    for prior in ("gaussian", "laplace"):
+    for prior in PRIOR_NAMES:
         for seed in range(args.seed, args.seed + args.seeds):
             flow = train(prior, seed, args.steps)
             shown.setdefault(prior, flow)
             results.append({"prior": prior, "seed": seed, **measure(flow, args.points, args.draw_seed)})
-            print(
-                "{prior:8} seed {seed}: {nats:.3f} nats; accuracy of quadrants {quadrants:.3f}, about the axes"
-                " {axes:.3f}, best {best:.3f} at {best_degrees} degrees".format(**results[-1]),
-                flush=True,
-            )
-    for prior in shown:
-        print(f"{prior:8} mean of {args.seeds}: {summary([row for row in results if row['prior'] == prior])}")
+            words = "{prior:8} seed {seed}: {nats:.3f} nats; accuracy of quadrants {quadrants:.3f}, about the axes"
+            words += " {axes:.3f}, best {best:.3f} at {best_degrees} degrees"
+            print(words.format(**results[-1]), flush=True)
+    for prior, own in by_prior(results).items():
+        words = ", ".join(f"{key} {in_words([each[key] for each in own])}" for key in ("nats", *COLUMNS))
+        print(f"{prior:8} mean of {args.seeds}: {words}")
     x, legs = pinwheel(args.points, generator(args.draw_seed, "test"))
     ceiling = (nearest_arm(x) == legs).double().mean().item()
     print(f"the pinwheel itself: {ceiling:.3f} of its points are nearest to their own arm; chance is 0.25")
     if args.json:
         config = {key: getattr(args, key) for key in ("seed", "seeds", "steps", "points", "draw_seed")}
         config |= {"batch": BATCH, "lr": LR, "nlayers": NLAYERS, "nhidden": NHIDDEN}
-        record = {"config": config, "ceiling": ceiling, "results": results}
-        save(args.json, {"kind": "pinwheel", **origin, **record})
-    for picture in save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"):
-        print(picture)
+        record = {"kind": "pinwheel", **origin, "config": config, "ceiling": ceiling, "results": results}
+        save(args.json, record, rows)
+    print(*save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"), sep="\n")
 
 
 if __name__ == "__main__":

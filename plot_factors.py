@@ -4,16 +4,14 @@
     python plot_factors.py --weights saved_model/msds1/…/60.state
     python plot_factors.py --weights SEED0 SEED1 SEED2 GAUSSIAN0 GAUSSIAN1 GAUSSIAN2 --json factors.json
 
-Three factors, known from the labels: the global one of an image, the local one of each oval, and how far an oval
-deviates from what is global (`data.msds.factors`). For each level of latents: R^2 on held-out images of a ridge
-regression from all its latents (the probe), R^2 of the best single latent for each number of the factor, and their
-ratio. A probe says where a factor is, and cannot see a rotation of the latents; a single latent can: a ratio of 1 is a
-factor that has latents of its own, and a low one a factor that is spread over many. Pixels can have a high one as well:
-compare with a flow that is hardly trained (--max_steps 1). Seeds of one network are averaged. R^2 of levels with many
-latents grows with the number of training images: compare flows with the same.
+The labels give three factors: the global one of an image, the local one of each oval, and how far an oval deviates from
+the global one (`data.msds.factors`). Measured for each level: R^2 on held-out images of a ridge regression from all its
+latents (the probe), R^2 of the best single latent for each number of the factor, and their ratio. A probe does not
+depend on a rotation of the latents, the ratio does: it is 1 if a factor has latents of its own, and low if the factor
+is spread over many. Pixels can have a high ratio too: compare with a flow that is hardly trained (--max_steps 1). R^2
+of levels with many latents grows with the number of training images. Seeds of one network are averaged.
 """
 
-import sys
 from itertools import cycle
 from pathlib import Path
 
@@ -27,27 +25,20 @@ import args as flags
 from data import msds
 from flow.preprocess import to_model
 from utils import cli
-from utils.cli import UserError
+from utils.cli import UserError, flag_error
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
-from utils.results import about, in_words, mean_and_deviation, save
+from utils.results import about, by_network, in_words, mean_and_deviation, row, save, table
 
 TITLES = {
-    "msds1": {
-        "global": "global: base colour",
-        "local": "local: orientation of each oval",
-        "deviation": "each oval's colour minus the base",
-    },
-    "msds2": {
-        "global": "global: base orientation",
-        "local": "local: colour of each oval",
-        "deviation": "each oval's angle minus the base",
-    },
+    "msds1": ("global: base colour", "local: orientation of each oval", "each oval's colour minus the base"),
+    "msds2": ("global: base orientation", "local: colour of each oval", "each oval's angle minus the base"),
 }
+FACTORS = "global", "local", "deviation"
 WORDS = {"probe": "all latents of a level", "single": "its best single latent"}
-MARKERS = {"markersize": 3, "linewidth": 1}
-FORMS = {"probe": {"marker": "o", **MARKERS}, "single": {"marker": "s", "linestyle": "--", **MARKERS}}
+FORMS = {"probe": {"marker": "o"}, "single": {"marker": "s", "linestyle": "--"}}
+THIN = {"markersize": 3, "linewidth": 1}
 BATCH = 250  # images
 MIN_PROBE = 0.05  # R^2 of a probe below which the ratio says nothing
 
@@ -71,20 +62,18 @@ def probe_levels(flow, latents, factors):
     latents: Parts of (N, C L L);  factors: name -> Parts of (N, D), or (N, 16, D) for what each oval has. R^2 is the
     mean over ovals and the D numbers of a factor.
     """
-    names, widths = list(factors), [part.fit[0].numel() for part in factors.values()]
-    labels = Parts(
-        *(torch.cat([part.flatten(1) for part in parts], 1) for parts in zip(*factors.values(), strict=True))
-    )
-    rows = []
+    results, widths = [], [part.fit[0].numel() for part in factors.values()]
+    together = zip(*factors.values(), strict=True)
+    labels = Parts(*(torch.cat([each.flatten(1) for each in part], 1) for part in together))
     for h in range(flow.num_levels):
         of_level = Parts(*(part[:, flow.level_map.flatten() == h] for part in latents))
         probes, singles = ridge_r2(of_level, labels).split(widths), single_r2(of_level, labels).split(widths)
-        for name, probe, single in zip(names, probes, singles, strict=True):
+        for name, probe, single in zip(factors, probes, singles, strict=True):
             probe, single = probe.mean().item(), single.mean().item()
             ratio = single / probe if probe >= MIN_PROBE else None
-            row = {"factor": name, "level": h, "latents": of_level.fit.shape[1]}
-            rows.append({**row, "probe": probe, "single": single, "ratio": ratio})
-    return rows
+            result = {"factor": name, "level": h, "latents": of_level.fit.shape[1]}
+            results.append({**result, "probe": probe, "single": single, "ratio": ratio})
+    return results
 
 
 def probe_positions(flow, latents, factors):
@@ -104,7 +93,7 @@ def probe_positions(flow, latents, factors):
 
 
 def probe(flow, dataset, variant, images, held_out, seed):
-    """The rows of `probe_levels` and the maps of `probe_positions` for a flow."""
+    """What `probe_levels` and `probe_positions` find in a flow. Raises FloatingPointError for its latents."""
     device, latents, factors = flow.level_map.device, [], []
     for split, number in (("train", images), ("test", held_out)):
         latents.append(encode(flow, getattr(dataset, split)[:number], generator(seed, split, device=device)))
@@ -112,33 +101,37 @@ def probe(flow, dataset, variant, images, held_out, seed):
         factors.append({name: torch.from_numpy(value).to(device) for name, value in labels.items()})
     latents = in_parts(*latents)
     if not all(part.isfinite().all() for part in latents):
-        raise UserError("its latents are not finite")
+        raise FloatingPointError("its latents are not finite")
     factors = {name: in_parts(factors[0][name], factors[1][name]) for name in factors[0]}
     return probe_levels(flow, latents, factors), probe_positions(flow, latents, factors)
 
 
-def averages(results):
-    """(network, factor) -> level -> latents, seeds, and lists over these of probe, single and ratio."""
+def grouped(results):
+    """(network, factor) -> level -> rows of `probe_levels`, a seed each."""
     groups = {}
     for result in results:
-        for row in result["levels"]:
-            levels = groups.setdefault((result["network"], row["factor"]), {})
-            levels.setdefault(row["level"], []).append(row)
-    for levels in groups.values():
-        for level, rows in levels.items():
-            levels[level] = {"latents": rows[0]["latents"], "seeds": len(rows)}
-            levels[level] |= {name: [row[name] for row in rows] for name in ("probe", "single", "ratio")}
+        for each in result["levels"]:
+            levels = groups.setdefault((result["network"], each["factor"]), {})
+            levels.setdefault(each["level"], []).append(each)
     return groups
 
 
-def table(groups):
-    """The lines of a table."""
-    width = max(len(network) for network, _ in groups)
-    yield f"{'network':{width}} seeds factor    level latents {'probe R2':>14} {'best latent R2':>14} {'ratio':>14}"
-    for (network, factor), levels in groups.items():
-        for level, row in levels.items():
-            numbers = " ".join(f"{in_words(row[name]):>14}" for name in ("probe", "single", "ratio"))
-            yield f"{network:{width}} {row['seeds']:5} {factor:9} {level:5} {row['latents']:7} {numbers}"
+def averages(seeds):
+    """What is printed of a level, a dict."""
+    names = {key: in_words([each[key] for each in seeds]) for key in ("probe", "single", "ratio")}
+    return {"level": seeds[0]["level"], "latents": seeds[0]["latents"], "seeds": len(seeds), **names}
+
+
+def rows(record):
+    """What the table of factors shows of a record, see `utils.results.row`."""
+    for first, results, data, flow, seeds in by_network(record["results"]):
+        details = f"{seeds}, {record['images']:,} training and {record['held_out']:,} test images"
+        for (_, factor), levels in grouped(results).items():
+            cells = {
+                f"h = {h}": " / ".join(in_words([each[name] for each in own], 2) for name in ("probe", "ratio"))
+                for h, own in levels.items()
+            }
+            yield row("factors", f"{data} {factor}, {flow}", cells, details, first)
 
 
 def draw_figure(groups, results, titles):
@@ -148,72 +141,65 @@ def draw_figure(groups, results, titles):
     brightest = max(0.05, max(np.max(each) for positions in maps.values() for each in positions.values()))
     with style():
         figure = Figure(figsize=(PAGE, 2.3 + 2 * len(networks)), layout="constrained")
-        top, *rows = figure.subplots(1 + len(networks), len(titles))
-        lines = {words: Line2D([], [], color="0.3", **FORMS[name]) for name, words in WORDS.items()}
-        for axes, (factor, title) in zip(top, titles.items(), strict=True):
+        top, *below = figure.subplots(1 + len(networks), len(titles))
+        lines = {words: Line2D([], [], color="0.3", **FORMS[name], **THIN) for name, words in WORDS.items()}
+        for axes, factor, title in zip(top, FACTORS, titles, strict=True):
             for network, colour in zip(networks, cycle(COLOURS)):
                 levels = groups[network, factor]
                 for name, form in FORMS.items():
-                    means, deviations = zip(*(mean_and_deviation(row[name]) for row in levels.values()), strict=True)
+                    values = [mean_and_deviation([each[name] for each in seeds]) for seeds in levels.values()]
+                    means, deviations = zip(*values, strict=True)
                     bars = None if None in deviations else deviations
-                    axes.errorbar(list(levels), means, bars, color=colour, **form)
+                    axes.errorbar(list(levels), means, bars, color=colour, **form, **THIN)
                 lines[network] = Patch(color=colour)
             axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
             axes.set(title=title, xlabel="level h", ylim=(-0.05, 1.05), xticks=list(levels))
         top[0].set_ylabel("R² on held-out images")
         figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, frameon=False)
-        for row, network in zip(rows, networks, strict=True):
-            for axes, factor in zip(row, titles, strict=True):
+        for panels, network in zip(below, networks, strict=True):
+            for axes, factor in zip(panels, FACTORS, strict=True):
                 picture = axes.imshow(maps[network][factor], vmin=0, vmax=brightest, interpolation="nearest")
                 ticks = range(0, len(maps[network][factor]), 8)
                 axes.set(xticks=ticks, yticks=ticks, xlabel="column j")
-            row[0].set_ylabel(network.replace(" ", "\n", 1).replace(", ", "\n") + "\nrow i")
-            figure.colorbar(picture, ax=list(row), label="R², latents of one position")
+            panels[0].set_ylabel(network.replace(" ", "\n", 1).replace(", ", "\n") + "\nrow i")
+            figure.colorbar(picture, ax=list(panels), label="R², latents of one position")
     return figure
 
 
 def main(argv=None):
-    parser = flags.build_parser(
-        "Linear probes from latents to the global and local factors of MSDS1 or MSDS2, by level and position.",
-        needs_weights=True,
-        several=True,
-        pictures=True,
-        numbers=True,
-    )
-    group = parser.add_argument_group("probes")
+    what = "Linear probes from latents to the global and local factors of MSDS1 or MSDS2, by level and position."
+    parser = flags.weights_parser(what, pictures=True, numbers=True, images=True, several=True)
+    add = parser.add_argument_group("probes").add_argument
     many = cli.number(int, 100, cli.LARGEST, f"a whole number of at least 100 and at most {cli.LARGEST}")
-    group.add_argument("--images", type=many, default=20_000, metavar="N", help="training images, to fit the probes")
-    group.add_argument(
-        "--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score"
-    )
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = flags.get_args(argv, parser)
-    origin = about(__file__, argv, args.cuda)  # at the start: the commit of the code that runs
-    results, dataset, data = [], None, None
+    add("--images", type=many, default=20_000, metavar="N", help="training images, to fit the probes")
+    held_out = "test images; half to choose by, half to score"
+    add("--held_out", type=many, default=2000, metavar="N", help=held_out)
+    args = flags.parse(parser, argv)
+    record = {"kind": "factors", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
+    results, dataset = [], None
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         path = trained["weights"]
-        if data not in (None, config["data"]):
-            raise UserError(f"{path}: trained on {config['data']}, the flows before it on {data}")
         if dataset is None:
             data = config["data"]
-            dataset, warnings = flags.open_data(args, config)
+            dataset, warnings = flags.open_data(config, args.data_path)
             for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
                 if getattr(args, flag) > len(split):
-                    raise UserError(f"--{flag} {getattr(args, flag)}: must be at most {len(split)} for {data}")
+                    raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
+        if data != config["data"]:
+            raise UserError(f"{path}: trained on {config['data']}, the flows before it on {data}")
         try:
             levels, positions = probe(flow, dataset, msds.VARIANTS[data], args.images, args.held_out, args.draw_seed)
-        except UserError as error:
+        except FloatingPointError as error:
             raise UserError(f"{path}: {error}") from error
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
-    groups = averages(results)
-    print(f"{data}: {args.images} training and {args.held_out} test images")
-    for line in table(groups):
-        print(line)
+    groups = grouped(results)
+    print(f"{data}: {args.images} training and {args.held_out} test images; R^2, mean over seeds")
+    for (network, factor), levels in groups.items():
+        print(f"{network}, {factor}", *table([averages(own) for own in levels.values()]), sep="\n")
+    record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
-        record = {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings}
-        save(args.json, {"kind": "factors", **origin, **record, "results": results})
-    for picture in save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}"):
-        print(picture)
+        save(args.json, record, rows)
+    print(*save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}"), sep="\n")
 
 
 if __name__ == "__main__":

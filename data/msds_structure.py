@@ -1,13 +1,13 @@
 """Do images have the structure of MSDS1 or MSDS2 (Appendix B)? Scores measured from the pixels alone.
 
-In every 8 x 8 cell the oval is found by matching: a real oval, in grey, is drawn at each angle and shift that the data
-sets know, and the one is taken that, times a colour, leaves the least squared error. Since the drawings went through
-the same bicubic rotation, which overshoots and brightens an oval, the colour that is found is the fill. Ovals reach
-into neighbouring cells: after a first pass the neighbours, as found, are subtracted and the cell is matched again.
+The oval of an 8 x 8 cell is found by matching: of grey ovals drawn at each angle and shift of the data sets, the one
+that, times a colour, leaves the least squared error. The drawings have the overshoot of the same bicubic rotation, so
+the colour that is found is the fill. Ovals reach into neighbouring cells: after a first pass the neighbours, as found,
+are subtracted and the cell is matched again.
 
 The spread S of a factor is the root-mean-square distance of an image's ovals from their mean. The factor is the one
-that all ovals of an image share: colour (MSDS1), or orientation (MSDS2), as (cos 2a, sin 2a) since half a turn changes
-nothing. With S_shuffled for sets of 16 ovals from 16 different images of the set that is scored,
+that all ovals of an image share: colour (MSDS1), or orientation (MSDS2) as (cos 2a, sin 2a), of period half a turn.
+With S_shuffled for sets of 16 ovals from 16 different images of the set that is scored,
 
     score = (S_shuffled - S) / (S_shuffled - S_real):    1 for real images, 0 where ovals know nothing of each other.
 """
@@ -53,6 +53,7 @@ def structure_scores(images, variant, real_images):
     within_shuffled, _ = variances(factor[order, cells], found[order, cells])
     within_real, between_real = variances(real_factor, real_found)
     share, share_real = found.mean(), real_found.mean()
+    spread, spread_real, spread_shuffled = np.sqrt([within, within_real, within_shuffled])
     failure = score = None
     if share < MIN_SHARE * share_real:
         failure = f"ovals in {share:.1%} of the cells only, in real images in {share_real:.1%}"
@@ -60,18 +61,11 @@ def structure_scores(images, variant, real_images):
         name, part = ("colour", "orientation")[variant - 1], (within + between) / (within_real + between_real)
         failure = f"the {name} of all ovals of the set varies little: {part:.1%} of the variance in real images"
     else:
-        spreads = np.sqrt([within_shuffled, within, within_real])
-        score = _number((spreads[0] - spreads[1]) / (spreads[0] - spreads[2]))
-    return {
-        "score": score,
-        "failure": failure,
-        "share": float(share),
-        "share_real": float(share_real),
-        "spread": _number(np.sqrt(within)),
-        "spread_real": _number(np.sqrt(within_real)),
-        "spread_shuffled": _number(np.sqrt(within_shuffled)),
-        "between": _number(np.sqrt(max(between, 0) / between_real)),
-    }
+        score = (spread_shuffled - spread) / (spread_shuffled - spread_real)
+    results = {"score": score, "failure": failure, "share": share, "share_real": share_real, "spread": spread}
+    results |= {"spread_real": spread_real, "spread_shuffled": spread_shuffled}
+    results["between"] = np.sqrt(max(between, 0) / between_real)
+    return {name: _finite(value) for name, value in results.items()}
 
 
 def calibration(images, ovals):
@@ -175,5 +169,8 @@ def _drawings():
     return pixels[:, cell, cell].reshape(len(ovals), -1), ovals[:, 2]
 
 
-def _number(value):
-    return float(value) if np.isfinite(value) else None
+def _finite(value):
+    """A number as a float, None if it is not finite; anything else as it is."""
+    if isinstance(value, np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

@@ -1,4 +1,4 @@
-"""RG-Flow: disentanglers and decimators, level by level (section 3.2, equations 3-7, figures 2 and 3)."""
+"""RG-Flow (section 3.2, figures 2, 3): equations 3, 4 and 5; disentanglers are equation 6, decimators equation 7."""
 
 from functools import reduce
 

@@ -22,7 +22,8 @@ class ConvolutionalNetworks(Networks):
     """K residual networks, nin channels -> s and t of nout channels each, with parameters of their own."""
 
     def __init__(self, nsteps, nin, nout, nhidden, nresblocks, nmlp):
-        super().__init__()
+        widths = f"{nin} -> {nhidden} -> {2 * nout} channels"
+        super().__init__(f"{nsteps} steps x {nresblocks} residual blocks of {nmlp} convolutions, {widths}")
         self.nmlp = nmlp
         shapes = [(1, nhidden, nin), (nresblocks * nmlp, nhidden, nhidden), (1, 2 * nout, nhidden)]
         self.weights, self.gains, self.biases = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
@@ -42,17 +43,9 @@ class ConvolutionalNetworks(Networks):
             kernels = weight * ((gain * factor)[..., None, None, None] / norm_of(weight))
             kernels = kernels.to(self.dtype or weight.dtype).permute(0, 1, 2, 5, 3, 4)  # (K, number, out, in, 3, 3)
             biases = (bias * factor).to(kernels.dtype)
-            stages.append(
-                [list(zip(k.unbind(), b.unbind(), strict=True)) for k, b in zip(kernels, biases, strict=True)]
-            )
+            stages.append([list(zip(*pair, strict=True)) for pair in zip(kernels, biases, strict=True)])
         blocks = [[inner[k : k + self.nmlp] for k in range(0, len(inner), self.nmlp)] for inner in stages[1]]
         return [[first, *inner, last] for first, inner, last in zip(stages[0], blocks, stages[2], strict=True)]
-
-    def __repr__(self):
-        first, inner, last = self.weights
-        blocks = f"{inner.shape[1] // self.nmlp} residual blocks of {self.nmlp} convolutions"
-        widths = f"{first.shape[-1]} -> {first.shape[2]} -> {last.shape[2]} channels"
-        return f"{type(self).__name__}({len(first)} steps x {blocks}, {widths})"
 
 
 def norm_of(weight):
@@ -66,18 +59,14 @@ def evaluate(folded, x):
     The convolutions are computed in the type of the kernels; the result is of the type of x.
     """
     first, *blocks, last = folded
-    y = convolve(first[0], x.to(first[0][0].dtype, memory_format=torch.channels_last))
+    x_in = x.to(first[0][0].dtype, memory_format=torch.channels_last)
+    y = F.conv2d(x_in, *first[0], padding=1)
     for block in blocks:
         f = y
         for layer in block:
-            f = convolve(layer, F.silu(f))
+            f = F.conv2d(F.silu(f), *layer, padding=1)
         y = torch.add(f, y, alpha=math.sqrt(0.5))  # 1 / sqrt(2) of f is in its kernels
-    return convolve(last[0], F.silu(y)).to(x.dtype).chunk(2, 1)
-
-
-def convolve(layer, x):
-    kernel, bias = layer
-    return F.conv2d(x, kernel, bias, padding=1)
+    return F.conv2d(F.silu(y), *last[0], padding=1).to(x.dtype).chunk(2, 1)
 
 
 class Couplings(nn.Module):

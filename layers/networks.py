@@ -18,16 +18,20 @@ class Networks(nn.Module):
     A subclass MUST define
         fold()    a list over the K steps of what a step needs of the parameters, in `self.dtype` where that is not
                   None, differentiable where gradients are asked for
-
-    `accelerate` sets how the products run, never what is computed or saved: compiled kernels, bfloat16, recomputation.
     """
 
-    def __init__(self):
+    def __init__(self, description):
         super().__init__()
+        self.description = description
         self.accelerate()
 
+    def __repr__(self):
+        return f"{type(self).__name__}({self.description})"
+
     def accelerate(self, compile=False, dtype=None, recompute=False):
-        """compile: run the steps, and where a subclass does so the folding, as compiled kernels
+        """Set how the networks run, never what is computed or saved.
+
+        compile: run the steps, and where a subclass does so the folding, as compiled kernels
         dtype: type of the networks' products, None for that of the parameters
         recompute: keep only the variables between steps for the backward pass and compute the rest again
         """
@@ -37,9 +41,9 @@ class Networks(nn.Module):
     def steps(self):
         """The folded parameters of the K steps as they are now, for `run`.
 
-        In evaluation mode without gradients they are kept until the parameters change. A change is seen by the versions
-        of the parameters, or by a gradient, since fused optimisers do not count up the version of what they change. A
-        change through `.data` is not seen; `train()` and `eval()` forget what was kept.
+        In evaluation mode without gradients they are kept until the parameters change: until their versions do, or one
+        has a gradient, since fused optimisers do not count up versions. A change through `.data` is not seen; `train()`
+        and `eval()` drop what was kept.
         """
         parameters = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)

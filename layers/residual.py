@@ -71,7 +71,8 @@ class ResidualNetworks(FoldedNetworks):
     """
 
     def __init__(self, nsteps, ngroups, nfeatures, nhidden, nresblocks, nmlp, masks=None, skips=None):
-        super().__init__()
+        sizes = " -> ".join(map(str, [nfeatures] + [nhidden] * nmlp + [nfeatures]))
+        super().__init__(f"{nsteps} steps x {ngroups} networks of {nresblocks} residual blocks {sizes}")
         self.ngroups = ngroups
         self.blocks = nn.ModuleList(
             ResidualBlock(nsteps * ngroups, nfeatures, nhidden, nmlp, mask, skip)
@@ -85,9 +86,3 @@ class ResidualNetworks(FoldedNetworks):
         for block in self.blocks:
             x = block(x)
         return (self.scale[:, None] * x).unflatten(0, (-1, self.ngroups))
-
-    def __repr__(self):
-        block, (steps, networks) = self.blocks[0], (len(self.scale) // self.ngroups, self.ngroups)
-        sizes = [weight.shape[1] for weight in block.weights] + [block.weights[-1].shape[2]]
-        blocks = f"{len(self.blocks)} residual blocks {' -> '.join(map(str, sizes))}"
-        return f"{type(self).__name__}({steps} steps x {networks} networks of {blocks})"

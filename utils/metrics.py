@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from .cli import UserError
+
 MIN_IMAGES = 2048  # with fewer the covariance of Inception's 2,048 features is singular
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the FID literature
 HASH = "6726825d"  # start of the SHA-256 of its weights
@@ -34,14 +36,14 @@ class RGBImages(Dataset):
 
 
 def check_library():
-    """The version of torch-fidelity. Raises ValueError if it is missing or too old."""
+    """The version of torch-fidelity. Raises UserError if it is missing or too old."""
     try:
         found = version("torch-fidelity")
     except PackageNotFoundError:
         found = None
     if found is None or tuple(map(int, re.findall(r"\d+", found)[:2])) < (0, 4):
         here = f"version {found} is installed" if found else "it is not installed"
-        raise ValueError(f"needs torch-fidelity 0.4 or newer, {here}: pip install -r requirements-metrics.txt")
+        raise UserError(f"--fid: needs torch-fidelity 0.4 or newer, {here}: pip install -r requirements-metrics.txt")
     return found
 
 
@@ -49,7 +51,7 @@ def inception_weights(path=None):
     """(path, SHA-256) of Inception's weights: the file `path`, or torch-fidelity's own in torch.hub's folder, which is
     downloaded unless it is there.
 
-    Raises ValueError if there is no such file or it does not hold them.
+    Raises UserError if there is no such file or it does not hold them.
     """
     check_library()
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
@@ -66,24 +68,26 @@ def inception_weights(path=None):
         torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run code from the file
         extractor(INCEPTION, [layer], feature_extractor_weights_path=str(path))
     except OSError as error:
-        raise ValueError(f"feature weights {path}: {error.strerror or error}") from error
+        raise UserError(f"--fid: feature weights {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever reading a damaged file raises
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"feature weights {path}: damaged, or not the weights of {INCEPTION} ({cause})") from error
+        cause = f"damaged, or not the weights of {INCEPTION} ({first_line(error)})"
+        raise UserError(f"--fid: feature weights {path}: {cause}") from error
     return Path(path), digest
 
 
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def download(url, path):
-    """Fetch Inception's weights. Raises ValueError, which says what to put where, if that fails."""
+    """Fetch Inception's weights. Raises UserError, which says what to put where, if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), HASH, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"needs Inception's weights, which cannot be downloaded ({cause}): fetch {url} elsewhere and put it at"
-            f" {path}, or name it with --feature_weights"
-        ) from error
+        advice = f"fetch {url} elsewhere and put it at {path}, or name it with --feature_weights"
+        cause = f"needs Inception's weights, which cannot be downloaded ({first_line(error)})"
+        raise UserError(f"--fid: {cause}: {advice}") from error
 
 
 def image_distances(samples, images, weights, device, verbose=False):
@@ -115,22 +119,18 @@ def image_distances(samples, images, weights, device, verbose=False):
             verbose=verbose,
             **settings,
         )
-    return {
-        "fid": values[torch_fidelity.KEY_METRIC_FID],
-        "kid_mean": values[torch_fidelity.KEY_METRIC_KID_MEAN],
-        "kid_std": values[torch_fidelity.KEY_METRIC_KID_STD],
-        "precision": values[torch_fidelity.KEY_METRIC_PRECISION],
-        "recall": values[torch_fidelity.KEY_METRIC_RECALL],
-        "fid_settings": {
-            "samples": len(samples),
-            "images": len(images),
-            "library": "torch-fidelity",
-            "version": check_library(),
-            "feature_extractor": INCEPTION,
-            "feature_layer": EXTRACTORS[INCEPTION].get_default_feature_layer_for_metric("fid"),
-            "feature_weights": weights[0].name,
-            "feature_weights_sha256": weights[1],
-            "resize": RESIZE,
-            **settings,
-        },
+    names = "fid", "kid_mean", "kid_std", "precision", "recall"
+    results = {name: values[getattr(torch_fidelity, f"KEY_METRIC_{name.upper()}")] for name in names}
+    results["fid_settings"] = {
+        "samples": len(samples),
+        "images": len(images),
+        "library": "torch-fidelity",
+        "version": check_library(),
+        "feature_extractor": INCEPTION,
+        "feature_layer": EXTRACTORS[INCEPTION].get_default_feature_layer_for_metric("fid"),
+        "feature_weights": weights[0].name,
+        "feature_weights_sha256": weights[1],
+        "resize": RESIZE,
+        **settings,
     }
+    return results

@@ -1,4 +1,4 @@
-"""Results as JSON: the numbers, and what it takes to measure them again."""
+"""Results as JSON: the numbers, what it takes to measure them again, and the rows that they add to `tables.py`."""
 
 import json
 import math
@@ -13,6 +13,11 @@ from pathlib import Path
 import torch
 
 from .files import replacing
+
+DATA_NAMES = {"msds1": "MSDS1", "msds2": "MSDS2", "celeba32": "CelebA", "cifar10": "CIFAR-10"}
+DATA_NAMES |= {"chair600": "3D Chairs", "mnist32": "MNIST"}
+MODEL_NAMES = {"rgflow": "RG-Flow", "realnvp": "Real NVP", "realnvp_constrained": "Constrained Real NVP"}
+PRIOR_NAMES = {"gaussian": "Gaussian prior", "laplace": "Laplacian prior"}
 
 
 def machine(device, processes=1):
@@ -39,11 +44,7 @@ def commit():
 
 
 def about(script, argv, device):
-    """The command, machine, versions and date of a measurement, a dict.
-
-    script: its file
-    argv: its flags, None for those of the command line
-    """
+    """The command, machine, versions and date of a measurement, a dict; argv: None for those of the process."""
     return {
         "command": shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)]),
         "machine": machine(torch.device(device)),
@@ -66,8 +67,82 @@ def in_words(values, digits=3):
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
-def save(path, record):
-    """Write a dict as JSON, null for numbers that are not finite. Raises OSError."""
+def table(results):
+    """Lines that show dicts with the same keys: a column for each, a line for each entry."""
+    columns = [dict(entries(result)) for result in results]
+    lines = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    first, *widths = (max(map(len, cells)) for cells in zip(*lines, strict=True))
+    return ["  ".join((name.ljust(first), *map(str.rjust, cells, widths))) for name, *cells in lines]
+
+
+def entries(value, name=""):
+    """The entries of a dict, also of dicts within, as pairs of name and text."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from entries(each, f"{name} {key}".lstrip())
+    elif isinstance(value, (list, tuple)):
+        yield name, ", ".join(text for each in value for _, text in entries(each))
+    else:
+        yield name, "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def flow_names(config):
+    """The model, with its coupling unless that is the paper's, and the model with its prior, in words."""
+    model = MODEL_NAMES[config["model"]] + ("" if config["subnet"] == "rnvp" else f" with {config['subnet']}")
+    return model, f"{model}, {PRIOR_NAMES[config['prior']]}"
+
+
+def by_network(results):
+    """For each network among results of several flows: index of its first, its results (a seed each), and in words the
+    data set, the flow and the seeds."""
+    groups = {}
+    for k, result in enumerate(results):
+        groups.setdefault((result["data"], result["network"]), []).append(k)
+    for (data, _), indices in groups.items():
+        own = [results[k] for k in indices]
+        seeds = f"seed{'s' * (len(own) > 1)} {', '.join(str(result['seed']) for result in own)}"
+        yield indices[0], own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds
+
+
+def row(table, name, cells, details, result=None, weight=0):
+    """A row for a table of `tables.py`.
+
+    table: a key of `tables.TABLES`
+    cells: the text of each column
+    details: what the list below the table says of the measurement
+    result: index in record["results"] of what says how the flow was trained; None: the record itself does
+    weight: of several rows of this name the heaviest is shown
+    """
+    return {"table": table, "row": name, "cells": cells, "details": details, "result": result, "weight": weight}
+
+
+def inpainting_rows(record):
+    """A row per method, not for a user's own files and measurements of speed; the paper's images are of CelebA."""
+    for k, result in enumerate(record["results"] if record["kind"] == "inpainting" else ()):
+        if any(isinstance(name, str) for name in result["names"]):
+            continue
+        data, method, regions = result["config"]["data"], MODEL_NAMES[result["method"]], "a mask"
+        name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method
+        if isinstance(result["region"], list):
+            regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
+        details = (
+            f"{method}: PSNR {result['psnr_image']:.2f} dB, {result['psnr_region']:.2f} dB in the region,"
+            f" {result['free_latents']:g} free latents; {result['images']} images, {regions}, lr {result['lr']:g},"
+            f" {result['steps']} steps, {result['draws']} draws"
+        )
+        cells = {"PSNR": f"{result['psnr_image']:.1f}", "PSNR of the region": f"{result['psnr_region']:.1f}"}
+        cells["free latents"] = f"{result['free_latents']:,.0f}"
+        name += "" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}"
+        yield row("F1", name, cells, details, k, result["images"])
+
+
+def save(path, record, rows=None):
+    """Write a dict as JSON, null for numbers that are not finite. Raises OSError.
+
+    rows: function from the record to the rows that it adds to tables, written as its entry "rows"
+    """
+    if rows:
+        record = {**record, "rows": list(rows(record))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
