@@ -10,6 +10,7 @@ import torch
 from checks import jacobian, levels, randomise
 from matplotlib import colormaps
 
+import bench
 import plot_receptive_fields as script
 from flow.fields import SUBSET, Fields, choose_latents, get_fields
 from flow.load import build, load
@@ -203,3 +204,14 @@ def test_fields_that_are_not_finite_are_refused(draw, monkeypatch):
     monkeypatch.setattr("flow.fields.receptive_fields", nothing)
     with pytest.raises(UserError, match="not finite"):
         draw(script, "rgflow")
+
+
+def test_the_time_of_fields_beside_one_pass_per_latent(weights, tmp_path, capsys):
+    bench.main(["--weights", weights["grey"], "--fields", "2", "--json", str(tmp_path / "r.json")])
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert (result["draws"], result["latents"]) == (2, 64)
+    assert result["extrapolated_seconds_single"] == pytest.approx(2 * 64 * result["ms_per_single_pass"] / 1000)
+    assert min(result["seconds"], result["extrapolated_seconds_batched"]) > 0
+    assert "extrapolated from 32" in capsys.readouterr().out
+    with pytest.raises(UserError, match="only for rgflow"):
+        bench.main(["--weights", weights["realnvp"], "--fields", "2"])
