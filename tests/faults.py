@@ -22,12 +22,12 @@ import struct
 import sys
 import tempfile
 import time
-import traceback
 import zipfile
 import zlib
 from collections import Counter
 from functools import partial
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401 - imported by runs: once here, not in each child
@@ -54,55 +54,38 @@ JUNK = [None, -1, 10**30, "x", [], {}, {"a": 1}, 0.5, torch.zeros(3), b"x", [tor
 
 
 class Attempt:
-    """A function run in a child process: `status`, negative for a signal, `text` it wrote, `peak` bytes of memory."""
+    """A function run in a child process: `status`, negative for a signal, and the `text` it wrote."""
 
-    def __init__(self, work, kill=None, number=signal.SIGKILL, when=None):
+    def __init__(self, work, kill=None, number=signal.SIGKILL, when=lambda: True):
         """kill: seconds after which, and once `when()` is true, the child gets the signal `number`."""
         with tempfile.TemporaryFile("w+") as output:
-            child = os.fork()
-            if child == 0:
-                self._run(work, output)
-            deadline, self.hung = time.monotonic() + HANG, False
+            child = get_context("fork").Process(target=self._run, args=(work, output))
+            deadline = time.monotonic() + HANG
+            child.start()
             if kill is not None:
                 time.sleep(kill)
-                while when and not when() and time.monotonic() < deadline:
+                while not when() and time.monotonic() < deadline:
                     pass
-                os.kill(child, number)
-            while not (ended := os.wait4(child, os.WNOHANG))[0]:
-                if time.monotonic() > deadline:
-                    self.hung = True
-                    os.kill(child, signal.SIGKILL)
-                time.sleep(0.001)
+                os.kill(child.pid, number)
+            child.join(max(0, deadline - time.monotonic()))
+            self.hung = child.exitcode is None
+            child.kill()
+            child.join()
             output.seek(0)
-            self.text = output.read()
-        self.status, self.peak = os.waitstatus_to_exitcode(ended[1]), 1024 * ended[2].ru_maxrss
+            self.text, self.status = output.read(), child.exitcode
 
     @staticmethod
     def _run(work, output):
-        code = 0
-        try:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            cli.script(work)
-        except SystemExit as stop:
-            code = stop.code or 0
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
-        except BaseException:
-            traceback.print_exc()
-            code = 70
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        cli.script(work)
 
     @property
     def outcome(self):
         """In words; those that start with BAD are not allowed."""
         if self.hung:
             return "BAD: hang"
-        if "Traceback" in self.text or self.status == 70:
+        if "Traceback" in self.text:
             return f"BAD: traceback {self.text.splitlines()[-1]}"
         if self.status < 0:
             return f"ended by {signal.Signals(-self.status).name}"
@@ -167,7 +150,7 @@ class Faults:
         long = f"--epoch {12 * times}"
         self.train(self.folder / "unkilled", long)
         for k in range(times):
-            when = (self.saves(out) / ".last.state.tmp").exists if k % 3 == 0 else None
+            when = (self.saves(out) / ".last.state.tmp").exists if k % 3 == 0 else lambda: True
             attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.7) * self.seconds, when=when)
             during += any(self.saves(out).glob(".*.tmp"))
             if attempt.status >= 0:
@@ -277,11 +260,11 @@ class Faults:
         names = [option for action in flags.build_parser()._actions for option in action.option_strings]
         for k in range(self.number or 500):
             argv = self.argv(self.folder / "commands", "--max_steps 1 --no_stdout")
-            if k % 5 < 2:
+            if k % 2:
                 content = self.random.choices([*lines, self.random.randbytes(20)], k=self.random.randrange(1, 5))
                 file.write_bytes(b"\n".join(content))
                 argv.append(f"@{file}")
-            for _ in range(self.random.randrange(1, 4) if k % 5 >= 2 else 0):
+            for _ in range(0 if k % 2 else self.random.randrange(1, 4)):
                 argv.append(self.random.choice([*names, "--nothing", "extra"]))
                 length = k % 3 if argv[-1] in SIZES else k % 7  # a large network is no fault
                 text = "".join(self.random.choices("0123456789,.-+e@#'\"\\ \tinfaäß\U0001f600", k=length))
@@ -347,12 +330,22 @@ class Faults:
 
     def somewhere(self, work):
         """The outcome of `work`, which may write in `folder` only and take at most 1 GB more than this process has."""
-        before = listing(self.folder)
-        attempt = Attempt(lambda: (os.chdir(self.folder / "here"), work()))
-        if listing(self.folder) != before:
-            return "BAD: a file outside the output and data folders"
-        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return attempt.outcome if attempt.peak < own + 10**9 else f"BAD: {attempt.peak / 1e9:.1f} GB of memory"
+        before, most = listing(self.folder), peak_memory() + 10**9
+
+        def within_limits():
+            os.chdir(self.folder / "here")
+            try:
+                work()
+            finally:
+                if peak_memory() > most:
+                    print(f"Traceback: {peak_memory() / 1e9:.1f} GB of memory")
+
+        attempt = Attempt(within_limits)
+        return attempt.outcome if listing(self.folder) == before else "BAD: a file outside the output and data folders"
+
+
+def peak_memory():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def same(one, other):
