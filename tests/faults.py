@@ -113,13 +113,8 @@ class Faults:
     def argv(self, out, extra=""):
         return f"--data folder --data_path {self.images} -o {out} {SMALL} {RUN} {extra}".split()
 
-    def train(self, out, extra="", prepare=None, **how):
-        def work():
-            if prepare:
-                prepare()
-            main.main(self.argv(out, extra))
-
-        return Attempt(work, **how)
+    def train(self, out, extra="", prepare=lambda: None, **how):
+        return Attempt(lambda: (prepare(), main.main(self.argv(out, extra))), **how)
 
     @staticmethod
     def saves(out):
@@ -183,7 +178,8 @@ class Faults:
 
     def limit(self):
         """File-size limit (RLIMIT_FSIZE, SIGXFSZ) of a random size"""
-        return self.disturbed(20, lambda: (partial(limit_size, self.random.randrange(100, 60_000)), ""))
+        set_limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+        return self.disturbed(20, lambda: (partial(set_limits, (self.random.randrange(100, 60_000), -1)), ""))
 
     def nan(self):
         """A weight that becomes NaN at a random step"""
@@ -218,24 +214,44 @@ class Faults:
 
             yield self.train(out, "--epoch 1000", kill=0, number=0, when=remove).outcome  # 0: no signal
 
+    def damaged(self, number, damage):
+        """Read the checkpoint of a run after damage(bytearray, number of the case) -> bytes."""
+        content, original, path = self.good.read_bytes(), checkpoint.read(self.good), self.folder / "damaged.state"
+        for k in range(self.number or number):
+            path.write_bytes(damage(bytearray(content), k))
+            try:
+                equal = same(checkpoint.read(path), original)
+            except UserError:
+                yield "refused"
+            except Exception as error:
+                yield f"BAD: {type(error).__name__}"
+            else:
+                yield "loads with identical content" if equal else "BAD: loads with other content"
+
     def flips(self):
         """Single-bit flips in the checkpoint of a run"""
-        for good, write in self.checkpoints(1000):
-            bit = self.random.randrange(8 * len(good))
-            good[bit // 8] ^= 1 << bit % 8
-            yield write(good)
+
+        def flip(content, _):
+            bit = self.random.randrange(8 * len(content))
+            content[bit // 8] ^= 1 << bit % 8
+            return content
+
+        return self.damaged(1000, flip)
 
     def garble(self):
         """1 to 64 random bytes in a row, anywhere in the checkpoint of a run or in its directory"""
-        for k, (good, write) in enumerate(self.checkpoints(1000)):
-            start = self.random.randrange(good.index(b"PK\1\2") if k % 2 else 0, len(good))
-            piece = self.random.randbytes(self.random.randrange(1, 65))
-            yield write((good[:start] + piece + good[start + len(piece) :])[: len(good)])
+
+        def garble(content, k):
+            start = self.random.randrange(content.index(b"PK\1\2") if k % 2 else 0, len(content))
+            piece = self.random.randbytes(self.random.randrange(1, 65))[: len(content) - start]
+            content[start : start + len(piece)] = piece
+            return content
+
+        return self.damaged(1000, garble)
 
     def cuts(self):
         """Truncation of the checkpoint of a run"""
-        for good, write in self.checkpoints(300):
-            yield write(good[: self.random.randrange(len(good))])
+        return self.damaged(300, lambda content, _: content[: self.random.randrange(len(content))])
 
     def contents(self):
         """Well-formed checkpoints whose content is exchanged in one place, as newest file of a run"""
@@ -260,10 +276,9 @@ class Faults:
         names = [option for action in flags.build_parser()._actions for option in action.option_strings]
         for k in range(self.number or 500):
             argv = self.argv(self.folder / "commands", "--max_steps 1 --no_stdout")
-            if k % 2:
-                content = self.random.choices([*lines, self.random.randbytes(20)], k=self.random.randrange(1, 5))
-                file.write_bytes(b"\n".join(content))
-                argv.append(f"@{file}")
+            content = self.random.choices([*lines, self.random.randbytes(20)], k=self.random.randrange(1, 5))
+            file.write_bytes(b"\n".join(content))
+            argv += [f"@{file}"] * (k % 2)
             for _ in range(0 if k % 2 else self.random.randrange(1, 4)):
                 argv.append(self.random.choice([*names, "--nothing", "extra"]))
                 length = k % 3 if argv[-1] in SIZES else k % 7  # a large network is no fault
@@ -316,13 +331,6 @@ class Faults:
         """A new folder for each of `number` cases, or of those that -n asks for."""
         return (self.folder / f"case{next(self.cases)}" for _ in range(self.number or number))
 
-    def checkpoints(self, number):
-        """For each case the bytes of the checkpoint of a run, and what reads damaged ones: bytes -> outcome."""
-        content, original = self.good.read_bytes(), checkpoint.read(self.good)
-        path = self.folder / "damaged.state"
-        for _ in range(self.number or number):
-            yield bytearray(content), lambda damaged: (path.write_bytes(damaged), read_damaged(path, original))[1]
-
     def overwrite(self, content, number, start=0):
         """Random bytes at random places of a bytearray, from `start` on."""
         for _ in range(number):
@@ -357,16 +365,6 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-def read_damaged(path, original):
-    try:
-        state = checkpoint.read(path)
-    except UserError:
-        return "refused"
-    except BaseException as error:
-        return f"BAD: {type(error).__name__}"
-    return "loads with identical content" if same(state, original) else "BAD: loads with other content"
-
-
 def fill_disk(budget):
     """Let writes to files fail with ENOSPC once `budget` bytes have been written. In this process."""
 
@@ -380,10 +378,6 @@ def fill_disk(budget):
 
     _pyio.FileIO = File
     builtins.open = io.open = _pyio.open
-
-
-def limit_size(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def poison(at):
