@@ -2,6 +2,7 @@
 
 import torch
 
+from utils.cli import UserError
 from utils.random import dequantisation_noise, generator
 
 
@@ -13,12 +14,12 @@ class Batches:
     images: numpy array, uint8 (N, C, L, L)
     flips: whether batches are mirrored left to right at random
     dtype: of the noise, the default type if None
-    Raises ValueError if there are fewer images than a batch holds.
+    Raises UserError if there are fewer images than a batch holds.
     """
 
     def __init__(self, images, batch_size, device, seed, flips=False, dtype=None):
         if len(images) < batch_size:
-            raise ValueError(f"batch_size {batch_size}: must be at most the {len(images)} training images")
+            raise UserError(f"--batch_size {batch_size}: must be at most the {len(images)} training images")
         self.batch_size, self.seed, self.flips, self.dtype = batch_size, seed, flips, dtype
         self.device = torch.device(device)
         self.images = torch.from_numpy(images)

@@ -9,8 +9,8 @@ log |dl/dx| = sum log(0.9 / (y (1 - y))) = sum (softplus(l) + softplus(-l) + log
 import math
 
 import torch
-from layers.fold import folded_together
 
+from layers.fold import folded_together
 from utils.random import dequantisation_noise
 
 MARGIN = 0.05

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from data.batches import Batches
+from utils.cli import UserError
 from utils.random import generator
 
 
@@ -62,5 +63,5 @@ def test_draws_of_a_step(images, flips):
 
 
 def test_too_few_images(images):
-    with pytest.raises(ValueError, match="batch_size 23: must be at most the 22"):
+    with pytest.raises(UserError, match="--batch_size 23: must be at most the 22"):
         Batches(images, 23, "cpu", seed=0)
