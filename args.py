@@ -1,6 +1,6 @@
-"""The flags of a training run and of the scripts that use its weights, their checks, and the names of its files.
+"""The flags of training and of the scripts that use its weights, with their checks and the names of files.
 
-Flags keep the names and defaults of the authors' release; the defaults are the paper's CelebA run.
+Flags of the authors' release keep their names. Their defaults are the paper's CelebA run.
 """
 
 import argparse
@@ -17,27 +17,17 @@ from flow.hierarchy import num_levels
 from flow.load import MODELS, load_trained
 from flow.prior import PRIORS
 from layers import PATCH_BIJECTORS
-from utils import checkpoint
-from utils.cli import (
-    Parser,
-    UserError,
-    above_zero,
-    check_output,
-    check_range,
-    count,
-    gpu_list,
-    non_negative,
-    number_list,
-    positive,
-)
+from utils import checkpoint, cli
+from utils.cli import UserError, above_zero, count, gpu_list, non_negative, number_list, positive
 from utils.distributed import is_torchelastic_launched
+from utils.optim import why_not_compiled
 
 DEFAULT_DATA = "celeba32"
 
 
 def build_parser(description="Train a flow on images. The same command again resumes from the newest checkpoint."):
-    """The flags of `main.py`, which also name a run to scripts that are given no --weights."""
-    parser = Parser(description)
+    """The flags of `main.py`. Scripts without --weights use them to name a run."""
+    parser = cli.Parser(description)
     add = parser.add_argument_group("dataset parameters").add_argument
     add("--data", choices=DATASETS, default=DEFAULT_DATA, help="data set; folder: the images in data_path")
     add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
@@ -49,15 +39,12 @@ def build_parser(description="Train a flow on images. The same command again res
     add("--prior", choices=PRIORS, default="laplace", help="prior of the latents")
     add("--subnet", choices=PATCH_BIJECTORS, default="rnvp", help="bijector of patches")
     add("--kernel_size", type=positive, default=4, metavar="PIXELS", help="edge length of a patch, even")
-    layers = (
-        "blocks of a patch bijector, or couplings of each kind at a level of Real NVP: one number, or one per level"
-    )
-    layers += " from h = 0 up, comma separated (default: 8,6,4,2,2,…; 4 with --share_levels; realnvp: 3,…,3,4)"
+    layers = "blocks of a patch bijector (realnvp: couplings of each kind at a level), one number or one per level from"
+    layers += " h = 0 up, comma separated (default: 8,6,4,2,2,…; 4 with --share_levels; realnvp: 3,…,3,4)"
     add("--nlayers", type=number_list(positive), metavar="N[,N…]", help=layers)
     add("--nresblocks", type=positive, default=4, metavar="N", help="residual blocks in a network")
-    add(
-        "--nmlp", type=positive, default=2, metavar="N", help="hidden layers (realnvp: convolutions) per residual block"
-    )
+    hidden = "hidden layers (realnvp: convolutions) per residual block"
+    add("--nmlp", type=positive, default=2, metavar="N", help=hidden)
     width = "width of hidden layers; Real NVP doubles it at every scale (default: 512; for realnvp 64)"
     add("--nhidden", type=positive, metavar="N", help=width)
     add("--share_levels", action="store_true", help="the same two bijectors at all levels (scale invariance)")
@@ -68,7 +55,7 @@ def build_parser(description="Train a flow on images. The same command again res
     add("--lr", type=above_zero, default=1e-3, help="learning rate")
     add("--weight_decay", type=non_negative, default=5e-2, metavar="RATE", help="weight decay; times lr per step")
     add("--epoch", type=positive, default=500, metavar="N", help="number of epochs")
-    add("--max_steps", type=count, default=0, metavar="N", help="end after N steps, 0 for no such limit")
+    add("--max_steps", type=count, default=0, metavar="N", help="stop after N steps, 0 for no limit")
     add("--warmup_steps", type=count, default=0, metavar="N", help="steps over which lr rises from 0")
     add("--lr_schedule", choices=["constant", "cosine"], default="constant", help="cosine falls to 0 at the end")
     add("--clip_grad", type=non_negative, default=1.0, metavar="NORM", help="largest gradient norm, 0 for no limit")
@@ -79,29 +66,16 @@ def build_parser(description="Train a flow on images. The same command again res
     add("--print_step", type=count, default=1, metavar="N", help="steps between log lines, 0 for none")
     tests = "also measure the test BPD after these steps (default: after each epoch and at the end of the run only)"
     add("--test_steps", type=number_list(positive), default=(), metavar="N[,N…]", help=tests)
-    add(
-        "--save_epoch", type=count, default=1, metavar="N", help="epochs between checkpoints, 0 for one at the end only"
-    )
+    add("--save_epoch", type=count, default=1, metavar="N", help="epochs between checkpoints, 0 for the end only")
     add("--keep_epoch", type=count, default=10, metavar="N", help="keep the checkpoint of every Nth epoch, 0 for all")
     add("--save_minutes", type=non_negative, default=0.0, metavar="T", help="minutes between saves, 0 for none")
-    add(
-        "--init",
-        metavar="FILE",
-        help="start a new run from the weights of this checkpoint, of a network of equal sizes",
-    )
+    add("--init", metavar="FILE", help="checkpoint of a network of equal sizes, from whose weights a new run starts")
     add("--export", metavar="FILE", help="only write weights and configuration of the run's newest checkpoint to FILE")
-    add(
-        "--plot_epoch",
-        type=count,
-        default=1,
-        metavar="N",
-        help="epochs between sample grids, 0 for one at the end only",
-    )
+    add("--plot_epoch", type=count, default=1, metavar="N", help="epochs between sample grids, 0 for the end only")
     add_device(parser, add, "ID[,ID…]", "number of the GPU, or of several, a process each (default: empty, the CPU)")
     add_speed(add)
-    add(
-        "--grad_checkpoint", action="store_true", help="recompute networks in the backward pass: less memory, more work"
-    )
+    recompute = "recompute networks in the backward pass: less memory, more work"
+    add("--grad_checkpoint", action="store_true", help=recompute)
     add("--out_infix", default="", metavar="TEXT", help="infix in output file names, to tell runs apart")
     add("-o", "--out_dir", default="./saved_model", metavar="DIR", help="folder for output, empty for no output files")
     return parser
@@ -113,21 +87,16 @@ def add_device(parser, add, metavar="ID", help="number of the GPU (default: empt
 
 def add_speed(add):
     """--compile and --amp."""
-    compiled = "run networks as compiled kernels and, on a GPU, the training step as one CUDA graph; compiling takes"
-    compiled += " minutes on a CPU (default: on a GPU only)"
-    add("--compile", action=argparse.BooleanOptionalAction, help=compiled)
+    compiled = "compile the networks and, on a GPU, record the training step as one CUDA graph; takes minutes on a CPU"
+    add("--compile", action=argparse.BooleanOptionalAction, help=compiled + " (default: on a GPU only)")
     precision = "precision of the networks' matrix products, instead of dtype; tf32 needs a GPU"
     add("--amp", choices=["none", "tf32", "bf16"], default="none", help=precision)
 
 
 def get_args(argv=None, parser=None):
-    """Parse and check the flags of a run; nchannels, L and nlayers filled in. Exits with status 2 and one sentence on
-    bad input."""
+    """The flags of a run, checked, with nchannels, L and nlayers filled in. Bad input: one sentence, exit status 2."""
     parser = parser or build_parser()
-    return check_run(parser, parser.parse_args(argv))
-
-
-def check_run(parser, args):
+    args = parser.parse_args(argv)
     spec = DATASETS[args.data]
     for name in ("nchannels", "L"):
         given, own = getattr(args, name), getattr(spec, name)
@@ -147,7 +116,7 @@ def check_run(parser, args):
     check_speed(parser, args, args.dtype)
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    check_output(parser, args)
+    cli.check_output(parser, args)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -161,8 +130,7 @@ def check_run(parser, args):
 
 
 def set_device(parser, args, several=False):
-    """Replace the numbers of --cuda by a device for this process, and set `gpus`, the number of GPUs if there are
-    several."""
+    """Replace the numbers in args.cuda by the device of this process. args.gpus: how many there are, 0 for one."""
     numbers, local_rank = args.cuda, int(os.environ.get("LOCAL_RANK", 0)) if is_torchelastic_launched() else 0
     listed = ",".join(map(str, numbers))
     if len(numbers) > 1 and not several:
@@ -174,7 +142,7 @@ def set_device(parser, args, several=False):
 
 
 def check_speed(parser, args, dtype):
-    """Check --amp, resolve --compile, and let TF32 be used only where it is asked for."""
+    """Check --amp, set the default of --compile, and allow TF32 only with --amp tf32."""
     if args.amp != "none" and dtype != "float32":
         parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
     if args.amp == "tf32" and args.cuda == "cpu":
@@ -185,12 +153,18 @@ def check_speed(parser, args, dtype):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
 
 
+def accelerate(flow, args):
+    """Apply --compile, --amp and --grad_checkpoint to a flow: whether it is compiled, and warnings for the log."""
+    obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
+    compiled = args.compile and not obstacle
+    flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None, getattr(args, "grad_checkpoint", False))
+    return compiled, [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
+
+
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False):
-    """The flags of a script that uses a trained flow (or several), draws pictures, writes numbers, reads images."""
-    parser = Parser(description)
-    parser.epilog = (
-        "Without --weights, the flags of main.py name a run, and its newest checkpoint is used. " + parser.epilog
-    )
+    """The flags of a script that uses a trained flow, or `several`, and may draw pictures or read images."""
+    parser = cli.Parser(description)
+    parser.epilog = f"Without --weights, main.py's flags name a run, whose newest checkpoint is used. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
     add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, which has its own configuration")
     add("--data", choices=DATASETS, help=f"data set of the run (default: that of --weights, otherwise {DEFAULT_DATA})")
@@ -206,16 +180,15 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
 
 
 def parse(parser, argv=None):
-    """Parse and check the flags of a script. `run`: what flags of `main.py` are given instead of --weights, or None.
+    """The flags of a script, checked. args.run: those of `main.py` that name a run, None with --weights.
 
-    Exits with status 2 and one sentence on bad input.
+    Bad input: one sentence, exit status 2.
     """
     args, rest = parser.parse_known_args(argv)
-    if args.weights is not None:
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        args.run = None
-    else:
+    args.run = None
+    if args.weights is not None and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.weights is None:
         shared = [f"--{name}={getattr(args, name)}" for name in ("data", "data_path") if getattr(args, name, None)]
         run_parser = build_parser()
         run_parser.prog = parser.prog
@@ -223,7 +196,7 @@ def parse(parser, argv=None):
     set_device(parser, args)
     if "amp" in args:
         check_speed(parser, args, args.run.dtype if args.run else "float32")
-    check_output(parser, args)
+    cli.check_output(parser, args)
     return args
 
 
@@ -250,10 +223,10 @@ def load_flow(args):
 
 
 def load_flows(args, data_names):
-    """(named, flow, config, trained) of each file of --weights, or of the run that the flags name, one after the other.
+    """(named, flow, config, trained) of each file of --weights, or of the run that the flags name.
 
-    named: data set, network in words and seed, different for each
-    Raises as `load_flow`, and UserError for a data set that is not in `data_names` and for a flow named as one before.
+    named: dict of data set, network in words and seed, different for each
+    Raises as `load_flow`, and UserError for a data set that is not in `data_names` and for a second flow of one name.
     """
     paths, seen = find_weights(args), []
     for path in [paths] if args.run else paths:
@@ -271,10 +244,8 @@ def load_flows(args, data_names):
 
 
 def open_data(config, data_path):
-    """The data set of `config` below `data_path`, and sentences that a result must carry; prints these.
-
-    One of them says that its fingerprint is not that of the training.
-    """
+    """The data set of `config` below `data_path`, and warnings for the result, printed too: also one where the
+    fingerprint is not that of the training."""
     dataset = open_dataset(config["data"], data_path, config["nchannels"], config["L"])
     warnings, trained = list(dataset.warnings), config.get("fingerprint")
     if trained not in (None, dataset.fingerprint):
@@ -288,20 +259,19 @@ def open_data(config, data_path):
 
 
 def load_images(config, data_path, numbers, flag="--images"):
-    """The test images of these numbers, uint8 (N, C, L, L), of the data set of `config` below `data_path`.
+    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config` below `data_path`.
 
-    Raises UserError for a number that the split does not have, naming `flag`, and if there are no images.
+    Raises UserError, naming `flag`, for a number that does not exist, and if there are no images.
     """
     images = open_data(config, data_path)[0].test
-    check_range(flag, numbers, len(images))
+    cli.check_range(flag, numbers, len(images))
     return torch.from_numpy(images[list(numbers)])
 
 
 def network_name(args):
     """The folder of a network's runs, as in the release: what differs from the release's defaults, then the sizes."""
-    name = "" if args.model == "rgflow" else f"{args.model}_"
-    name += "" if args.prior == "gaussian" else f"{args.prior}_"
-    name += "" if args.subnet == "rnvp" else f"{args.subnet}_"
+    named = args.model, args.prior, args.subnet
+    name = "".join(f"{each}_" for each in named if each not in ("rgflow", "gaussian", "rnvp"))
     name += "share_" if args.share_levels else ""
     name += "" if args.kernel_size == 4 else f"ks{args.kernel_size}_"
     nlayers = args.nlayers[:1] if len(set(args.nlayers)) == 1 else args.nlayers
@@ -316,8 +286,7 @@ def run_path(args, suffix):
 
 
 def picture_path(args, config, name):
-    """{fig_dir}/{name}_{data}_{network}{infix}, without ending, a --draw_seed but 0 after the name; config: of
-    `load_flow`."""
+    """{fig_dir}/{name}[_seed{draw_seed}]_{data}_{network}{infix}, without ending. config: of `load_flow`."""
     run = argparse.Namespace(**config)
     seed = f"_seed{args.draw_seed}" if args.draw_seed else ""
     return Path(args.fig_dir) / f"{name}{seed}_{run.data}_{network_name(run)}{run.out_infix}"

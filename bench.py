@@ -8,9 +8,9 @@
     python bench.py @configs/msds1_cpu.args --compare 256 --weights saved_model/…/last.state
     python bench.py --fields 4
 
-The step is the one of `main.py`, on random images. The matrix rate (2048 x 2048 products on a CPU, 8192 on a GPU, in
-the precision of the networks) is measured between the steps, since it drifts. MFU counts the multiply-adds of the
-networks alone, once forward and twice backward, once for a sample: recomputation is no useful work.
+The step is that of `main.py`, on random images. Matrix products (2048 x 2048 on a CPU, 8192 on a GPU, in the precision
+of the networks) run between the steps, because their rate drifts. MFU counts the multiply-adds of the networks only:
+once forward and twice backward for a step, once for a sample. Recomputation does not count as useful work.
 """
 
 import copy
@@ -19,28 +19,26 @@ import re
 import statistics
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import args as flags
-from flow import RGFlow
+from data.batches import Batches
 from flow.jacobian import PASSES, derivative, receptive_fields
-from flow.load import build
-from flow.preprocess import bits_per_dim, to_model
-from main import Run
-from utils import cli
-from utils.cli import flag_error
-from utils.compilation import WARMUP, why_not_compiled
-from utils.memory import keep_freed_memory
+from flow.load import build, load
+from flow.preprocess import Loss, bits_per_dim, to_model
+from utils.cli import count, flag_error, number_list, positive, script
+from utils.distributed import Peers
+from utils.logging import RunLog
+from utils.optim import WARMUP, Descent, why_not_compiled
 from utils.random import generator
 from utils.results import about, save
+from utils.timing import spread, synchronize, timed
 
 COLUMNS = {
     "batch": "batch_size",
@@ -59,42 +57,6 @@ COLUMNS = {
 }
 
 
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(function, device, times):
-    """`function`, made to append the seconds that each call takes on `device` to the list `times`."""
-
-    def call(*arguments):
-        synchronize(device)
-        start = time.perf_counter()
-        result = function(*arguments)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-        return result
-
-    return call
-
-
-def spread(seconds):
-    """Largest minus smallest over the median."""
-    return (max(seconds) - min(seconds)) / statistics.median(seconds)
-
-
-@contextmanager
-def random_run(args):
-    """A training run of `main.py` on random images, in a temporary folder."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2 * args.batch_size, args.nchannels, args.L, args.L), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as args.out_dir:
-        run = Run(args, SimpleNamespace(train=images, test=images, fingerprint="", warnings=[]))
-        yield run
-        if run.lock:
-            run.lock.close()
-
-
 def reset_peak_memory(device):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -103,173 +65,194 @@ def reset_peak_memory(device):
 
 
 def peak_memory(device):
-    """Most bytes on the GPU, or most bytes of the process, since `reset_peak_memory`; None where nobody counts them."""
+    """Peak MiB on the GPU, or of the process, since `reset_peak_memory`; None where the system does not count."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "linux":
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**10
     return None
 
 
-def measure(run, repeats):
-    """Time `repeats` training steps and matrix products in turn, then samplings and products; a dict of results."""
-    args, device = run.args, run.device
-    times = {name: [] for name in ("step", "data", "optimizer", "log", "sample", "matrix", "float32")}
-    step = timed(run.train_step, device, times["step"])
-    sample = timed(run.flow.sample, device, times["sample"])
-    log = timed(run.report_training, device, times["log"])
-    run.batch = timed(run.batch, device, times["data"])
-    if device.type == "cpu":  # on a GPU it is part of one graph
-        run.descent.move = timed(run.descent.move, device, times["optimizer"])
+class Steps:
+    """Training steps on random images. A call does one and returns the gradient norm. seconds: times of its parts."""
+
+    def __init__(self, args):
+        self.args, self.device, self.step = args, torch.device(args.cuda), 0
+        shape = 2 * args.batch_size, args.nchannels, args.L, args.L
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        self.flow = build(vars(args)).to(self.device)
+        self.dtype = next(self.flow.parameters()).dtype
+        flags.accelerate(self.flow, args)
+        graph = args.compile and self.device.type == "cuda"
+        self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, Peers(self.device), graph)
+        batches = Batches(images, args.batch_size, self.device, args.seed, False, self.dtype)
+        self.seconds = {"data": [], "optimizer": []}
+        self.batches = timed(batches, self.device, self.seconds["data"])
+        if self.device.type == "cpu":  # on a GPU it is part of one graph
+            self.descent.move = timed(self.descent.move, self.device, self.seconds["optimizer"])
+
+    def __call__(self):
+        norm = self.descent(self.step, self.args.lr, *self.batches(self.step))
+        self.step += 1
+        return norm
+
+    def log(self, folder, norm):
+        """What main.py logs of a step."""
+        loss, number = self.descent.window.tolist()
+        log, bpd = RunLog(folder / "out", stdout=False), loss / number
+        log.text(f"step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g}")
+        log.record(kind="train", step=self.step, bpd=bpd, grad_norm=norm)
+
+
+def measure(args):
+    """Time training steps and matrix products in turn, then samplings and products; a dict of results."""
+    steps, device, repeats = Steps(args), torch.device(args.cuda), args.repeats
+    seconds = {name: [] for name in ("step", "log", "sample", "matrix", "float32")} | steps.seconds
+    step, log = timed(steps, device, seconds["step"]), timed(steps.log, device, seconds["log"])
+    sample = timed(steps.flow.sample, device, seconds["sample"])
     reset_peak_memory(device)
     for _ in range(WARMUP + 2):
         step()
     memory = peak_memory(device)
-    steps = max(1, round(0.3 / times["step"][-1]))  # small networks do several in a row, with caches as in training
+    in_a_row = max(1, round(0.3 / seconds["step"][-1]))  # small networks run several, with caches as in training
 
     size = 8192 if device.type == "cuda" else 2048
-    networks = torch.bfloat16 if args.amp == "bf16" else run.dtype
+    networks = torch.bfloat16 if args.amp == "bf16" else steps.dtype
     factors = {dtype: torch.randn(2, size, size, device=device, dtype=dtype) for dtype in {networks, torch.float32}}
-    matrix = timed(lambda: torch.matmul(*factors[networks]), device, times["matrix"])
-    float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, times["float32"])
+    matrix = timed(lambda: torch.matmul(*factors[networks]), device, seconds["matrix"])
+    float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, seconds["float32"])
     matrix()
-    bar = tqdm(disable=True)
-    for _ in range(repeats):
-        for _ in range(steps):
-            norm = step()
-        log(bar, norm.item(), 1.0)
-        matrix()
-        float32()
-    with run.evaluation():
-        for k in range(1 + repeats):
-            for _ in range(steps if k else 1):
-                sample(args.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(repeats):
+            for _ in range(in_a_row):
+                norm = step()
+            log(Path(folder), norm.item())
             matrix()
-    rates = {"train": times["matrix"][: -1 - repeats], "sample": times["matrix"]}
-    counts = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * steps)
-    times = {name: seconds[-counts.get(name, repeats) :] for name, seconds in times.items() if seconds}
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    rates = {name: 2 * size**3 / statistics.median(seconds[-repeats:]) for name, seconds in rates.items()}
-    forward, inverse = (2 * run.flow.multiply_adds(inverse) * args.batch_size for inverse in (False, True))
+            float32()
+    in_training = statistics.median(seconds["matrix"][-repeats:])
+    if args.profile:
+        profile(steps)
+    steps.flow.eval()
+    for k in range(1 + repeats):
+        for _ in range(in_a_row if k else 1):
+            sample(args.batch_size)
+        matrix()
+    rows = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * in_a_row)
+    seconds = {name: each[-rows.get(name, repeats) :] for name, each in seconds.items() if each}
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    forward, inverse = (2 * steps.flow.multiply_adds(inverse) * args.batch_size for inverse in (False, True))
+    parts = ("data", "log", "optimizer")
     return {
         "batch_size": args.batch_size,
         "L": args.L,
-        "parameters": sum(parameter.numel() for parameter in run.flow.parameters()),
+        "parameters": sum(parameter.numel() for parameter in steps.flow.parameters()),
         "gflop_per_image": forward / args.batch_size / 1e9,
         "ms_per_step": 1e3 * median["step"],
-        "step_spread": spread(times["step"]),
+        "step_spread": spread(seconds["step"]),
         "train_images_per_s": args.batch_size / median["step"],
-        "train_mfu": 3 * forward / median["step"] / rates["train"],
+        "train_mfu": 3 * forward / median["step"] * in_training / (2 * size**3),
         "executed_gflop_per_s": (3 + args.grad_checkpoint) * forward / median["step"] / 1e9,
         "samples_per_s": args.batch_size / median["sample"],
-        "sample_spread": spread(times["sample"]),
-        "sample_mfu": inverse / median["sample"] / rates["sample"],
-        "data_percent": 100 * median["data"] / median["step"],
-        "log_percent": 100 * median["log"] / median["step"],
-        "optimizer_percent": 100 * median["optimizer"] / median["step"] if "optimizer" in median else None,
-        "matrix_gflop_per_s": rates["train"] / 1e9,
-        "matrix_spread": spread(times["matrix"]),
+        "sample_spread": spread(seconds["sample"]),
+        "sample_mfu": inverse / median["sample"] * median["matrix"] / (2 * size**3),
+        **{f"{name}_percent": 100 * median[name] / median["step"] if name in median else None for name in parts},
+        "matrix_gflop_per_s": 2 * size**3 / in_training / 1e9,
+        "matrix_spread": spread(seconds["matrix"]),
         "step_times_fp32_gflop": median["step"] * 2 * size**3 / median["float32"] / 1e9,
-        "peak_memory_mib": memory and memory / 2**20,
+        "peak_memory_mib": memory,
     }
 
 
-def profile(run):
+def profile(steps):
     """Print where the time of a training step goes."""
     with torch.profiler.profile() as result:
-        run.train_step()
-        synchronize(run.device)
-    order = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+        steps()
+        synchronize(steps.device)
+    order = "self_cuda_time_total" if steps.device.type == "cuda" else "self_cpu_time_total"
     print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
 
 
 def sweep(first, argv, parser):
     """Measure every batch size and edge that the flags `first`, parsed from `argv`, ask for; a list of results."""
     results, runs = [], []
-    for edge in first.edges or [first.L]:
-        for batch_size in first.batch_sizes or [first.batch_size]:
-            own = ["--data", "folder", "--L", str(edge), "--nchannels", str(first.nchannels), "--no_stdout"]
-            runs.append(flags.get_args([*argv, *own, "--batch_size", str(batch_size)], parser))
+    for edge, batch_size in product(first.edges or [first.L], first.batch_sizes or [first.batch_size]):
+        own = f"--data folder --L {edge} --nchannels {first.nchannels} --batch_size {batch_size}"
+        runs.append(flags.get_args([*argv, *own.split()], parser))
     print(row(COLUMNS))
     for args in runs:
         try:
-            with random_run(args) as run:
-                results.append(measure(run, first.repeats))
-                values = (results[-1][key] for key in COLUMNS.values())
-                print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
-                if first.profile:
-                    profile(run)
+            results.append(measure(args))
+            values = (results[-1][key] for key in COLUMNS.values())
+            print(row("-" if v is None else v if isinstance(v, int) else f"{v:.4g}" for v in values), flush=True)
         except torch.OutOfMemoryError:
-            print(f"{args.batch_size:>5}  {args.L:>1}  out of memory", flush=True)
-        run = None
+            print(f"{args.batch_size:5} {args.L:2}  out of memory", flush=True)
         gc.collect()  # before the next one asks for memory
         if args.cuda != "cpu":
             torch.cuda.empty_cache()
     return results
 
 
+def row(values):
+    return "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, values, strict=True))
+
+
 def get_flow(args):
     """(flow, config) of --weights, or the untrained one of the flags, in evaluation mode."""
     if args.weights:
-        flow, config, _ = flags.load_flow(args)
-        return flow, config
+        return load(args.weights, args.cuda)
     return build(vars(args)).to(args.cuda).eval(), vars(args)
 
 
-def time_fields(args, draws):
-    """Time all receptive fields, as the chain of the layers' Jacobians gives them, beside one pass per latent.
+def time_fields(args):
+    """Time all receptive fields by the Jacobians of the layers, and compare with one pass per latent: [dict].
 
-    Of those only PASSES are timed, one at a time and, which is as exact, all in one batch; the times for all latents
-    and draws are extrapolated from them. Returns a list of one dict.
+    Only PASSES of these are timed, one at a time and all in one batch, and extrapolated to all latents and draws.
     """
-    flow, _ = get_flow(args)
-    if not isinstance(flow, RGFlow):
+    (flow, config), draws = get_flow(args), args.fields
+    if config["model"] != "rgflow":
         raise flag_error("--fields", draws, "only for rgflow, other flows have one pass per latent alone")
-    device, times = torch.device(args.cuda), {"all": [], "single": [], "batch": []}
+    device, seconds = torch.device(args.cuda), {"all": [], "single": [], "batch": []}
     z = flow.sample_prior(1, generator=generator(args.draw_seed, "fields", 0, device))
     units = torch.eye(z.numel(), dtype=z.dtype, device=device)[:PASSES].reshape(-1, *z.shape[1:])
-    single, batch = (timed(derivative, device, times[name]) for name in ("single", "batch"))
+    single, batch = (timed(derivative, device, seconds[name]) for name in ("single", "batch"))
     with torch.no_grad():
         derivative(flow.inverse, z, units[:1])  # a warm-up
         for unit in tqdm(units.split(1), desc="single passes", disable=None):
             single(flow.inverse, z, unit)
         batch(flow.inverse, z.repeat(PASSES, 1, 1, 1), units)
     reset_peak_memory(device)
-    timed(partial(receptive_fields, progress=True), device, times["all"])(flow, draws)
-    memory = peak_memory(device)
-    needed = draws * z.numel()
+    timed(partial(receptive_fields, progress=True), device, seconds["all"])(flow, draws)
+    memory, one = peak_memory(device), statistics.median(seconds["single"])
     result = {
         "draws": draws,
         "latents": z.numel(),
-        "seconds": times["all"][0],
-        "ms_per_single_pass": 1e3 * statistics.median(times["single"]),
-        "extrapolated_seconds_single": needed * statistics.median(times["single"]),
-        "extrapolated_seconds_batched": needed * times["batch"][0] / PASSES,
-        "peak_memory_mib": memory and memory / 2**20,
+        "seconds": seconds["all"][0],
+        "ms_per_single_pass": 1e3 * one,
+        "extrapolated_seconds_single": draws * z.numel() * one,
+        "extrapolated_seconds_batched": draws * z.numel() * seconds["batch"][0] / PASSES,
+        "peak_memory_mib": memory,
     }
     print(
         f"receptive fields of {z.numel()} latents, {draws} draws: {result['seconds']:.1f} s"
-        f" ({'memory not counted here' if memory is None else f'{memory / 2**20:.0f} MiB at most'})\n"
+        f" ({'memory not counted here' if memory is None else f'{memory:.0f} MiB at most'})\n"
         f"one pass per latent, extrapolated from {PASSES}: {result['extrapolated_seconds_single']:.0f} s"
         f" one at a time, {result['extrapolated_seconds_batched']:.0f} s in batches of {PASSES}"
     )
     return [result]
 
 
-def compare(args, count):
-    """What compiled kernels and lower precision change: BPD and round trip of `count` test images, a dict for each.
+def compare(args):
+    """How compiled kernels and lower precision change BPD and round trip of test images: a dict for each way.
 
     The flow is that of --weights, or the untrained one of the flags. Differences are from float64.
     """
-    device = torch.device(args.cuda)
-    flow, config = get_flow(args)
-    data, _ = flags.open_data(args, config)
-    images = torch.from_numpy(data.test[:count]).to(device)
-    draws = generator(args.draw_seed, "compare", 0, device)
-    noise = torch.rand(images.shape, generator=draws, dtype=torch.float64, device=device)
+    device, (flow, config) = torch.device(args.cuda), get_flow(args)
+    images = torch.from_numpy(flags.open_data(config, args.data_path)[0].test[: args.compare]).to(device)
+    seeded = generator(args.draw_seed, "compare", 0, device)
+    noise = torch.rand(images.shape, generator=seeded, dtype=torch.float64, device=device)
     ways = {"float64": {}, "float32": {}, "bf16": {"dtype": torch.bfloat16}}
     if not why_not_compiled(device):
-        ways.update({f"{name} --compile": {**way, "compile": True} for name, way in ways.items() if name != "float64"})
+        ways |= {f"{name} --compile": {**ways[name], "compile": True} for name in ("float32", "bf16")}
     exact, results = None, []
     for name, way in ways.items():
         dtype = torch.float64 if name == "float64" else torch.float32
@@ -278,66 +261,47 @@ def compare(args, count):
         with torch.no_grad():
             bpd = bits_per_dim(own, images, noise=noise.to(dtype)).double()
             x, _ = to_model(images, noise=noise.to(dtype), dtype=dtype)
-            back, _ = own.inverse(own(x)[0])
-        if name == "float64":
-            exact = bpd
-        difference = bpd - exact
-        results.append(
-            {
-                "networks": name,
-                "bpd": bpd.mean().item(),
-                "mean_difference": difference.mean().item(),
-                "largest_difference": difference.abs().max().item(),
-                "largest_round_trip_error": (back - x).abs().max().item(),
-                "median_round_trip_error": (back - x).abs().median().item(),
-            }
-        )
-        print(
-            ", ".join(f"{key} {value:.3g}" if key != "networks" else f"{value}:" for key, value in results[-1].items())
-        )
+            error = (own.inverse(own(x)[0])[0] - x).abs()
+        exact = bpd if exact is None else exact
+        numbers = {
+            "bpd": bpd.mean().item(),
+            "mean_difference": (bpd - exact).mean().item(),
+            "largest_difference": (bpd - exact).abs().max().item(),
+            "largest_round_trip_error": error.max().item(),
+            "median_round_trip_error": error.median().item(),
+        }
+        results.append({"networks": name, **numbers})
+        print(f"{name}: {', '.join(f'{key} {value:.3g}' for key, value in numbers.items())}")
     print(f"{len(images)} test images, {args.weights or 'untrained'}")
     return results
 
 
-def row(values):
-    return "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, values, strict=True))
-
-
 def main(argv=None):
-    parser = flags.build_parser(__doc__.split("\n")[0], needs_weights=True, numbers=True)
+    parser = flags.build_parser(__doc__)
     group = parser.add_argument_group("what to measure")
-    sizes = cli.number_list(cli.positive)
-    group.add_argument("--batch_sizes", type=sizes, metavar="N[,N…]", help="sweep over these (default: --batch_size)")
-    group.add_argument("--edges", type=sizes, metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
-    group.add_argument("--repeats", type=cli.positive, default=7, metavar="N", help="measurements, after a warm-up")
-    group.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
-    instead = group.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--compare",
-        type=cli.positive,
-        metavar="N",
-        help="instead: BPD and round trip of N test images of --data in --data_path with each way to compute, of the"
-        " flow of --weights or, without it, an untrained one",
-    )
-    instead.add_argument(
-        "--fields",
-        type=cli.positive,
-        metavar="N",
-        help="instead: all receptive fields, N draws, beside one pass per latent, of the same flow",
-    )
-    argv = sys.argv[1:] if argv is None else list(argv)
+    add, instead = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    add("--batch_sizes", type=number_list(positive), metavar="N[,N…]", help="sweep over these (default: --batch_size)")
+    add("--edges", type=number_list(positive), metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
+    add("--repeats", type=positive, default=7, metavar="N", help="measurements, after a warm-up")
+    add("--profile", action="store_true", help="also print where the time of a step goes")
+    ways = "instead: BPD and round trip of N test images of --data with each way to compute"
+    instead("--compare", type=positive, metavar="N", help=ways)
+    fields = "instead: all receptive fields, N draws, compared with one pass per latent"
+    instead("--fields", type=positive, metavar="N", help=fields)
+    add("--weights", metavar="FILE", help="checkpoint for --compare and --fields (default: an untrained flow)")
+    add("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
+    add("--json", metavar="FILE", help="write the results there")
     first = flags.get_args(argv, parser)
-    keep_freed_memory()
+    if first.weights and not (first.compare or first.fields):
+        parser.error("argument --weights: only with --compare or --fields")
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
-    if first.compare:
-        results = compare(first, first.compare)
-    elif first.fields:
-        results = time_fields(first, first.fields)
+    if first.compare or first.fields:
+        results = compare(first) if first.compare else time_fields(first)
     else:
-        results = sweep(first, argv, parser)
+        results = sweep(first, sys.argv[1:] if argv is None else argv, parser)
     if first.json:
         save(first.json, {"kind": "speed", **origin, "results": results})
 
 
 if __name__ == "__main__":
-    cli.script(main)
+    script(main)

@@ -33,7 +33,6 @@ from flow import evaluation
 from flow.preprocess import to_model
 from utils import cli, metrics
 from utils.cli import UserError, flag_error
-from utils.compilation import why_not_compiled
 from utils.results import DATA_NAMES, about, flow_names, row, save, table
 
 MIN_SAMPLES = 100  # for structure scores
@@ -183,11 +182,8 @@ def main(argv=None):
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
-    obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
-    if obstacle:
-        notes.append(f"--compile is off: torch.compile does not work here ({obstacle})")
-    compiled = args.compile and not obstacle
-    flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None)
+    compiled, obstacles = flags.accelerate(flow, args)
+    notes += obstacles
     for line in notes:
         print(f"warning: {line}", file=sys.stderr)
 

@@ -11,7 +11,6 @@ import args as flags
 from flow import RGFlow
 from flow.preprocess import to_image
 from utils import cli
-from utils.cli import UserError
 from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
@@ -21,41 +20,29 @@ def generation(flow, z):
     """x^(h) in [0, 1] for h = h_L … 0, with pixels as large as they are at their level: a list of (B, C, L, L)."""
     steps = flow.generate(z, lambda bijector, blocks: bijector.inverse(blocks)[0])
     progress = tqdm(steps, desc="generate", unit="level", total=flow.num_levels, leave=False, disable=None)
-    return [enlarged(to_image(x).cpu(), flow.L) for x in progress]
-
-
-def enlarged(images, L):
-    """(B, C, l, l) -> (B, C, L, L), each pixel repeated."""
-    times = L // images.shape[-1]
-    return images.repeat_interleave(times, 2).repeat_interleave(times, 3)
+    return [torch.nn.functional.interpolate(to_image(x).cpu(), flow.L) for x in progress]
 
 
 def main(argv=None):
-    parser = flags.build_parser(
-        "Draw how samples are generated, from the highest level down to the image (figure 5 (a)).",
-        needs_weights=True,
-        pictures=True,
-    )
+    parser = flags.weights_parser(__doc__, pictures=True)
     group = parser.add_argument_group("generation")
     cli.add_temperature(group)
     group.add_argument("--samples", type=cli.positive, default=3, metavar="N", help="number of samples, a row each")
-    args = flags.get_args(argv, parser)
+    args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     if not isinstance(flow, RGFlow):
-        raise UserError(f"{trained['weights']}: a {config['model']}, only rgflow generates level by level")
+        raise cli.UserError(f"{trained['weights']}: a {config['model']}, only rgflow generates level by level")
     temperatures = cli.check_temperature(args.temperature, flow)
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
     images = torch.stack(generation(flow, z), 1).flatten(0, 1)
     levels = range(flow.num_levels - 1, -1, -1)
     columns = [f"$h = {h}$" if h else "$h = 0$, the image" for h in levels]
-    figure = grid_figure(images, flow.num_levels, columns=columns)
     text = cli.listing(args.temperature)
-    for picture in save_figure(figure, flags.picture_path(args, config, f"generation_T{text}")):
-        print(picture)
+    figure = grid_figure(images, flow.num_levels, columns=columns)
+    save_figure(figure, flags.picture_path(args, config, f"generation_T{text}"))
     edges = ", ".join(f"{flow.L >> h}x{flow.L >> h} at h = {h}" for h in levels)
-    print(
-        f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}: pixels {edges}"
-    )
+    caption = f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}"
+    print(f"{caption}: pixels {edges}")
 
 
 if __name__ == "__main__":

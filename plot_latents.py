@@ -10,21 +10,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import args as flags
-from flow.latents import decode, sweep
-from plot_mix_temperature import add_temperatures, listing, mixed_temperatures
-from plot_receptive_fields import add_flags, get_fields, get_levels, pictures
-from plot_walk import add_range, check_two, papers_range
+from flow.fields import get_fields
+from flow.latents import papers_range, vary
 from utils import cli
-from utils.memory import keep_freed_memory
-from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, add_image, save_figure, style
+from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, add_image, field_pictures, save_figure, style
 from utils.random import generator
-
-
-def vary(flow, z, latent, values):
-    """Samples z (B, C, L, L) with a latent, (channel, row, column), set to each of n values: images in [0, 1],
-    (n, B, C, L, L)."""
-    varied = sweep(z, latent, values)
-    return decode(flow, varied.flatten(0, 1)).unflatten(0, varied.shape[:2])
 
 
 def draw(groups):
@@ -55,36 +45,28 @@ def draw(groups):
 
 
 def latents_parser():
-    parser = flags.build_parser(
-        "Draw the receptive field of latents beside two samples in which they are varied (figures 4 and 6).",
-        needs_weights=True,
-        pictures=True,
-    )
+    parser = flags.weights_parser(__doc__, pictures=True)
     group = parser.add_argument_group("latents")
-    which = group.add_mutually_exclusive_group()
-    which.add_argument(
-        "--latents",
-        type=cli.number_list(cli.latent_name),
-        metavar="H:I:J:C[,…]",
-        help="vary these, level:row:column:channel (default: the strongest of each level)",
-    )
-    which.add_argument("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
-    add_range(group)
-    group.add_argument("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")
-    group.add_argument("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, a row each")
-    add_temperatures(group)
-    add_flags(group)
+    add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    latents = "vary these, level:row:column:channel (default: the strongest of each level)"
+    which("--latents", type=cli.number_list(cli.latent_name), metavar="H:I:J:C[,…]", help=latents)
+    which("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
+    cli.add_range(add)
+    add("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")
+    add("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, a row each")
+    cli.add_temperatures(add)
+    cli.add_field_flags(add)
     return parser
 
 
 def main(argv=None):
-    args = flags.get_args(argv, latents_parser())
-    keep_freed_memory()
+    args = flags.parse(latents_parser(), argv)
     flow, config, trained = flags.load_flow(args)
-    temperatures = mixed_temperatures(args, flow)
-    levels = get_levels(args, flow)
-    check_two(args)
-    fields = get_fields(args, flow, config)
+    temperatures = cli.check_temperatures(args.temperatures, flow)
+    levels = cli.check_levels(args.levels, flow, args.latents)
+    latents = args.latents and cli.check_latents(args.latents, flow)
+    path = flags.picture_path(args, config, "receptive_fields")
+    fields = get_fields(flow, config, path, args.draws, args.draw_seed, latents=latents, subset=args.per_level)
     if args.latents:
         chosen = torch.arange(len(fields.levels))
     else:
@@ -95,14 +77,13 @@ def main(argv=None):
         low, high = args.range or papers_range(int(fields.levels[k]))
         values = torch.linspace(low, high, args.steps, dtype=torch.float64)
         images = vary(flow, z, tuple(fields.latents[k].tolist()), values)
-        groups.append((fields.name(k), pictures(fields.fields[k][None])[0], values, images))
+        groups.append((fields.name(k), field_pictures(fields.fields[k][None])[0], values, images))
     name = "latents" + ("_chosen" if args.latents else f"_h{cli.listing(args.levels)}" if args.levels else "")
-    for picture in save_figure(draw(groups), flags.picture_path(args, config, name)):
-        print(picture)
+    save_figure(draw(groups), flags.picture_path(args, config, name))
     named = ", ".join(f"{fields.name(k)} (strength {fields.strengths[k]:.2g})" for k in chosen)
     print(
-        f"{'chosen' if args.latents else 'strongest'} latents {named}, each in {args.samples} samples with"
-        f" {listing(temperatures)}, seed {args.draw_seed}: {trained['weights']}"
+        f"{'chosen' if args.latents else 'strongest'} latents {named}, each in {args.samples} samples at"
+        f" T = {cli.listing(temperatures)}, seed {args.draw_seed}: {trained['weights']}"
     )
 
 

@@ -84,18 +84,11 @@ def verdict(step, own, other, spread):
     )
 
 
-def other_schedule(step, runs):
-    """A sentence if two runs had different learning rates at a step, otherwise none."""
-    rates = [{record["step"]: record.get("lr") for record in run["train"]}.get(step) for run in runs]
-    if None not in rates and not math.isclose(*rates, rel_tol=1e-2):
-        yield (
-            f"the learning rates there are {rates[0]:.3g} and {rates[1]:.3g}: with another --lr, or a cosine that ends"
-            " at other --max_steps, the two need not agree"
-        )
-
-
 def comparison(file, against, spread):
-    """Lines: a table of what two logs have at the same steps, and the verdict. Raises OSError, UserError."""
+    """Lines: a table of what two logs have at the same steps, the verdict, and whether learning rates differ there.
+
+    Raises OSError, UserError.
+    """
     runs = [read(file), read(against)]
     kind, steps, bpds = compare(*runs)
     if not len(steps):
@@ -105,7 +98,12 @@ def comparison(file, against, spread):
     for step, (own, other) in zip(steps, bpds.T, strict=True):
         yield f"{step:10,} {own:8.4f} {other:8.4f} {own - other:+10.4f}"
     yield verdict(steps[-1], *bpds[:, -1], spread)
-    yield from other_schedule(steps[-1], runs)
+    rates = [{record["step"]: record.get("lr") for record in run["train"]}.get(steps[-1]) for run in runs]
+    if None not in rates and not math.isclose(*rates, rel_tol=1e-2):
+        yield (
+            f"the learning rates there are {rates[0]:.3g} and {rates[1]:.3g}: with another --lr, or a cosine that ends"
+            " at other --max_steps, the two need not agree"
+        )
 
 
 def log_figure(runs, labels, time=False, bpd=None):
@@ -125,50 +123,40 @@ def log_figure(runs, labels, time=False, bpd=None):
     return figure
 
 
+def log_parser():
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
+    against = "log of a run to compare the others with: prints both at the same steps, and a verdict"
+    add("--against", metavar="FILE", help=against)
+    spread = "standard deviation over seeds to judge differences by (default: %(default)s, see docs/recipe.md)"
+    add("--spread", type=cli.non_negative, default=SPREAD, metavar="BPD", help=spread)
+    add("--time", action="store_true", help="against the time of training instead of steps")
+    labels = "of the runs, that of --against last (default: data set and network, or the name of the file)"
+    add("--labels", nargs="+", metavar="TEXT", help=labels)
+    add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the axis (default: all)")
+    add("--name", default="log", metavar="TEXT", help="name of the pictures")
+    add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
+    return parser
+
+
 def main(argv=None):
-    parser = cli.Parser("Draw bits per dimension during training, of one run or of several (no weights needed).")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
-    parser.add_argument(
-        "--against",
-        metavar="FILE",
-        help="log of a run to hold the others against: prints both at the same steps, and a verdict",
-    )
-    parser.add_argument(
-        "--spread",
-        type=cli.non_negative,
-        default=SPREAD,
-        metavar="BPD",
-        help="standard deviation over seeds to judge differences by (default: %(default)s, see docs/recipe.md)",
-    )
-    parser.add_argument("--time", action="store_true", help="against the time of training instead of steps")
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="TEXT",
-        help="of the runs, that of --against last (default: data set and network, or the name of the file)",
-    )
-    parser.add_argument(
-        "--bpd", type=cli.number_list(cli.finite), metavar="LOW,HIGH", help="range that is shown (default: all)"
-    )
-    parser.add_argument("--name", default="log", metavar="TEXT", help="name of the pictures")
-    parser.add_argument("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
+    parser = log_parser()
     args = parser.parse_args(argv)
-    if args.bpd and (len(args.bpd) != 2 or args.bpd[0] >= args.bpd[1]):
+    if args.bpd and args.bpd[0] >= args.bpd[1]:
         parser.error(f"argument --bpd: {cli.listing(args.bpd)}: must be two numbers, the smaller first")
-    files = [*args.files, args.against] if args.against else args.files
+    files = [*args.files, *[args.against] * bool(args.against)]
     labels = args.labels or [run_name(file) for file in files]
     if len(labels) != len(files):
         parser.error(f"argument --labels: {len(labels)} labels: must be {len(files)}, one per file")
-    comparisons = [list(comparison(file, args.against, args.spread)) for file in args.files if args.against]
+    comparisons = [line for file in args.files if args.against for line in comparison(file, args.against, args.spread)]
     runs = [curves(file, args.time) for file in files]
-    figure = log_figure(runs, labels, args.time, args.bpd)
-    for picture in save_figure(figure, Path(args.fig_dir) / args.name):
-        print(picture)
+    save_figure(log_figure(runs, labels, args.time, args.bpd), Path(args.fig_dir) / args.name)
     for (train, test), label in zip(runs, labels, strict=True):
         last = f"last test {test[1, -1]:.3f} ± {test[2, -1]:.3f}" if test.size else f"no test, {train[1, -1]:.3f}"
         print(f"{label}: lines training, at most {POINTS} means; markers test; {last} bits per dimension")
-    for lines in comparisons:
-        print(*lines, sep="\n")
+    for line in comparisons:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -9,51 +9,36 @@ import torch
 
 import args as flags
 from flow.latents import decode
-from utils import cli
-from utils.cli import flag_error
+from utils import checkpoint, cli
 from utils.plotting import grid_figure, save_figure
 from utils.random import generator
 
 
-def samples(flow, n, temperatures, seed):
-    """n samples, (n, C, L, L) in [0, 1]; temperatures: one per level."""
-    return decode(flow, flow.sample_prior(n, temperatures, generator(seed, "samples", 0, flow.level_map.device)))
-
-
-def choose(size, n, seed):
-    """n different numbers of 0 … size - 1, drawn at random."""
-    return torch.randperm(size, generator=generator(seed, "data"))[:n]
-
-
 def main(argv=None):
-    parser = flags.build_parser(
-        "Draw a grid of samples or of images of the data set (figures B1, B2, G1-G3).",
-        needs_weights=True,
-        pictures=True,
-    )
+    parser = flags.weights_parser(__doc__, pictures=True, images=True)
     group = parser.add_argument_group("samples")
     cli.add_temperature(group)
-    group.add_argument(
-        "--real", action="store_true", help="images of the test split instead; needs no weights, only --data"
-    )
+    real = "images of the test split instead; needs no weights, only --data"
+    group.add_argument("--real", action="store_true", help=real)
     group.add_argument("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
-    args = flags.get_args(argv, parser)
+    args = flags.parse(parser, argv)
     n = args.grid**2
     if args.real:
-        config = flags.load_flow(args)[1] if args.weights else vars(args)
-        dataset = flags.open_data(args, config)[0].test
+        config = vars(args.run) if args.run else checkpoint.read(args.weights)["config"]
+        if args.data not in (None, config["data"]):
+            raise cli.flag_error("--data", args.data, f"{args.weights} was trained on {config['data']}")
+        dataset = flags.open_data(config, args.data_path)[0].test
         if n > len(dataset):
-            raise flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
-        numbers = choose(len(dataset), n, args.draw_seed)
+            raise cli.flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
+        numbers = torch.randperm(len(dataset), generator=generator(args.draw_seed, "data"))[:n]
         images, name, caption = torch.from_numpy(dataset[numbers]) / 255, "real", f"test images of {config['data']}"
     else:
         flow, config, trained = flags.load_flow(args)
         temperatures = cli.check_temperature(args.temperature, flow)
-        images = samples(flow, n, temperatures, args.draw_seed)
+        z = flow.sample_prior(n, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
         text = cli.listing(args.temperature)
-        name, caption = f"samples_T{text}", f"samples of {trained['weights']} at T = {text}"
-    for picture in save_figure(grid_figure(images, args.grid), flags.picture_path(args, config, name)):
-        print(picture)
+        images, name, caption = decode(flow, z), f"samples_T{text}", f"samples of {trained['weights']} at T = {text}"
+    save_figure(grid_figure(images, args.grid), flags.picture_path(args, config, name))
     print(f"{n} {caption}, seed {args.draw_seed}")
 
 

@@ -1,7 +1,6 @@
 """Where images come from (section 4.1, Appendix B): one registry, name -> channels, edge, how to prepare.
 
-A new data set is one more entry of `DATASETS`. Its `prepare(data_path, nchannels, L)` returns a
-`data.arrays.Preparation`: what determines the arrays, and a function that builds them.
+A new data set is one more entry of `DATASETS`, with a `prepare` that says what determines the arrays and builds them.
 """
 
 from collections.abc import Callable
@@ -19,18 +18,12 @@ __all__ = ["DATASETS", "Dataset", "DatasetSpec", "UserError", "open_dataset"]
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """prepare: (data_path, nchannels, L) -> Preparation
-    nchannels, L: shape (C, L, L) of an image, a mere default unless `fixed_shape`
-    flips: random horizontal flips in training
-    sizes: (train, test) images of the whole set, None where there is no such number to compare with
-    """
-
-    prepare: Callable[[Path, int, int], Preparation]
+    prepare: Callable[[Path, int, int], Preparation]  # of data_path, nchannels, L
     nchannels: int = 3
-    L: int = 32
+    L: int = 32  # edge of an image (C, L, L); both are mere defaults unless fixed_shape
     fixed_shape: bool = True
-    flips: bool = False
-    sizes: tuple[int, int] | None = None
+    flips: bool = False  # random horizontal flips in training
+    sizes: tuple[int, int] | None = None  # (train, test) images of the whole set, None where there is no such number
 
 
 DATASETS = {
@@ -47,9 +40,8 @@ DATASETS = {
 def open_dataset(name, data_path, nchannels, L, progress=True):
     """The set `name` below the folder `data_path`, prepared first where that is not done yet.
 
-    `train` and `test` of the result are copy-on-write uint8 memmaps (N, C, L, L), `fingerprint` identifies preparation
-    and content, `warnings` holds sentences to print. Raises UserError for a name, a shape or source files that will not
-    do, OSError where the disk is full or the folder cannot be written.
+    Returns an `arrays.Dataset`. Raises UserError for an unusable name, shape or source file, OSError where the disk is
+    full or the folder cannot be written.
     """
     if name not in DATASETS:
         raise UserError(f"--data {name}: must be one of {', '.join(DATASETS)}")
@@ -60,7 +52,7 @@ def open_dataset(name, data_path, nchannels, L, progress=True):
     data_path = Path(data_path).expanduser()
     dataset = open_arrays(data_path, spec.prepare(data_path, nchannels, L), progress)
     sizes = len(dataset.train), len(dataset.test)
-    if spec.sizes not in (None, sizes):
-        note = "{}: {:,} training and {:,} test images here, {:,} and {:,} in the whole set"
-        dataset = replace(dataset, warnings=[*dataset.warnings, note.format(name, *sizes, *spec.sizes)])
-    return dataset
+    if spec.sizes in (None, sizes):
+        return dataset
+    note = "{}: {:,} training and {:,} test images here, {:,} and {:,} in the whole set"
+    return replace(dataset, warnings=[*dataset.warnings, note.format(name, *sizes, *spec.sizes)])

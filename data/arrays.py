@@ -1,14 +1,14 @@
 """Prepared data sets: one uint8 array per split, built once, checked at every opening and memory-mapped.
 
-`{data_path}/prepared_arrays/{name}_{C}x{L}x{L}/` holds `train.npy` and `test.npy`, (N, C, L, L), further arrays such as
-labels, and `fingerprint.json`: the recipe, what it was made from, and the SHA-256 of every array file.
+`{data_path}/prepared_arrays/{name}_{C}x{L}x{L}/` holds `train.npy` and `test.npy`, (N, C, L, L), any labels, and
+`fingerprint.json`: the recipe, its source, and the SHA-256 of every array file.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,35 +22,24 @@ from utils.cli import UserError
 from utils.files import naming, sync_folder
 
 FOLDER = "prepared_arrays"
+SPLITS = "train.npy", "test.npy"
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """recipe: all that determines the bytes, apart from the source: a JSON dict with `name`, `nchannels`, `L` and more
-    source: what tells the raw files from others, a JSON dict; None where they are gone or need no telling
-    build: (folder, progress) -> warnings; writes train.npy, test.npy and any labels into `folder`
-    pillow: whether the bytes depend on Pillow's version
-    """
-
-    recipe: dict
-    source: dict | None
-    build: Callable[[Path, bool], list[str]]
-    pillow: bool = True
+    recipe: dict  # all that determines the bytes, apart from the source: JSON, with `name`, `nchannels`, `L` and more
+    source: dict | None  # what tells the raw files from others: JSON; None where they are gone or need no telling
+    build: Callable[[Path, bool], list[str]]  # (folder, progress) -> warnings; writes train.npy, test.npy, any labels
+    pillow: bool = True  # whether the bytes depend on Pillow's version
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """train, test: copy-on-write uint8 memmaps (N, C, L, L)
-    fingerprint: 16 hexadecimal digits, a function of recipe and content
-    warnings: sentences to print
-    path: the folder of the arrays
-    """
-
-    train: np.memmap
+    train: np.memmap  # uint8 (N, C, L, L), copy-on-write, as is `test`
     test: np.memmap
-    fingerprint: str
-    warnings: list[str]
-    path: Path
+    fingerprint: str  # 16 hexadecimal digits, a function of recipe and content
+    warnings: list[str]  # sentences to print
+    path: Path  # the folder of the arrays
 
 
 class _Unusable(Exception):
@@ -60,12 +49,11 @@ class _Unusable(Exception):
 def open_arrays(data_path, preparation, progress=True):
     """The prepared arrays below `data_path`, built where they are missing, stale, foreign or damaged: a Dataset.
 
-    Raises UserError where the source will not do, OSError where the arrays cannot be written.
+    Raises UserError for unusable source files, OSError where the arrays cannot be written.
     """
-    recipe = preparation.recipe
-    folder = data_path / FOLDER / f"{recipe['name']}_{recipe['nchannels']}x{recipe['L']}x{recipe['L']}"
+    folder = data_path / FOLDER / "{name}_{nchannels}x{L}x{L}".format(**preparation.recipe)
     reason = None
-    for _ in range(3):  # again only where another process replaces the folder under our eyes
+    for _ in range(3):  # a second preparation only if another process replaces the folder meanwhile
         if os.path.lexists(folder):
             try:
                 return _load(folder, preparation, reason)
@@ -77,28 +65,21 @@ def open_arrays(data_path, preparation, progress=True):
         except UserError as error:
             if reason is None:
                 raise
-            raise UserError(f"{folder}: not usable, because {reason}, and cannot be prepared anew. {error}") from error
+            raise UserError(f"{folder}: not usable, because {reason}, and cannot be prepared again. {error}") from error
     raise UserError(f"{folder}: not usable even when just prepared, because {reason}")
 
 
 def write_rows(path, rows, shape):
-    """Write `rows`, an iterable of uint8 arrays of the given shape, as one .npy file (N, *shape); returns N.
-
-    Plain writes, because a memmap on a full disk ends in a signal instead of an OSError.
-    """
-    with open(path, "wb") as file:
-        count = _write_header(file, 0, shape)
+    """Write `rows`, an iterable of uint8 arrays of the given shape, as one .npy file (N, *shape); returns N."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (0, *shape)}
+    count = 0
+    with open(path, "wb") as file:  # not a memmap, which on a full disk ends in a signal instead of an OSError
+        np.lib.format.write_array_header_1_0(file, header)
         for row in rows:
             file.write(np.ascontiguousarray(row, np.uint8).data)
             count += 1
-        file.seek(0)
-        _write_header(file, count, shape)  # numpy pads the header, so that the number of rows can be changed in place
-    return count
-
-
-def _write_header(file, count, shape):
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+        file.seek(0)  # numpy pads the header, so that the number of rows can be changed in place
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *shape)})
     return count
 
 
@@ -107,8 +88,8 @@ def cpu_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _load(folder, preparation, reason):
-    """Check and map; `reason`: why the arrays had to be prepared anew, or None. Raises _Unusable."""
+def _load(folder, preparation, reason=None):
+    """Check and map. reason: why the arrays had to be prepared again, or None. Raises _Unusable."""
     try:
         record = json.loads((folder / "fingerprint.json").read_text("utf-8"))
         recipe, source, files = record["recipe"], record["source"], record["files"]
@@ -117,85 +98,55 @@ def _load(folder, preparation, reason):
             raise _Unusable("it was made by another recipe")
         if preparation.source not in (None, source):
             raise _Unusable("the source files have changed since")
-        for name in sorted({"train.npy", "test.npy", *files}):
+        for name in sorted({*SPLITS, *files}):
             if _sha256(folder / name) != files[name]:
                 raise _Unusable(f"{name} is not the file that was prepared")
+        splits = [np.load(folder / name, mmap_mode="c") for name in SPLITS]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Unusable(f"a file is missing or unreadable ({type(error).__name__}: {error})") from error
-
-    splits = []
-    for name in ("train.npy", "test.npy"):
-        try:
-            array = np.load(folder / name, mmap_mode="c")
-        except (OSError, ValueError) as error:
-            raise _Unusable(f"{name} is no array ({error})") from error
+    for name, array in zip(SPLITS, splits, strict=True):
         if array.dtype != np.uint8 or array.shape[1:] != (recipe["nchannels"], recipe["L"], recipe["L"]):
             raise _Unusable(f"{name} holds {array.dtype} {array.shape}")
-        splits.append(array)
-
     if preparation.pillow and pillow != PIL.__version__:
         warnings.append(f"{folder}: prepared with Pillow {pillow}, here is {PIL.__version__}; used as it is")
     if reason:
-        warnings.append(f"{folder}: prepared anew, because {reason}")
-    fingerprint = hashlib.sha256(json.dumps([recipe, files], sort_keys=True).encode()).hexdigest()[:16]
-    return Dataset(*splits, fingerprint, warnings, folder)
+        warnings.append(f"{folder}: prepared again, because {reason}")
+    fingerprint = hashlib.sha256(json.dumps([recipe, files], sort_keys=True).encode()).hexdigest()
+    return Dataset(*splits, fingerprint[:16], warnings, folder)
 
 
 def _prepare(folder, preparation, progress):
-    """Build in a temporary folder beside `folder` and rename it. Raises UserError, OSError."""
+    """Build in a temporary folder, then rename. Good arrays that another process has put at `folder` meanwhile stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".*.tmp"):  # of killed processes
         with suppress(FileNotFoundError):
             if leftover.stat().st_mtime < time.time() - 24 * 3600:
                 shutil.rmtree(leftover, ignore_errors=True)
-    temporary = _beside(folder)
-    temporary.mkdir()
-    try:
-        warnings = preparation.build(temporary, progress)
-        record = {
-            "recipe": preparation.recipe,
-            "source": preparation.source,
-            "pillow": PIL.__version__ if preparation.pillow else None,
-            "files": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
-            "warnings": warnings,
-        }
-        (temporary / "fingerprint.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        for path in temporary.iterdir():
+    place = {"prefix": f".{folder.name}.", "suffix": ".tmp", "dir": folder.parent}
+    with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        warnings = preparation.build(new, progress)
+        pillow = PIL.__version__ if preparation.pillow else None
+        files = {path.name: _sha256(path) for path in sorted(new.iterdir())}
+        record = {"recipe": preparation.recipe, "source": preparation.source, "pillow": pillow, "files": files}
+        record["warnings"] = warnings
+        (new / "fingerprint.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        for path in new.iterdir():
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
-        _publish(temporary, folder, preparation)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there only after an error, or when another process was first
-
-
-def _publish(temporary, folder, preparation):
-    """Rename `temporary` to `folder`. Good arrays that another process has put there meanwhile stay."""
-    for _ in range(10):
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not os.path.lexists(folder):
-                raise
-        else:
-            break
-        try:
-            _load(folder, preparation, None)
-            return
-        except _Unusable:
-            if folder.is_symlink() or folder.is_file():
-                folder.unlink(missing_ok=True)
-                continue
-            old = _beside(folder)
+        for attempt in range(10):
             try:
-                os.rename(folder, old)
-            except FileNotFoundError:
-                continue  # another process moved it
-            shutil.rmtree(old, ignore_errors=True)
+                os.rename(new, folder)
+                break
+            except OSError:
+                if not os.path.lexists(folder):
+                    raise
+            with suppress(_Unusable):
+                return _load(folder, preparation)
+            with suppress(FileNotFoundError):  # another process moved it
+                os.rename(folder, f"{temporary}/old{attempt}")
     sync_folder(folder.parent)
-
-
-def _beside(folder):
-    return folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _sha256(path):

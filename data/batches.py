@@ -1,27 +1,27 @@
-"""Training and test batches on the training device, each a function of seed, epoch and step."""
+"""Training batches on the training device, each a function of seed and step."""
 
 import torch
 
-from utils.random import generator
+from utils.cli import UserError
+from utils.random import dequantisation_noise, generator
 
 
 class Batches:
-    """uint8 batches (B, C, L, L) of one split, on `device`.
+    """Batches of one split on `device`: uint8 images (B, C, L, L) and their dequantisation noise.
 
-    The split lies on the device if it fits in a quarter of the memory that is free there, else in host memory.
+    The split lies on the device if it fits in a quarter of the free memory there, else in host memory.
 
     images: numpy array, uint8 (N, C, L, L)
-    flips: whether training batches are mirrored left to right at random
-    Raises ValueError if there are fewer images than a batch holds.
+    flips: whether batches are mirrored left to right at random
+    dtype: of the noise, the default type if None
+    Raises UserError if there are fewer images than a batch holds.
     """
 
-    def __init__(self, images, batch_size, device, seed, flips=False):
+    def __init__(self, images, batch_size, device, seed, flips=False, dtype=None):
         if len(images) < batch_size:
-            raise ValueError(f"batch_size {batch_size}: must be at most the {len(images)} training images")
-        self.batch_size = batch_size
+            raise UserError(f"--batch_size {batch_size}: must be at most the {len(images)} training images")
+        self.batch_size, self.seed, self.flips, self.dtype = batch_size, seed, flips, dtype
         self.device = torch.device(device)
-        self.seed = seed
-        self.flips = flips
         self.images = torch.from_numpy(images)
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
@@ -30,20 +30,22 @@ class Batches:
         self.steps_per_epoch = len(images) // batch_size  # the last partial batch is dropped: equal shapes
         self._epoch = None
 
-    def train(self, step, noise, rows=slice(None)):
-        """The rows (a slice) of the batch of training step `step` (from 0).
+    def __call__(self, step, rows=slice(None)):
+        """Images and noise of training step `step` (from 0): those rows (a slice) of the batch.
 
-        noise: the step's generator on the device, from which the whole batch is drawn, whichever rows are wanted
+        Flips and noise are drawn for the whole batch, so that a row is the same whichever others are asked for.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
             order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.images.device)
         order = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        batch = self.images[order[rows]]
-        if batch.device != self.device:
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        images = self.images[order[rows]]
+        if images.device != self.device:
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        step_generator = generator(self.seed, "step", step, self.device)
         if self.flips:
-            flip = torch.rand(self.batch_size, 1, 1, 1, generator=noise, device=self.device) < 0.5
-            batch = torch.where(flip[rows], batch.flip(3), batch)
-        return batch
+            flip = torch.rand(self.batch_size, 1, 1, 1, generator=step_generator, device=self.device) < 0.5
+            images = torch.where(flip[rows], images.flip(3), images)
+        shape = self.batch_size, *images.shape[1:]
+        return images, dequantisation_noise(shape, self.device, step_generator, self.dtype)[rows]

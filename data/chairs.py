@@ -1,7 +1,7 @@
-"""3D Chairs (section 4.1): 86,366 renderings of 600 x 600 as unpacked from the authors' archive, here `chair600`.
+"""3D Chairs (section 4.1), here `chair600`: 86,366 renderings of 600 x 600, as unpacked from the authors' archive.
 
-`{data_path}/rendered_chairs/<chair>/renders/*.png`, sorted by path, centre crop 300, resized to 32, split 77,730 to
-8,636 by a permutation with seed 0. Renderings are split, so a chair recurs in both splits.
+Sorted by path, centre crop 300, resized to 32, split 77,730 to 8,636 by a permutation with seed 0. Renderings are
+split, so a chair recurs in both splits.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ def _build(root, names, folder, progress):
         except BROKEN as error:
             raise UserError(f"{root / name}: not a readable rendering ({error})") from error
 
-    train = len(names) * 77_730 // 86_366
     order = np.random.default_rng(0).permutation(len(names))
-    for split, part in (("train", order[:train]), ("test", order[train:])):
+    parts = np.split(order, [len(names) * 77_730 // 86_366])
+    for split, part in zip(("train", "test"), parts, strict=True):
         paths = [names[k] for k in np.sort(part)]
         write_rows(folder / f"{split}.npy", decode(load, paths, f"chair600 {split}", progress), (3, 32, 32))
     return []

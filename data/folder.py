@@ -15,11 +15,9 @@ from .images import BROKEN, decode, load_square
 
 
 def prepare(data_path, nchannels, L):
-    """The Preparation of the images below `data_path`, at any depth, hidden ones left out, as (nchannels, L, L).
+    """The Preparation of the images below `data_path`, at any depth, hidden ones left out, as `load_square` reads them.
 
-    Files are turned as their EXIF tag says, laid on white where transparent, brought to grey or RGB; the shorter side
-    is resized to L (bicubic, antialiased) and the centre kept. Raises UserError for a `data_path` that is no folder,
-    nchannels other than 1 or 3, L below 1.
+    Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1.
     """
     if nchannels not in (1, 3):
         raise UserError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
@@ -61,29 +59,22 @@ def _build(root, names, nchannels, L, folder, progress):
             skipped.append(name)
 
     warnings = []
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        splits = {s: [name for name in names if name.startswith(f"{s}/")] for s in ("train", "test")}
-    else:
-        splits = {"train": [], "test": []}
-        for name in names:
-            number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
-            splits["train" if number % 10 else "test"].append(name)
-        for one, other in (("train", "test"), ("test", "train")):
-            if (root / one).is_dir():
-                warnings.append(f"{root}: {one}/ without {other}/, so all images are split 90/10 by a hash of the path")
+    folders = [split for split in ("train", "test") if (root / split).is_dir()]
+    splits = {"train": [], "test": []}
+    for name in names:
+        number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+        split = name.partition("/")[0] if len(folders) == 2 else "train" if number % 10 else "test"
+        splits.get(split, []).append(name)  # beside the two folders: left out
+    if len(folders) == 1:
+        warnings.append(f"{root}: only {folders[0]}/ is there, so all images are split 90/10 by a hash of the path")
 
-    counts = {}
     for split, part in splits.items():
         rows = (row for row in decode(load, part, f"folder {split}", progress) if row is not None)
-        counts[split] = write_rows(folder / f"{split}.npy", rows, (nchannels, L, L))
-    if not any(counts.values()):
-        raise UserError(f"--data_path {root}: no image among its {len(names)} files")
-    for split, count in counts.items():
-        if not count:
-            raise UserError(f"--data_path {root}: no image for the {split} split, make folders train/ and test/ there")
+        if not write_rows(folder / f"{split}.npy", rows, (nchannels, L, L)):
+            rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"
+            raise UserError(f"--data_path {root}: {rule}")
     if skipped:
         shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in sorted(skipped)[:10]]
-        more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-        count = f"{len(skipped)} of {len(names)} files"
-        warnings.append(f"{root}: skipped {count}, no readable images: {', '.join(shown)}{more}")
+        listed = ", ".join(shown) + (f" and {len(skipped) - 10} more" if len(skipped) > 10 else "")
+        warnings.append(f"{root}: skipped {len(skipped)} of {len(names)} files, no readable images: {listed}")
     return warnings

@@ -1,15 +1,13 @@
-"""Multi-scale data sets MSDS1 and MSDS2 (Appendix B): 16 coloured ovals on black, 32 x 32, drawn with Pillow.
+"""Multi-scale data sets MSDS1 and MSDS2 (Appendix B): 4 x 4 coloured ovals on black, 32 x 32, drawn with Pillow.
 
-The 4 x 4 ovals of an MSDS1 image share a base colour and turn freely; those of an MSDS2 image share a base angle and
-take any colour. An image is a function of (seed, variant, index) alone, whatever the number of processes. Nothing
-here imports torch, so that worker processes start fast.
+The ovals of an MSDS1 image share a base colour, those of an MSDS2 image a base angle; the rest varies freely. An image
+is a function of (seed, variant, index) alone. Nothing here imports torch, so that worker processes start fast.
 """
 
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing import get_context
 from types import ModuleType
@@ -29,10 +27,9 @@ CORNERS = [(8 * i, 8 * j) for i in range(4) for j in range(4)]  # x, y of the ti
 
 
 def prepare(variant, data_path, nchannels, L):
-    """The Preparation of MSDS1 (variant 1) or MSDS2 (variant 2), with dataset seed 0.
+    """The Preparation of MSDS1 (variant 1) or MSDS2 (variant 2), with seed 0.
 
-    Beside the images: `train_ovals.npy`, `test_ovals.npy` (N, 16, 6) and `train_base.npy`, `test_base.npy` (N, 3) or
-    (N, 1), float32, as `draw_image` gives them.
+    Labels, as `draw_image` gives them, lie beside the images: `{split}_ovals.npy`, `{split}_base.npy`.
     """
     name, (train, test) = f"msds{variant}", SIZES
     recipe = {"name": name, "version": 1, "nchannels": 3, "L": 32, "seed": 0, "train": train, "test": test}
@@ -45,9 +42,7 @@ def draw_image(variant, rng):
     image: uint8 (3, 32, 32)
     ovals: float32 (16, 6), in the order of drawing (columns, then rows): x, y, angle, r, g, b, where x, y is the
         corner of the oval's 8 x 8 tile and the angle is anticlockwise in degrees
-    base: float32, the base colour (3,) of MSDS1 or the base angle (1,) of MSDS2
-
-    Raises ValueError for another variant.
+    base: float32, the base colour (3,) of MSDS1 or the base angle (1,) of MSDS2. Raises ValueError for another variant.
     """
     if variant not in (1, 2):
         raise ValueError(f"variant {variant}: must be 1 or 2")
@@ -61,7 +56,6 @@ def draw_image(variant, rng):
         colours = rng.integers(0, 256, (16, 3))
         angles = base + rng.uniform(0, 45, (16, 1))
     ovals = np.concatenate([corners, angles, colours], 1).astype(np.float32)
-
     return draw_ovals(ovals), ovals, base.astype(np.float32)
 
 
@@ -77,12 +71,12 @@ def draw_ovals(ovals):
 
 
 def factors(variant, ovals, base):
-    """What varies in images with labels (N, 16, 6) and (N, 3) or (N, 1), as `draw_image` gives them.
+    """What varies in images with labels as `draw_image` gives them, ovals (N, 16, 6) and base (N, 3) or (N, 1).
 
     By name: the global factor, (N, D), and what is local to each oval, (N, 16, D), with angles a as (cos 2a, sin 2a).
     MSDS1: `global` base colour; `local` the oval's angle; `deviation` its colour minus the base colour
-    MSDS2: `global` mean angle of ovals, 22.5 degrees from the base angle (a probe for that one would find the same, but
-        a single latent need not lie along it); `local` the oval's colour; `deviation` its angle minus the base angle
+    MSDS2: `global` mean angle of ovals, 22.5 degrees from the base angle; `local` the oval's colour; `deviation` its
+        angle minus the base angle
     """
     angles, colours = ovals[:, :, 2], ovals[:, :, 3:]
     if variant == 1:
@@ -101,20 +95,17 @@ def doubled(degrees):
 
 
 def generate(variant, seed, start, stop, processes=None, progress=False):
-    """Images start … stop - 1 of the endless sequence that (variant, seed) determines: images, ovals, base.
+    """Images start … stop - 1 of the endless sequence that (variant, seed) determines, as `draw_image` gives each one.
 
-    uint8 (N, 3, 32, 32), float32 (N, 16, 6), float32 (N, 3) or (N, 1). `processes` defaults to the processors at hand.
-    Raises UserError if a worker process dies.
+    processes: None for one per available processor
+    Returns images, ovals, base, each with N in front. Raises UserError if a worker process dies.
     """
     tasks = [(variant, seed, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
     processes = min(processes or cpu_count(), len(tasks))
     parts = _parallel(tasks, processes) if processes > 1 else (_draw_range(*task) for task in tasks)
-    with tqdm(total=stop - start, desc=f"msds{variant}", unit="img", disable=None if progress else True) as bar:
-        done = []
-        for part in parts:
-            done.append(part)
-            bar.update(len(part[0]))
-    return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
+    hidden = None if progress else True
+    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=hidden)
+    return tuple(map(np.concatenate, zip(*bar, strict=True)))
 
 
 @cache
@@ -133,35 +124,27 @@ def _build(variant, train, test, folder, progress):
 
 
 def _draw_range(variant, seed, start, stop):
-    drawn = (draw_image(variant, np.random.default_rng([seed, variant, index])) for index in range(start, stop))
-    return tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True))
+    generators = (np.random.default_rng([seed, variant, index]) for index in range(start, stop))
+    return tuple(map(np.stack, zip(*(draw_image(variant, each) for each in generators), strict=True)))
 
 
 def _parallel(tasks, processes):
     # "spawn", because forking is not safe once torch has started threads, and is missing on Windows.
     with ProcessPoolExecutor(processes, get_context("spawn"), _ignore_interrupts) as pool:
+        main = sys.modules["__main__"]
         try:
-            with _empty_main():
-                futures = [pool.submit(_draw_range, *task) for task in tasks]
-            while futures:
-                yield futures.pop(0).result()
+            # A spawned process imports the parent's main module again, which may be slow (torch), without an
+            # `if __name__` guard, or no file at all. It needs nothing of it: show it an empty one.
+            sys.modules["__main__"] = ModuleType("__main__")
+            parts = pool.map(_draw_range, *zip(*tasks, strict=True))
+            sys.modules["__main__"] = main
+            yield from parts
         except BrokenProcessPool as error:
             raise UserError(f"msds{tasks[0][0]}: a worker process died while drawing, perhaps out of memory") from error
         finally:
+            sys.modules["__main__"] = main
             pool.shutdown(cancel_futures=True)
 
 
 def _ignore_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-
-
-@contextmanager
-def _empty_main():
-    """A spawned process imports the parent's main module again. Ours need nothing of it, and it may be slow (torch),
-    without an `if __name__` guard, or no file at all: while they start, show them an empty one."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent

@@ -26,18 +26,8 @@ HELP = {
 with no unpacked files of these names beside them.""",
 }
 # What torchvision raises without a network, without permission, or on damaged files.
-FAILURES = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AssertionError,
-    EOFError,
-    tarfile.TarError,
-    zlib.error,
-    pickle.UnpicklingError,
-)
+FAILURES = OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError
+FAILURES += tarfile.TarError, zlib.error, pickle.UnpicklingError
 
 
 def prepare(name, data_path, nchannels, L):

@@ -1,4 +1,4 @@
-"""What every flow on images offers: a bijector joined with a prior (section 3.1, equations 1 and 2)."""
+"""The base class of all flows on images: a bijector and a prior (section 3.1, equations 1 and 2)."""
 
 import math
 
@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from layers.networks import Networks
-from layers.residual import folded_together
 
 from .prior import PRIORS
 
@@ -14,15 +13,16 @@ from .prior import PRIORS
 class Flow(nn.Module):
     """Base class. Images x and latents z are arrays (B, C, L, L); x is in model space (see `flow.preprocess`).
 
-    A subclass MUST define, for one bijection and its exact inverse,
-        forward(x) -> z, log_det     log |det dz/dx|, (B,)
-        inverse(z) -> x, log_det     log |det dx/dz|, (B,): the log-determinant is that of the direction just travelled
-        level_parameters(h)          the parameters of level h, a list; those of shared levels count at h = 0
-        multiply_adds(inverse)       those of the networks for one image, in one direction
-        default_nlayers(num_levels)  `nlayers` where none is given
+    A subclass MUST define
+        forward(x) -> z, log_det     log |det dz/dx|, (B,), the second term of equation 1
+        inverse(z) -> x, log_det     the exact inverse; log |det dx/dz|, (B,), which equation 2 subtracts
+        layers()                     the layers that act on patches, see `RGFlow.layers`; an empty list without such
+        level_parameters(h)          the parameters of level h, a list; shared levels count at h = 0
+        multiply_adds(inverse)       multiply-adds of the networks for one image, in one direction
+        default_nlayers(num_levels)  the default of `nlayers`
 
-    level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position; kept as a buffer (C, L, L).
-    Whoever needs the level of a latent looks there.
+    level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position. The buffer of that name is
+    (C, L, L). All other code finds the level of a latent there.
     """
 
     def __init__(self, nchannels, L, level_map, num_levels, prior):
@@ -36,31 +36,33 @@ class Flow(nn.Module):
         self.register_buffer("level_map", level_map.expand(nchannels, L, L).clone(), persistent=False)
 
     def accelerate(self, compile=False, dtype=None, recompute=False):
-        """Set how the networks run; what is computed, and what a checkpoint holds, stays the same but for rounding.
+        """Set how the networks run. Results change by rounding only; checkpoints do not change.
 
-        compile: run networks and couplings, and of RG-Flow the folding of parameters, as kernels of torch.compile
+        compile: run networks, couplings and RG-Flow's folding of parameters as kernels of torch.compile
         dtype: type of the networks' matrix products, such as torch.bfloat16; couplings, log-determinants, prior and
             parameters keep theirs
-        recompute: keep only the variables between coupling layers for the backward pass and compute the rest again
+        recompute: for the backward pass, store only the variables between coupling layers and recompute the rest
         """
         for module in self.modules():
             if isinstance(module, Networks):
                 module.accelerate(compile, dtype, recompute)
 
     def check_shape(self, images):
-        """Raises ValueError unless `images` are (B, C, L, L) as the flow's."""
+        """Raises ValueError unless `images` are (B, C, L, L) with the flow's C and L."""
         shape = self.nchannels, self.L, self.L
         if images.dim() != 4 or images.shape[1:] != shape:
             raise ValueError(f"shape {tuple(images.shape)}: must be (B, {', '.join(map(str, shape))})")
 
     def log_prob(self, x):
-        """log p(x) of equation 1, nats: (B, C, L, L) -> (B,)."""
-        with folded_together(self):
-            z, log_det = self(x)
+        """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equation 10.
+
+        The mean of -log p(x) over the data is the loss of equations 11 and 12.
+        """
+        z, log_det = self(x)
         return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
 
     def sample_prior(self, n, temperature=1.0, generator=None):
-        """n draws of the latents: (n, C, L, L). For `temperature` see `sample`."""
+        """n draws of the latents, (n, C, L, L); temperature, generator: see `sample`."""
         dtype = next(self.parameters()).dtype
         z = torch.empty(n, self.nchannels, self.L, self.L, dtype=dtype, device=self.level_map.device)
         return self.prior.sample(z, self.temperature_map(temperature).to(dtype), generator)
@@ -72,16 +74,16 @@ class Flow(nn.Module):
         temperature: T of Appendix D, a number, a sequence with one number per level (index 0 is h = 0), or a tensor
             that broadcasts to (C, L, L)
         generator: a torch.Generator on the flow's device, None for the global one
-        Raises ValueError for a negative or non-finite temperature and for a wrong number of them.
+        Raises ValueError if a temperature is negative or not finite, or if their number is wrong.
         """
         return self.inverse(self.sample_prior(n, temperature, generator))[0]
 
     @torch.no_grad()
     def first_nonfinite_level(self, x):
-        """The lowest level with a latent, or its prior, that is not finite for images x (B, C, L, L) in model space.
+        """The level where numbers stop being finite for images x (B, C, L, L) in model space, None if all are finite.
 
-        With finite latents, the highest level with a gradient that is not finite or has no finite norm, which is where
-        backpropagation met it first. None if all is finite.
+        This is the lowest level with a latent, or a prior density, that is not finite. If there is none, it is the
+        highest level with a gradient whose norm is not finite: backpropagation reaches that level first.
         """
         z, _ = self(x)
         bad = ~(z.isfinite() & self.prior.log_prob(z).isfinite()).all(0)
@@ -94,7 +96,10 @@ class Flow(nn.Module):
         return None
 
     def temperature_map(self, temperature):
-        """The temperature of each latent as a tensor that broadcasts to (C, L, L)."""
+        """The temperature T_l of each latent, a tensor that broadcasts to (C, L, L).
+
+        The factors of the prior (equation D.1) become p(z_l)^(1 / T_l), up to a constant (equation D.4).
+        """
         device = self.level_map.device
         if isinstance(temperature, (list, tuple)):
             if len(temperature) != self.num_levels:
@@ -108,9 +113,9 @@ class Flow(nn.Module):
 
 
 def per_level(nlayers, num_levels, share_levels=False):
-    """`nlayers` as a tuple with one entry per level (one in all with `share_levels`).
+    """`nlayers` as a tuple with one entry per level, or a single entry with `share_levels`.
 
-    Raises ValueError when the number of entries is wrong or one of them is below 1.
+    Raises ValueError if the number of entries is wrong or an entry is below 1.
     """
     length = 1 if share_levels else num_levels
     nlayers = (nlayers,) * length if isinstance(nlayers, int) else tuple(nlayers)
@@ -123,7 +128,7 @@ def per_level(nlayers, num_levels, share_levels=False):
 
 
 def check_sizes(**sizes):
-    """Raises ValueError unless all are at least 1."""
+    """Raises ValueError unless all sizes are at least 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} {size}: must be at least 1")

@@ -10,7 +10,7 @@ import math
 import torch
 from tqdm import tqdm
 
-from utils.random import generator
+from utils.random import dequantisation_noise, generator
 
 from .preprocess import bits_per_dim, to_model, to_uint8
 
@@ -33,8 +33,8 @@ def noisy_batch(flow, images, index, seed=0, draw=0):
     like = next(flow.parameters())
     start = index // BATCH * BATCH
     batch = torch.from_numpy(images[start : start + BATCH]).to(like.device)
-    draws = generator(seed, "test", draw * len(images) + start, like.device)
-    return batch, torch.rand(batch.shape, generator=draws, dtype=like.dtype, device=like.device)
+    batch_generator = generator(seed, "test", draw * len(images) + start, like.device)
+    return batch, dequantisation_noise(batch.shape, like.device, batch_generator, like.dtype)
 
 
 @torch.no_grad()
@@ -56,6 +56,12 @@ def first_nonfinite(values):
     """The index of the first of values (N,) that is not finite, or None."""
     bad = (~values.isfinite()).nonzero()
     return bad[0].item() if len(bad) else None
+
+
+def level_that_fails(flow, images, noise):
+    """Where the latents of a batch first are not finite, in words."""
+    level = flow.first_nonfinite_level(to_model(images, noise=noise, dtype=noise.dtype)[0])
+    return "in the sum over all levels" if level is None else f"first at level h = {level}"
 
 
 def mean_and_stderr(values):
@@ -84,7 +90,7 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
         image, latent = there_and_back(flow.forward, flow.inverse, x)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
         latent_of_sample, sample = there_and_back(flow.inverse, flow.forward, z)
-        errors = [per_level(flow, *pair) for pair in ((image, latent), (sample, latent_of_sample))]
+        errors = [largest_errors(flow, *pair) for pair in ((image, latent), (sample, latent_of_sample))]
         largest = torch.maximum(largest, torch.tensor(errors, dtype=torch.float64))  # keeps NaN
     values = [[error if math.isfinite(error) else None for error in row] for row in largest.tolist()]
     return {name: {"image": row[0], "levels": row[1:]} for name, row in zip(("data", "samples"), values, strict=True)}
@@ -98,7 +104,7 @@ def there_and_back(there, back, start):
     return (start_again - start).abs(), (end_again - end).abs()
 
 
-def per_level(flow, image_errors, latent_errors):
+def largest_errors(flow, image_errors, latent_errors):
     """The largest of errors (B, C, L, L) of the images, then of the latents of each level: a list."""
     latent_errors = latent_errors.amax(0)
     levels = [latent_errors[flow.level_map == h].max().item() for h in range(flow.num_levels)]

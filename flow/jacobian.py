@@ -1,26 +1,22 @@
 """The exact Jacobian of the generator and receptive fields (section 3.4, equation 14).
 
-A disentangler or decimator acts on patches, so its Jacobian is block-diagonal: C m^2 tangents, shared by all patches,
-give every block, and the Jacobian of the whole RG-Flow is a chain of products with such blocks. That takes C m^2 = 48
-passes through the networks for all C L^2 latents, whatever L is, instead of one pass per latent. Other flows, such as
-Real NVP, have no such structure and take one pass per latent.
+The Jacobian of a disentangler or decimator is block-diagonal, a block per patch, and that of RG-Flow is a chain of
+products with such blocks. C m^2 = 48 passes through the networks, whatever L is, give all blocks: each tangent serves
+all patches. Flows without layers of patches, such as Real NVP, take one pass per latent, C L^2.
 """
 
 import warnings
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from .rg_flow import RGFlow
-
 # At a time: patches whose layers are differentiated, entries of tangents in a chain, passes of other flows.
-PATCHES = 512
-ENTRIES = 2**25
-PASSES = 32
+PATCHES, ENTRIES, PASSES = 512, 2**25, 32
 
 
 def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, progress=False):
-    """E |dG / dz_l| over n draws of z, summed over colours, G the generator with images in model space.
+    """Equation 14: E |dG / dz_l| over n draws of z, summed over colours, G the generator with images in model space.
 
     latents: (S, 3) integers, channel, row and column of each, or None for all
     temperature, generator: of the draws, see `Flow.sample`
@@ -31,11 +27,8 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     z = flow.sample_prior(n, temperature, generator)
     flat = torch.arange(C * L * L) if latents is None else (latents[:, 0] * L + latents[:, 1]) * L + latents[:, 2]
     fields = z.new_zeros(len(flat), L, L)
-    if isinstance(flow, RGFlow):
-        total, unit = sum(2 * (L // 2**h // flow.kernel_size) ** 2 for h in range(flow.num_levels)), "patch"
-    else:
-        total, unit = len(flat), "latent"
-    with tqdm(total=n * total, desc="receptive fields", unit=unit, disable=None if progress else True) as bar:
+    total = sum((l // flow.kernel_size) ** 2 for _, l, _ in flow.layers()) or len(flat)
+    with tqdm(total=n * total, desc="receptive fields", disable=None if progress else True) as bar:
         for each in z:
             done = 0
             for part in tangents(flow, each, flat.to(z.device), bar.update):
@@ -55,23 +48,24 @@ def tangents(flow, z, latents, advance=lambda number: None):
 
     advance: called with the number of patches, or of latents for flows without, that have been differentiated
     """
-    hierarchical = isinstance(flow, RGFlow)
-    jacobians = layer_jacobians(flow, z, advance) if hierarchical else None
-    for chosen in latents.split(max(1, ENTRIES // z.numel()) if hierarchical else PASSES):
+    push = by_layers(flow, z, advance) if flow.layers() else partial(by_passes, flow, z, advance)
+    for chosen in latents.split(max(1, ENTRIES // z.numel())):
         units = torch.zeros(len(chosen), z.numel(), dtype=z.dtype, device=z.device)
-        units = units.scatter_(1, chosen[:, None], 1).reshape(-1, *z.shape)
-        if hierarchical:
-            remaining = iter(jacobians)
-            *_, part = flow.generate(units, lambda _, blocks: apply_blocks(next(remaining), blocks))  # noqa: B023
-            yield part
-        else:
-            yield derivative(flow.inverse, z.repeat(len(units), 1, 1, 1), units)
-            advance(len(units))
+        yield push(units.scatter_(1, chosen[:, None], 1).reshape(-1, *z.shape))
 
 
-def layer_jacobians(flow, z, advance):
-    """The Jacobians (P, C m^2, C m^2), output by input, of the inverse of every layer that z (C, L, L) passes on its
-    way to the image, for each of its P patches."""
+def by_passes(flow, z, advance, units):
+    """dG / dz at z (C, L, L) in the directions `units` (S, C, L, L), a pass for each: (S, C, L, L)."""
+    parts = []
+    for part in units.split(PASSES):
+        parts.append(derivative(flow.inverse, z.repeat(len(part), 1, 1, 1), part))
+        advance(len(part))
+    return torch.cat(parts)
+
+
+def by_layers(flow, z, advance):
+    """The same as a function of `units`, by the Jacobian (P, C m^2, C m^2), output by input, of each layer of the
+    generator for each of its P patches on the way from z to the image."""
     jacobians = []
 
     def layer(bijector, blocks):
@@ -87,7 +81,13 @@ def layer_jacobians(flow, z, advance):
         return outputs
 
     list(flow.generate(z[None], layer))
-    return jacobians
+
+    def push(units):
+        remaining = iter(jacobians)
+        *_, images = flow.generate(units, lambda _, blocks: apply_blocks(next(remaining), blocks))
+        return images
+
+    return push
 
 
 def block_jacobians(function, blocks):

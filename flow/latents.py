@@ -52,21 +52,22 @@ def interpolate(z_a, z_b, n):
     return weights * z_a + (1 - weights) * z_b
 
 
-def sweep(z, latent, values):
-    """z (B, C, L, L) with one latent, (channel, row, column), set to each of n values (n,): (n, B, C, L, L)."""
-    swept = z.repeat(len(values), 1, 1, 1, 1)
-    swept[(..., *latent)] = values.to(z)[:, None]
-    return swept
-
-
 def vary(flow, z, latent, values):
-    """Samples z (B, C, L, L) with one latent set to each of n values, as in `sweep`: images (n, B, C, L, L)."""
-    return decode_frames(flow, sweep(z, latent, values))
+    """Samples z (B, C, L, L) with one latent, (channel, row, column), set to each of n values: images in [0, 1],
+    (n, B, C, L, L)."""
+    varied = z.repeat(len(values), 1, 1, 1, 1)
+    varied[(..., *latent)] = values.to(z)[:, None]
+    return decode_frames(flow, varied)
 
 
 def decode_frames(flow, z):
     """`decode` for latents (F, B, C, L, L)."""
     return decode(flow, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+def papers_range(h):
+    """What a latent of level h is varied over in figure 6 (Appendix D); level 0, which it leaves out, as level 1."""
+    return (0.0, 6.0) if h <= 1 else (0.0, 1.5)
 
 
 def random_walk(flow, z, levels, stops, steps, temperature=1.0, generator=None):
@@ -78,8 +79,7 @@ def random_walk(flow, z, levels, stops, steps, temperature=1.0, generator=None):
     stops: at least 2
     temperature, generator: of the draws, see `Flow.sample`
     """
-    shape = (stops, *z.shape)
-    draws = torch.randn(shape, generator=generator, dtype=z.dtype, device=z.device)
+    draws = torch.randn((stops, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
     angle = torch.arange(steps, dtype=z.dtype, device=z.device) * (math.pi / 2 / steps)
     angle = angle.reshape(-1, *[1] * z.dim())
     normal = torch.cat([angle.cos() * a + angle.sin() * b for a, b in zip(draws, draws.roll(-1, 0), strict=True)])

@@ -10,6 +10,9 @@ import math
 
 import torch
 
+from layers.fold import folded_together
+from utils.random import dequantisation_noise
+
 MARGIN = 0.05
 SPAN = 1 - 2 * MARGIN
 
@@ -26,7 +29,7 @@ def to_model(images, generator=None, noise=None, dtype=None):
         raise ValueError(f"images of type {images.dtype}: must be torch.uint8")
     dtype = dtype or torch.get_default_dtype()
     if noise is None:
-        noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=images.device)
+        noise = dequantisation_noise(images.shape, images.device, generator, dtype)
     y = MARGIN + SPAN / 256 * (images.to(dtype) + noise)
     density = y * (1 - y) / SPAN  # dx/dl; its logarithm is -(softplus(l) + softplus(-l) + log 0.9)
     return torch.logit(y), -density.log().sum((1, 2, 3))
@@ -56,19 +59,32 @@ def to_bytes(images):
 
 
 def nats_to_bits(nats_per_dim):
-    """-(log p(l) + log |dl/dx|) / (C L^2) in nats -> bits per dimension of the 8-bit image."""
+    """Nats per dimension, as `nats_per_dim` gives them -> bits per dimension of the 8-bit image: + log2(256) = 8."""
     return nats_per_dim / math.log(2) + 8
 
 
 def nats_per_dim(flow, images, generator=None, noise=None):
-    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats. Its mean is the training loss.
+    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1.
 
+    Its mean over a batch is the training loss: equation 13 for the density of x = (image + u) / 256, per dimension.
     generator, noise: see `to_model`
     """
     x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
     return -(flow.log_prob(x) + log_det) / x[0].numel()
 
 
+class Loss(torch.nn.Module):
+    """The training loss (equation 13): nats per dimension, the mean over a batch."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, images, noise):
+        with folded_together(self.flow):
+            return nats_per_dim(self.flow, images, noise=noise).mean()
+
+
 def bits_per_dim(flow, images, generator=None, noise=None):
-    """Bits per dimension of uint8 images (B, C, L, L): (B,), with uniform dequantisation; see `to_model`."""
+    """Bits per dimension of uint8 images (B, C, L, L), the BPD of table B1: (B,). generator, noise: see `to_model`."""
     return nats_to_bits(nats_per_dim(flow, images, generator, noise))

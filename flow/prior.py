@@ -1,4 +1,7 @@
-"""Priors, factorised over the latents (equation 10, section 3.6), and temperature, p_T ~ p^(1/T) (Appendix D)."""
+"""The density p(z_l) of one latent (section 3.6). The prior is its product over all latents (equations 10 and D.1).
+
+At temperature T the density is proportional to p(z_l)^(1/T) (equations D.2 and D.4).
+"""
 
 import math
 
@@ -6,7 +9,10 @@ import torch
 
 
 class Laplace:
-    """p(z) = exp(-|z| / b) / (2 b) with b = 1 / sqrt(2), of variance 1. At temperature T the scale is T b."""
+    """p(z) = exp(-|z| / b) / (2 b) with b = 1 / sqrt(2), so that the variance is 1, as of the Gaussian prior.
+
+    At temperature T the scale is T b. Equation D.3 of the paper has b = 1.
+    """
 
     scale = math.sqrt(0.5)
 
@@ -15,14 +21,14 @@ class Laplace:
         return -z.abs() / self.scale - math.log(2 * self.scale)
 
     def sample(self, like, temperature=1.0, generator=None):
-        """A draw of the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
-        # The inverse of the distribution function; rounding can make |u| = 1, whose logarithm is not finite.
+        """A draw with the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
+        # Inverse distribution function. Rounding can give |u| = 1, whose tail has no finite logarithm.
         u = 2 * torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator) - 1
         tail = (1 - u.abs()).clamp_min(torch.finfo(like.dtype).tiny)
         return -self.scale * temperature * u.sign() * tail.log()
 
     def from_normal(self, normal, temperature=1.0):
-        """Standard normal variables -> variables of this prior at the temperature, by their distribution functions."""
+        """Standard normal variables -> variables of this prior at the temperature, by both distribution functions."""
         tail = torch.special.erfc(normal.abs() / math.sqrt(2)).clamp_min(torch.finfo(normal.dtype).tiny)
         return -self.scale * temperature * normal.sign() * tail.log()
 
@@ -35,7 +41,7 @@ class Gaussian:
         return -0.5 * (z.square() + math.log(2 * math.pi))
 
     def sample(self, like, temperature=1.0, generator=None):
-        """A draw of the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
+        """A draw with the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
         z = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
         return self.from_normal(z, temperature)
 

@@ -66,6 +66,10 @@ class RealNVP(Flow):
         """3 couplings of each kind, 4 at the last scale."""
         return (3,) * (num_levels - 1) + (4,)
 
+    def layers(self):
+        """No layers of patches."""
+        return []
+
     def level_parameters(self, h):
         """The parameters of scale h, a list."""
         bijectors = [self.checkerboards[h], *self.channels[h : h + 1]]

@@ -1,4 +1,6 @@
-"""RG-Flow: disentanglers and decimators, level by level (section 3.2, equations 3-7, figures 2 and 3)."""
+"""RG-Flow (section 3.2, figures 2, 3): equations 3, 4 and 5; disentanglers are equation 6, decimators equation 7."""
+
+from functools import reduce
 
 from torch import nn
 
@@ -9,7 +11,7 @@ from .base import Flow, check_sizes, per_level
 
 
 class RGFlow(Flow):
-    """The hierarchical flow on images (B, C, L, L) in model space.
+    """The flow on images (B, C, L, L) in model space.
 
     Latents live in an array of the image's shape: (i, j) belongs to the level of the largest 2^h that divides both.
 
@@ -21,7 +23,7 @@ class RGFlow(Flow):
     prior: a name in `flow.prior.PRIORS`
     share_levels: one disentangler and one decimator at all levels, a scale-invariant RG step (Appendix A)
 
-    Raises ValueError for sizes that do not fit and unknown names.
+    Raises ValueError for sizes that do not fit and unknown names; so do `forward` and `inverse` for another shape.
     """
 
     def __init__(
@@ -44,69 +46,53 @@ class RGFlow(Flow):
         if subnet not in PATCH_BIJECTORS:
             raise ValueError(f"subnet {subnet!r}: must be one of {', '.join(PATCH_BIJECTORS)}")
         check_sizes(nchannels=nchannels, nresblocks=nresblocks, nmlp=nmlp, nhidden=nhidden)
-
-        def stacks():
-            build = PATCH_BIJECTORS[subnet]
-            bijectors = [build(nchannels, kernel_size, n, nresblocks, nmlp, nhidden) for n in nlayers]
-            return nn.ModuleList(bijectors)
-
-        self.disentanglers = stacks()
-        self.decimators = stacks()
+        build, sizes = PATCH_BIJECTORS[subnet], (nresblocks, nmlp, nhidden)
+        self.disentanglers, self.decimators = (
+            nn.ModuleList(build(nchannels, kernel_size, n, *sizes) for n in nlayers) for _ in range(2)
+        )
 
     @staticmethod
     def default_nlayers(num_levels):
         """8,6,4,2, cut or continued with 2 to the number of levels."""
         return ((8, 6, 4, 2) + (2,) * num_levels)[:num_levels]
 
-    def level(self, h):
-        """Disentangler and decimator of level h."""
-        h = min(h, len(self.decimators) - 1)
-        return self.disentanglers[h], self.decimators[h]
+    def layers(self):
+        """The layers on the way up: (bijector, edge L / 2^h of the square it acts on, offset of its blocks), a list."""
+        stacks = (self.disentanglers, self.kernel_size // 2), (self.decimators, 0)
+        last = len(self.decimators) - 1  # 0 with `share_levels`
+        return [(stack[min(h, last)], self.L >> h, offset) for h in range(self.num_levels) for stack, offset in stacks]
 
     def level_parameters(self, h):
         """The parameters of level h, a list; with `share_levels` all are counted at h = 0."""
-        if h >= len(self.decimators):
-            return []
-        return [parameter for bijector in self.level(h) for parameter in bijector.parameters()]
+        return [*self.disentanglers[h : h + 1].parameters(), *self.decimators[h : h + 1].parameters()]
 
     def multiply_adds(self, inverse=False):
-        """Multiply-adds of the networks' matrix products for one image, forward or inverse: every weight of a bijector
-        is used once per patch, by each pass that the direction takes."""
-        total = 0
-        for h in range(self.num_levels):
-            for bijector in self.level(h):
-                weights = sum(parameter.numel() for parameter in bijector.parameters() if parameter.dim() == 3)
-                passes = bijector.inverse_passes if inverse else 1
-                total += (self.L // 2**h // self.kernel_size) ** 2 * passes * weights
+        """Multiply-adds of the networks' matrix products for one image: each pass uses each weight once per patch."""
+        total, m = 0, self.kernel_size
+        for bijector, l, _ in self.layers():
+            weights = sum(parameter.numel() for parameter in bijector.parameters() if parameter.dim() == 3)
+            total += (l // m) ** 2 * (bijector.inverse_passes if inverse else 1) * weights
         return total
 
     def extra_repr(self):
-        image, block = f"{self.nchannels}x{self.L}x{self.L}", f"{self.kernel_size}x{self.kernel_size}"
-        return f"{image} image, {self.num_levels} levels, {block} blocks"
+        C, L, m = self.nchannels, self.L, self.kernel_size
+        return f"{C}x{L}x{L} image, {self.num_levels} levels, {m}x{m} blocks"
 
     def forward(self, x):
-        """x: (B, C, L, L) -> z of the same shape, log_det (B,). Raises ValueError for another shape."""
+        """The RG transformation, equation 3 level by level: x (B, C, L, L) -> z of the same shape, log_det (B,)."""
         self.check_shape(x)
-        B, m = len(x), self.kernel_size
-        log_det = x.new_zeros(B)
-        outputs = []
-        for h in range(self.num_levels):
-            l = self.L >> h
-            disentangler, decimator = self.level(h)
-            for bijector, offset in ((disentangler, m // 2), (decimator, 0)):
-                blocks, log_det_blocks = bijector(hierarchy.to_blocks(x, m, offset))
-                x = hierarchy.from_blocks(blocks, l, offset)
-                log_det = log_det + log_det_blocks.reshape(B, -1).sum(1)
-            outputs.append(x)
-            x = x[:, :, ::2, ::2]  # x^(h+1); the other three quarters are z^(h)
-        z = outputs.pop()
-        while outputs:
-            coarse, z = z, outputs.pop().clone()
-            z[:, :, ::2, ::2] = coarse
-        return z, log_det
+        log_det, outputs = x.new_zeros(len(x)), []
+        for bijector, l, offset in self.layers():
+            blocks, log_det_blocks = bijector(hierarchy.to_blocks(x, self.kernel_size, offset))
+            x = hierarchy.from_blocks(blocks, l, offset)
+            log_det = log_det + log_det_blocks.reshape(len(x), -1).sum(1)
+            if offset == 0:  # after the decimator
+                outputs.append(x)
+                x = x[:, :, ::2, ::2]  # x^(h+1); the other three quarters are z^(h)
+        return reduce(with_coarse, reversed(outputs)), log_det
 
     def inverse(self, z):
-        """z: (B, C, L, L) -> x and log_det (B,) of this direction. Raises ValueError for another shape."""
+        """The generator, equation 5: z (B, C, L, L) -> x of the same shape, log_det (B,) of this direction."""
         self.check_shape(z)
         log_dets = []
 
@@ -119,19 +105,21 @@ class RGFlow(Flow):
         return x, sum(log_dets)
 
     def generate(self, z, layer):
-        """From latents (B, C, L, L) down to the image: yields x^(h), (B, C, L / 2^h, L / 2^h), for h = h_L … 0.
+        """Equation 4 level by level: latents (B, C, L, L) -> x^(h) (B, C, L / 2^h, L / 2^h), yielded for h = h_L … 0.
 
-        At each level the decimator acts, then the disentangler, by `layer(bijector, blocks)`, which gives what becomes
-        of the blocks (N, C, m, m).
+        layer(bijector, blocks): called for each layer, returns what becomes of its blocks (N, C, m, m)
         """
-        x, m = None, self.kernel_size
-        for h in range(self.num_levels - 1, -1, -1):
-            coarse, x = x, z[:, :, :: 2**h, :: 2**h]
-            if coarse is not None:
-                x = x.clone()
-                x[:, :, ::2, ::2] = coarse
-            disentangler, decimator = self.level(h)
-            for bijector, offset in ((decimator, 0), (disentangler, m // 2)):
-                blocks = layer(bijector, hierarchy.to_blocks(x, m, offset))
-                x = hierarchy.from_blocks(blocks, self.L >> h, offset)
-            yield x
+        x = z[:, :, :: 2**self.num_levels, :: 2**self.num_levels]
+        for bijector, l, offset in reversed(self.layers()):
+            if offset == 0:  # before the decimator
+                x = with_coarse(x, z[:, :, :: self.L // l, :: self.L // l])
+            x = hierarchy.from_blocks(layer(bijector, hierarchy.to_blocks(x, self.kernel_size, offset)), l, offset)
+            if offset:
+                yield x
+
+
+def with_coarse(coarse, z):
+    """z (B, C, l, l) with x^(h+1), (B, C, l / 2, l / 2), on the even rows and columns."""
+    z = z.clone()
+    z[:, :, ::2, ::2] = coarse
+    return z

@@ -15,23 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .networks import Networks
-
-# A kernel of a smaller norm counts as 0.
-NORM_MIN = 1e-12
+from .networks import NORM_MIN, Networks, initial_weight
 
 
 class ConvolutionalNetworks(Networks):
     """K residual networks, nin channels -> s and t of nout channels each, with parameters of their own."""
 
     def __init__(self, nsteps, nin, nout, nhidden, nresblocks, nmlp):
-        super().__init__()
+        widths = f"{nin} -> {nhidden} -> {2 * nout} channels"
+        super().__init__(f"{nsteps} steps x {nresblocks} residual blocks of {nmlp} convolutions, {widths}")
         self.nmlp = nmlp
         shapes = [(1, nhidden, nin), (nresblocks * nmlp, nhidden, nhidden), (1, 2 * nout, nhidden)]
         self.weights, self.gains, self.biases = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         for number, outputs, inputs in shapes:
-            bound = math.sqrt(2.81 * 3 / (9 * inputs))  # as in `ResidualBlock`
-            weight = torch.empty(nsteps, number, outputs, 3, 3, inputs).uniform_(-bound, bound)
+            weight = initial_weight(nsteps, number, outputs, 3, 3, inputs, fan_in=9 * inputs)
             self.weights.append(weight)
             self.gains.append(norm_of(weight)[..., 0, 0, 0])
             self.biases.append(torch.zeros(nsteps, number, outputs))
@@ -46,17 +43,9 @@ class ConvolutionalNetworks(Networks):
             kernels = weight * ((gain * factor)[..., None, None, None] / norm_of(weight))
             kernels = kernels.to(self.dtype or weight.dtype).permute(0, 1, 2, 5, 3, 4)  # (K, number, out, in, 3, 3)
             biases = (bias * factor).to(kernels.dtype)
-            stages.append(
-                [list(zip(k.unbind(), b.unbind(), strict=True)) for k, b in zip(kernels, biases, strict=True)]
-            )
+            stages.append([list(zip(*pair, strict=True)) for pair in zip(kernels, biases, strict=True)])
         blocks = [[inner[k : k + self.nmlp] for k in range(0, len(inner), self.nmlp)] for inner in stages[1]]
         return [[first, *inner, last] for first, inner, last in zip(stages[0], blocks, stages[2], strict=True)]
-
-    def __repr__(self):
-        first, inner, last = self.weights
-        blocks = f"{inner.shape[1] // self.nmlp} residual blocks of {self.nmlp} convolutions"
-        widths = f"{first.shape[-1]} -> {first.shape[2]} -> {last.shape[2]} channels"
-        return f"{type(self).__name__}({len(first)} steps x {blocks}, {widths})"
 
 
 def norm_of(weight):
@@ -70,55 +59,22 @@ def evaluate(folded, x):
     The convolutions are computed in the type of the kernels; the result is of the type of x.
     """
     first, *blocks, last = folded
-    y = convolve(first[0], x.to(first[0][0].dtype, memory_format=torch.channels_last))
+    x_in = x.to(first[0][0].dtype, memory_format=torch.channels_last)
+    y = F.conv2d(x_in, *first[0], padding=1)
     for block in blocks:
         f = y
         for layer in block:
-            f = convolve(layer, F.silu(f))
+            f = F.conv2d(F.silu(f), *layer, padding=1)
         y = torch.add(f, y, alpha=math.sqrt(0.5))  # 1 / sqrt(2) of f is in its kernels
-    return convolve(last[0], F.silu(y)).to(x.dtype).chunk(2, 1)
+    return F.conv2d(F.silu(y), *last[0], padding=1).to(x.dtype).chunk(2, 1)
 
 
-def convolve(layer, x):
-    kernel, bias = layer
-    return F.conv2d(x, kernel, bias, padding=1)
+class Couplings(nn.Module):
+    """Couplings of (B, c, l, l) maps in a row. A subclass MUST define
 
-
-class CheckerboardCouplings(nn.Module):
-    """`nlayers` couplings of (B, c, l, l) maps, which in turn keep the positions of even and of odd row + column:
-
-    y = x  where kept,    y = x * exp(s(kept x)) + t(kept x)  elsewhere.
+    travel(x, function, steps)    function, `couple` or `uncouple`, with the (number, folded parameters) of each step:
+                                  the result, of the shape of x, and the sum of all s, (B,)
     """
-
-    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.networks = ConvolutionalNetworks(nlayers, nchannels, nchannels, nhidden, nresblocks, nmlp)
-
-    def forward(self, x):
-        """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
-        return self.travel(x, couple_masked, enumerate(self.networks.steps()))
-
-    def inverse(self, y):
-        """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
-        x, log_det = self.travel(y, uncouple_masked, reversed([*enumerate(self.networks.steps())]))
-        return x, -log_det
-
-    def travel(self, x, function, steps):
-        masks = checkerboards(x)
-        log_det = x.new_zeros(len(x))
-        for k, folded in steps:
-            x, s = self.networks.run(function, folded, x, masks[k % 2])
-            log_det = log_det + s
-        return x, log_det
-
-
-class ChannelCouplings(nn.Module):
-    """`nlayers` couplings of (B, c, l, l) maps, c even, which in turn keep the first and the second half of the
-    channels and move the other half: x * exp(s(kept)) + t(kept)."""
-
-    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.networks = ConvolutionalNetworks(nlayers, nchannels // 2, nchannels // 2, nhidden, nresblocks, nmlp)
 
     def forward(self, x):
         """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
@@ -128,6 +84,35 @@ class ChannelCouplings(nn.Module):
         """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
         x, log_det = self.travel(y, uncouple, reversed([*enumerate(self.networks.steps())]))
         return x, -log_det
+
+
+class CheckerboardCouplings(Couplings):
+    """`nlayers` couplings, which in turn keep the positions of even and of odd row + column:
+
+    y = x  where kept,    y = x * exp(s(kept x)) + t(kept x)  elsewhere.
+    """
+
+    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nchannels, nchannels, nhidden, nresblocks, nmlp)
+
+    def travel(self, x, function, steps):
+        position = torch.arange(x.shape[2], device=x.device)
+        odd = ((position[:, None] + position) % 2).to(x.dtype)
+        log_det = x.new_zeros(len(x))
+        for k, folded in steps:
+            x, s = self.networks.run(function, folded, x, x, odd if k % 2 else 1 - odd)
+            log_det = log_det + s
+        return x, log_det
+
+
+class ChannelCouplings(Couplings):
+    """`nlayers` couplings, c even, which in turn keep the first and the second half of the channels and move the other
+    half: x * exp(s(kept)) + t(kept)."""
+
+    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nchannels // 2, nchannels // 2, nhidden, nresblocks, nmlp)
 
     def travel(self, x, function, steps):
         halves = list(x.chunk(2, 1))
@@ -139,36 +124,19 @@ class ChannelCouplings(nn.Module):
         return torch.cat(halves, 1), log_det
 
 
-def checkerboards(x):
-    """Masks (l, l) of the positions with even and with odd row + column, for x (B, c, l, l)."""
-    parity = torch.arange(x.shape[2], device=x.device)
-    odd = ((parity[:, None] + parity) % 2).to(x.dtype)
-    return 1 - odd, odd
-
-
-def couple(folded, kept, moved):
-    """moved * exp(s(kept)) + t(kept) and the sum of s, (B,)."""
-    s, t = evaluate(folded, kept)
-    s = s.tanh()
+def couple(folded, kept, moved, mask=None):
+    """moved * exp(s(kept)) + t(kept) and the sum of s, (B,); for `mask` see `conditioned`."""
+    s, t = conditioned(folded, kept, mask)
     return torch.addcmul(t, moved, s.exp()), s.sum((1, 2, 3))
 
 
-def uncouple(folded, kept, moved):
+def uncouple(folded, kept, moved, mask=None):
     """The inverse of `couple`: (moved - t(kept)) * exp(-s(kept)) and the sum of s, (B,)."""
-    s, t = evaluate(folded, kept)
-    s = s.tanh()
+    s, t = conditioned(folded, kept, mask)
     return (moved - t) * (-s).exp(), s.sum((1, 2, 3))
 
 
-def couple_masked(folded, x, mask):
-    """x where the mask is 1, x * exp(s(mask * x)) + t(mask * x) where it is 0, and the sum of s, (B,)."""
-    s, t = evaluate(folded, x * mask)
-    s = s.tanh() * (1 - mask)
-    return torch.addcmul(t * (1 - mask), x, s.exp()), s.sum((1, 2, 3))
-
-
-def uncouple_masked(folded, y, mask):
-    """The inverse of `couple_masked`, and the sum of s, (B,)."""
-    s, t = evaluate(folded, y * mask)
-    s = s.tanh() * (1 - mask)
-    return (y - t * (1 - mask)) * (-s).exp(), s.sum((1, 2, 3))
+def conditioned(folded, kept, mask):
+    """s and t at `kept`; with a mask (l, l) at mask * kept, and 0 where the mask is 1."""
+    s, t = evaluate(folded, kept if mask is None else kept * mask)
+    return (s.tanh(), t) if mask is None else (s.tanh() * (1 - mask), t * (1 - mask))

@@ -1,9 +1,13 @@
-"""The RNVP block of the paper (Appendix A, equation A.1, red block) on m x m patches."""
+"""The RNVP block of the paper (Appendix A, equation A.1, red block) on m x m patches.
+
+The checkerboard splits a patch into the halves x1 (row + column even) and x2, n = C m^2 / 2 variables each.
+"""
 
 import torch
 from torch import nn
 
-from .residual import ResidualNetworks, evaluate
+from .fold import evaluate
+from .residual import ResidualNetworks
 
 
 def couple(folded, x, moved):
@@ -20,37 +24,10 @@ def uncouple(folded, x, moved):
     return (moved - t) * (-s).exp(), s
 
 
-class Halves(nn.Module):
-    """A bijector of patches (N, C, m, m) that maps their halves, by the checkerboard: x1 (row + column even) and x2,
-    C m^2 / 2 variables each.
-
-    A subclass MUST define
-        couple_halves(x1, x2)      y1, y2 and the logarithms of the derivatives of single entries, (N, n) all; their sum
-                                   over n is log_det
-        uncouple_halves(y1, y2)    the inverse: x1, x2 and the logarithms of its own derivatives
-    """
-
-    inverse_passes = 1
-
-    def forward(self, x):
-        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves(self.couple_halves, x)
-
-    def inverse(self, y):
-        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves(self.uncouple_halves, y)
-
-
-def on_halves(function, x):
-    """function, a method of `Halves`, applied to x (N, C, m, m): its result joined, log_det (N,)."""
-    even, odd, log_scale = function(*split_checkerboard(x))
-    return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
-
-
-class RNVP(Halves):
+class RNVP(nn.Module):
     """`nlayers` RNVP blocks in a row, a bijector of patches.
 
-    Every block maps
+    Every block maps, by two couplings,
 
         x2' = x2 * exp(s1(x1)) + t1(x1),    x1' = x1 * exp(s2(x2')) + t2(x2')
 
@@ -59,7 +36,8 @@ class RNVP(Halves):
     logarithm of the derivative of `couple`.
     """
 
-    nnetworks = 2  # of a half-step
+    inverse_passes = 1
+    nnetworks = 2  # of a coupling
     couple, uncouple = staticmethod(couple), staticmethod(uncouple)
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
@@ -67,11 +45,20 @@ class RNVP(Halves):
         half = nchannels * kernel_size**2 // 2
         self.networks = ResidualNetworks(2 * nlayers, self.nnetworks, half, nhidden, nresblocks, nmlp)
 
+    def forward(self, x):
+        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
+        return on_halves([self.couple_halves], x)
+
+    def inverse(self, y):
+        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
+        return on_halves([self.uncouple_halves], y)
+
     def steps(self):
-        """What `couple` needs of the parameters, a list over half-steps."""
+        """What `couple` needs of the parameters, a list over couplings."""
         return self.networks.steps()
 
     def couple_halves(self, x1, x2):
+        """y1, y2 and the logarithms of the derivatives of single entries, (N, n) all."""
         kept, moved, log_scale = x1, x2, 0
         for step in self.steps():
             (kept, s), moved = self.networks.run(self.couple, step, kept, moved), kept
@@ -79,11 +66,22 @@ class RNVP(Halves):
         return kept, moved, log_scale
 
     def uncouple_halves(self, y1, y2):
+        """The inverse of `couple_halves`: x1, x2 and the logarithms of its own derivatives."""
         kept, moved, log_scale = y1, y2, 0
         for step in reversed(self.steps()):
             kept, (moved, s) = moved, self.networks.run(self.uncouple, step, moved, kept)
             log_scale = log_scale - s
         return kept, moved, log_scale
+
+
+def on_halves(functions, x):
+    """Apply methods such as `couple_halves` one after the other to x (N, C, m, m): the result joined, log_det (N,)."""
+    even, odd = split_checkerboard(x)
+    log_scale = 0
+    for function in functions:
+        even, odd, change = function(even, odd)
+        log_scale = log_scale + change
+    return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
 
 
 def split_checkerboard(x):

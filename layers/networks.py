@@ -1,43 +1,50 @@
-"""What the networks of all couplings share: parameters folded once per step, and how the products run."""
+"""What the networks of all couplings share: parameters folded once per training step, and how the products run."""
 
+import math
 from functools import cache
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+# A smaller norm of weights counts as this. Weights that a mask clears have the norm 0.
+NORM_MIN = 1e-12
+
 
 class Networks(nn.Module):
-    """The networks of K coupling steps, each with its own parameters.
+    """The networks of the K steps of a bijector, each with its own parameters. A step is one coupling, which is half of
+    an RNVP block, or one autoregressive block.
 
     A subclass MUST define
         fold()    a list over the K steps of what a step needs of the parameters, in `self.dtype` where that is not
                   None, differentiable where gradients are asked for
-
-    `accelerate` sets how the products run, never what is computed or saved: compiled kernels, bfloat16, recomputation.
     """
 
-    def __init__(self):
+    def __init__(self, description):
         super().__init__()
+        self.description = description
         self.accelerate()
 
+    def __repr__(self):
+        return f"{type(self).__name__}({self.description})"
+
     def accelerate(self, compile=False, dtype=None, recompute=False):
-        """compile: run coupling steps, and where a subclass does so the folding, as compiled kernels
+        """Set how the networks run, never what is computed or saved.
+
+        compile: run the steps, and where a subclass does so the folding, as compiled kernels
         dtype: type of the networks' products, None for that of the parameters
-        recompute: keep only the variables between coupling steps for the backward pass and compute the rest again
+        recompute: keep only the variables between steps for the backward pass and compute the rest again
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-        self._folded = self._folded_from = self._held = None
+        self._folded = self._folded_from = None
 
     def steps(self):
         """The folded parameters of the K steps as they are now, for `run`.
 
-        In evaluation mode, where no gradient is asked for, they are kept until the parameters change: until their
-        versions do, or a gradient is there, since fused optimisers do not count up the version of what they change. A
-        change through `.data` is not seen; `train()` and `eval()` forget what was kept.
+        In evaluation mode without gradients they are kept until the parameters change: until their versions do, or one
+        has a gradient, since fused optimisers do not count up versions. A change through `.data` is not seen; `train()`
+        and `eval()` drop what was kept.
         """
-        if self._held is not None:
-            return self._held
         parameters = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
@@ -50,7 +57,7 @@ class Networks(nn.Module):
         return self._folded
 
     def run(self, function, folded, *variables):
-        """function(folded, *variables): one coupling step with one entry of `steps()` and tensors."""
+        """function(folded, *variables): one step with one entry of `steps()` and tensors."""
         if self.compile_kernels:
             function = compiled(function)
         if self.recompute and torch.is_grad_enabled():
@@ -68,3 +75,9 @@ def compiled(function):
     # Training, testing and a last batch of one image need kernels of their own, more than the 8 that torch allows.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     return torch.compile(function, dynamic=True)
+
+
+def initial_weight(*shape, fan_in):
+    """Uniform, of variance 2.81 / fan_in: 1 / 2.81 is the second moment of a swish of a standard normal variable."""
+    bound = math.sqrt(2.81 * 3 / fan_in)
+    return torch.empty(shape).uniform_(-bound, bound)

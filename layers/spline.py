@@ -1,24 +1,25 @@
-"""RNVP blocks of which the first also bends: a rational-quadratic spline behind its affine map (`--subnet spline`).
+"""RNVP blocks of which the first adds a monotone curve, a rational-quadratic spline, to couplings (`--subnet spline`).
 
-An affine coupling moves and stretches an entry, but cannot change the shape of its distribution: that of the noise
-which dequantisation leaves of a pixel is a box, that of the prior is not. A monotone curve of a few pieces can. In each
-piece it is a ratio of quadratic polynomials, whose inverse has a closed form: Durkan, Bekasov, Murray and Papamakarios,
-Neural Spline Flows, NeurIPS 2019, equations 4-8. The RG-Flow paper invites such maps in section 5.
+An affine coupling moves and stretches an entry; it cannot change the shape of its distribution. A curve of a few pieces
+can: dequantisation leaves a box around each grey value, and the prior has none. Each piece is a ratio of quadratic
+polynomials, whose inverse has a closed form: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS
+2019, equations 4-8. Section 5 of the RG-Flow paper invites such maps.
 
-The curve leads from (-edge, -edge) to (edge, edge), and outside it is the identity. It has 4 pieces. They come about by
-halving instead of by a softmax and a search: the middle knot cuts width and height of the square in two, each at a
-fraction of its own, and the knot of the half in which a point lies cuts that once more. Where a point lies is told by
-numbers 0 and 1, since on a CPU comparisons to booleans and `where` take several times as long as arithmetic.
+The curve leads from (-edge, -edge) to (edge, edge) in 4 pieces; outside it is the identity. The pieces come from
+halving: the middle knot cuts width and height of the square in two, each at a fraction of its own, and the knot of the
+half that holds a point cuts that half again. Numbers 0 and 1 say where a point lies, since on a CPU booleans and
+`where` take several times as long as arithmetic.
 """
 
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .coupling import RNVP, Halves
-from .residual import evaluate
+from .coupling import RNVP, on_halves
+from .fold import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 
@@ -26,8 +27,8 @@ NUMBERS = 9  # that make a curve: for the middle, the left and the right knot it
 class Limits(NamedTuple):
     """edge: half the edge of the square
     cut: a knot cuts at a fraction between cut and 1 - cut; a piece is at most ((1 - cut) / cut)^2 steep on average
-    steepest: the slope at a knot is between 1 / steepest and steepest; between knots, with the defaults, all slopes
-        that were met are between 1 / 1500 and 32. With much wider limits (cut 0.01, steepest 1000) float32 fails.
+    steepest: the slope at a knot is between 1 / steepest and steepest. Between knots, with the defaults, all slopes
+        measured are between 1 / 1500 and 32. With much wider limits (cut 0.01, steepest 1000) float32 fails.
     """
 
     edge: float
@@ -40,39 +41,23 @@ class Limits(NamedTuple):
         return 1 / (self.steepest - 1)
 
 
-class Piece(NamedTuple):
-    """The pieces of curves that hold points, all (N, n), or (2, N, n) for x and y.
+# The pieces of curves that hold points, all (N, n), or (2, N, n) for x and y.
+#   corner: lower left end, counted from (-edge, -edge)
+#   size: width and height
+#   left, right: slopes at the ends
+#   middle, own: the numbers of the middle knot, and of the knot of the half that holds the point, in [0, 1], (3, N, n)
+#   outer, inner: 1 for a point right of the middle knot, and right of its own, otherwise 0
+#   half, fractions: size of that half, and where its knot cuts it
+#   middle_slope, own_slope: of both knots
+Piece = namedtuple("Piece", "corner size left right middle own outer inner half fractions middle_slope own_slope")
 
-    corner: lower left end, counted from (-edge, -edge)
-    size: width and height
-    left, right: slopes at the ends
-    middle, own: the numbers of the middle knot, and of the knot of the half that holds the point, in [0, 1], (3, N, n)
-    outer, inner: 1 for a point right of the middle knot, and right of its own, otherwise 0
-    half, fractions: size of that half, and where its knot cuts it
-    middle_slope, own_slope: of both knots
-    """
-
-    corner: torch.Tensor
-    size: torch.Tensor
-    left: torch.Tensor
-    right: torch.Tensor
-    middle: torch.Tensor
-    own: torch.Tensor
-    outer: torch.Tensor
-    inner: torch.Tensor
-    half: torch.Tensor
-    fractions: torch.Tensor
-    middle_slope: torch.Tensor
-    own_slope: torch.Tensor
+# What a coupling with curves needs: folded networks of s, t and the curves' features, and the linear map of these.
+Step = namedtuple("Step", "folded head bias limits")
 
 
 def bend(raw, x, limits):
-    """The curve: raw (9, N, n), any numbers, 0 for the identity; x (N, n) -> y and log(dy / dx), (N, n) both."""
-    return curve(raw, x, limits)[:2]
-
-
-def curve(raw, x, limits):
-    """What `bend` gives, and what its derivative needs besides."""
+    """The curve: raw (9, N, n), any numbers, 0 for the identity; x (N, n) -> y and log(dy / dx), (N, n) both, and what
+    the derivative needs besides."""
     distance = (x + limits.edge).clamp(0, 2 * limits.edge)
     piece = find(raw, distance, 0, limits)
     distance = distance - piece.corner[0]
@@ -144,7 +129,7 @@ def quadratics(piece, along):
 def couple(step, x, moved):
     """curve(moved * exp(s(x)) + t(x)) and the logarithm of its derivative, all (N, n)."""
     raw, s, t = conditioned(step, x)
-    y, log_slope = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
+    y, log_slope, *_ = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
     return y, s + log_slope
 
 
@@ -158,15 +143,6 @@ def uncouple(step, x, moved):
 def couple_in_training(step, x, moved):
     """`couple` with the derivative of all but the networks written out."""
     return CoupleInTraining.apply(evaluate(step.folded, x), moved, step.head, step.bias, step.limits)
-
-
-class Step(NamedTuple):
-    """What a half-step with curves needs: folded networks of s, t and the curves' features, and the map of these."""
-
-    folded: list
-    head: torch.Tensor
-    bias: torch.Tensor
-    limits: Limits
 
 
 def conditioned(step, x):
@@ -186,7 +162,7 @@ def mapped(features, head, bias):
 
 
 class CoupleInTraining(torch.autograd.Function):
-    """`couple` behind its networks with the derivative written out: that takes less time than what autograd records."""
+    """`couple` behind its networks with the derivative written out, in less time than what autograd records."""
 
     @staticmethod
     def forward(ctx, outputs, moved, head, bias, limits):
@@ -195,7 +171,7 @@ class CoupleInTraining(torch.autograd.Function):
         s, features = s.tanh(), bounded(features)
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
-        y, log_slope, piece, along, terms = curve(mapped(features, head, bias), x, limits)
+        y, log_slope, piece, along, terms = bend(mapped(features, head, bias), x, limits)
         saved = piece._replace(corner=None, right=None)  # which `backward` does not use
         ctx.save_for_backward(s, moved, scale, features, head, above(limits.edge, x.abs()), along, *terms, *saved)
         ctx.limits = limits
@@ -207,15 +183,15 @@ class CoupleInTraining(torch.autograd.Function):
             raise RuntimeError("second derivatives of the spline coupling: only after eval()")
         s, moved, scale, features, head, *rest = ctx.saved_tensors
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
-        grad_raw = curve_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
+        grad_raw = bend_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
         grad_moved = grads[1] * scale
         grads[0] = torch.ops.aten.tanh_backward(torch.addcmul(grad_log, grad_moved, moved), s)
         torch.mm(grad_raw, head.t(), out=grads[2]).mul_(0.5 - 2 * features.square())
         return grads, grad_moved, features.t() @ grad_raw, grad_raw.sum(0), None
 
 
-def curve_backward(saved, limits, grad_y, grad_log, out):
-    """The derivative of `curve`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
+def bend_backward(saved, limits, grad_y, grad_log, out):
+    """The derivative of `bend`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
     inside, along, mean, curvature, D, R, Q, M, *piece = saved
     piece = Piece(*piece)
     # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D  and  M' = 2 (Q - R).
@@ -257,7 +233,7 @@ def curve_backward(saved, limits, grad_y, grad_log, out):
 
 
 class Bent(RNVP):
-    """RNVP blocks whose half-steps end with a curve, for x2 and x1 in turn:
+    """RNVP blocks whose couplings end with a curve, for x2 and x1 in turn:
 
         x2' = curve(x2 * exp(s1(x1)) + t1(x1); c1(x1)),    x1' = curve(x1 * exp(s2(x2')) + t2(x2'); c2(x2'))
 
@@ -287,36 +263,30 @@ class Bent(RNVP):
         return [Step(*each, self.limits) for each in parts]
 
 
-class Spline(Halves):
+class Spline(nn.Module):
     """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
 
     edge, cut, steepest: see `Limits`; raises ValueError unless 0 < edge, 0 < cut < 1/2 and 1 < steepest, all finite
     """
 
+    inverse_passes = 1
+
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
         super().__init__()
-        for name, value, rule, fits in (
-            ("edge", edge, "above 0 and finite", 0 < edge < math.inf),
-            ("cut", cut, "between 0 and 1/2", 0 < cut < 0.5),
-            ("steepest", steepest, "above 1 and finite", 1 < steepest < math.inf),
-        ):
-            if not fits:
-                raise ValueError(f"{name} {value}: must be {rule}")
+        limits = Limits(edge, cut, steepest)
+        bounds = {"edge": (0, math.inf), "cut": (0, 0.5), "steepest": (1, math.inf)}
+        for value, (name, (low, high)) in zip(limits, bounds.items(), strict=True):
+            if not low < value < high:
+                raise ValueError(f"{name} {value}: must be above {low} and below {high}")
         sizes = nresblocks, nmlp, nhidden
-        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, Limits(edge, cut, steepest))])
+        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, limits)])
         if nlayers > 1:
             self.blocks.append(RNVP(nchannels, kernel_size, nlayers - 1, *sizes))
 
-    def couple_halves(self, x1, x2):
-        log_scale = 0
-        for block in self.blocks:
-            x1, x2, change = block.couple_halves(x1, x2)
-            log_scale = log_scale + change
-        return x1, x2, log_scale
+    def forward(self, x):
+        """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
+        return on_halves([block.couple_halves for block in self.blocks], x)
 
-    def uncouple_halves(self, y1, y2):
-        log_scale = 0
-        for block in reversed(self.blocks):
-            y1, y2, change = block.uncouple_halves(y1, y2)
-            log_scale = log_scale + change
-        return y1, y2, log_scale
+    def inverse(self, y):
+        """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
+        return on_halves([block.uncouple_halves for block in reversed(self.blocks)], y)

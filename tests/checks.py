@@ -2,6 +2,8 @@
 
 import torch
 
+from flow import RealNVP
+
 
 def randomise(module, scale=0.5):
     """Move every parameter, so that nothing is the identity; gradients are asked for inputs only."""
@@ -31,3 +33,11 @@ def check_bijector(bijector, x):
     for function, at, claimed in ((bijector, x, log_det), (bijector.inverse, y, log_det_back)):
         matrix = jacobian(lambda value, function=function: function(value)[0], at[:1])
         torch.testing.assert_close(claimed[0], torch.linalg.slogdet(matrix).logabsdet, rtol=1e-9, atol=1e-9)
+
+
+def levels(flow):
+    """The level of each latent position (L, L), by the definitions: zeros at the end of the binary i | j, or i xor j
+    for Real NVP."""
+    i, j = torch.meshgrid(torch.arange(flow.L), torch.arange(flow.L), indexing="ij")
+    bits = i ^ j if isinstance(flow, RealNVP) else i | j
+    return sum((bits % 2 ** (h + 1) == 0).int() for h in range(flow.num_levels - 1))

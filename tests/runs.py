@@ -1,14 +1,21 @@
 """What tests of whole runs share: small flags, small images, and how to look at what a run left."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
+from utils.cli import script
 from utils.logging import read_records
+from utils.signals import STOP
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--L 8 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --lr 1e-3 --dtype float64 --no_stdout"
@@ -40,3 +47,40 @@ def command(*arguments):
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
+
+
+def call(module, *arguments):
+    """The same in this process, where importing torch costs nothing: returncode, stdout, stderr."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in STOP}
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            script(lambda: module.main([str(argument) for argument in arguments]))
+    except SystemExit as stop:  # with a message, as `sys.exit("…")` has it, or a number
+        status = stop.code if isinstance(stop.code, int) else 1
+        err.write("" if isinstance(stop.code, int) else f"{stop.code}\n")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def at_steps(run, before=lambda: None, after=lambda: None):
+    """Call functions before and after each update of a run's weights; `run.step` counts from 0 in both."""
+    update = run.descent.run
+
+    def with_hooks(*inputs):
+        before()
+        norm = update(*inputs)
+        after()
+        return norm
+
+    run.descent.run = with_hooks
+    return run
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "too long"
+        time.sleep(0.02)

@@ -11,8 +11,8 @@ from runs import records
 import bench
 from flow import RealNVP, RGFlow
 from layers import PATCH_BIJECTORS
-from utils import compilation
-from utils.compilation import CapturedFunction, why_not_compiled
+from utils import optim
+from utils.optim import CapturedFunction, why_not_compiled
 
 NETWORKS = [*PATCH_BIJECTORS, "realnvp"]
 
@@ -115,7 +115,7 @@ def test_where_nothing_compiles_the_log_says_so_and_training_goes_on(monkeypatch
     def broken(*_, **__):
         raise RuntimeError("no compiler\nat all")
 
-    monkeypatch.setattr(compilation.torch, "compile", broken)
+    monkeypatch.setattr(optim.torch, "compile", broken)
     run = start("--max_steps 2 --compile")
     assert run.step == 2
     assert "--compile is off: torch.compile does not work here (no compiler)" in run.log.text_path.read_text()

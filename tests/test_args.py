@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from args import build_parser, get_args, network_name, run_path
+from args import build_parser, get_args, network_name, parse, run_path, weights_parser
 from flow import RealNVP, RGFlow
 from utils.cli import UserError, check_latents, latent_name
 
@@ -64,7 +62,7 @@ def test_defaults(name):
 
 
 def test_release_choices():
-    choices = {action.dest: list(action.choices) for action in build_parser("")._actions if action.choices}
+    choices = {action.dest: list(action.choices) for action in build_parser()._actions if action.choices}
     assert set(choices["data"]) >= {"celeba32", "mnist32", "cifar10", "chair600", "msds1", "msds2"}
     assert set(choices["prior"]) >= {"gaussian", "laplace"}
     assert set(choices["subnet"]) >= {"rnvp", "ar"}
@@ -72,7 +70,7 @@ def test_release_choices():
 
 
 def test_help_shows_every_default():
-    text = " ".join(build_parser("").format_help().split())
+    text = " ".join(build_parser().format_help().split())
     for name, value in {**RELEASE, **OURS}.items():
         assert f"--{name}" in text
         own = value in (False, "", ()) or name in (
@@ -119,14 +117,15 @@ def test_argument_file(tmp_path):
     assert (args.lr, args.out_infix, args.no_stdout, args.out_dir) == (3e-3, "two words", True, "a#b\\c")
 
 
-@pytest.mark.parametrize("content", [b"@%s", b"\xff\xfe--lr 1"])
+@pytest.mark.parametrize("content", [b"@%s", b"\xff\xfe--lr 1", b"--out_infix 'a"])
 def test_bad_argument_files(content, tmp_path, capsys):
     file = tmp_path / "a.args"
     file.write_bytes(content.replace(b"%s", str(file).encode()))
     with pytest.raises(SystemExit) as stop:
         get_args([f"@{file}"])
     assert stop.value.code == 2
-    assert "argument file" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "argument file" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -173,15 +172,6 @@ def test_bad_flags(argv, words, capsys):
         assert word in message
 
 
-def test_unbalanced_quotes_in_an_argument_file(tmp_path, capsys):
-    file = tmp_path / "a.args"
-    file.write_text("--out_infix 'a\n")
-    with pytest.raises(SystemExit) as stop:
-        get_args([f"@{file}"])
-    assert stop.value.code == 2
-    assert "--out_infix 'a" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "argv, expected",
     [
@@ -214,24 +204,6 @@ def test_configs_parse(path):
     assert args.data in path.stem or path.stem.startswith(args.data)
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    st.sampled_from(
-        ["--nlayers", "--lr", "--L", "--kernel_size", "--batch_size", "--data", "--cuda", "--out_infix", "@"]
-    ),
-    st.text(max_size=8),
-)
-def test_any_value_is_taken_or_refused(flag, text):
-    """No value makes the parser fail in another way than with status 2."""
-    argv = [flag + text] if flag == "@" else [f"{flag}={text}"]
-    try:
-        args = get_args(argv)
-    except SystemExit as stop:
-        assert stop.code == 2
-    else:
-        assert all(isinstance(n, int) and n > 0 for n in args.nlayers)
-
-
 def test_gpus(monkeypatch, capsys):
     """One GPU, several for several processes of which this is the second, and what is refused."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -240,14 +212,38 @@ def test_gpus(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert get_args(["--cuda", "0,2"]).cuda == "cuda:2"
-    for argv, parser in (
-        (["--cuda", "0"], None),
-        (["--cuda", "0,0"], None),
-        (["--cuda", "0,2"], build_parser("", True)),
+    for refused in (
+        lambda: get_args(["--cuda", "0"]),
+        lambda: get_args(["--cuda", "0,0"]),
+        lambda: parse(weights_parser(""), ["--cuda", "0,2"]),
     ):
         with pytest.raises(SystemExit):
-            get_args(argv, parser)
+            refused()
         assert "--cuda" in capsys.readouterr().err
+
+
+def test_flags_of_a_script(tmp_path, capsys):
+    """A script's own flags, and behind them those of main.py, which name a run where no --weights is given."""
+    (tmp_path / "a.args").write_text("--data msds1 --draw_seed 3\n--nlayers 2\n")
+    args = parse(
+        weights_parser("", images=True), [f"@{tmp_path}/a.args", "--data_path", "x", "--lr", "1e-2", "-o", "y"]
+    )
+    assert (args.weights, args.data, args.data_path, args.draw_seed) == (None, "msds1", "x", 3)
+    assert (args.run.data, args.run.data_path, args.run.lr, args.run.nlayers) == ("msds1", "x", 1e-2, (2, 2, 2, 2))
+    assert run_path(args.run, "_save") == Path("y/msds1/laplace_nl2_nr4_nm2_nh512/out_save")
+    assert parse(weights_parser(""), []).run.data == "celeba32"
+    assert parse(weights_parser(""), ["--weights", "a"]).run is None
+    for argv, words in (
+        (["--weights", "a", "--lr", "1e-2"], "unrecognized arguments: --lr 1e-2"),
+        (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+        (["--lr", "0"], "argument --lr: '0'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parse(weights_parser(""), argv)
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(weights_parser(""), ["--help"])
+    assert "--lr" not in capsys.readouterr().out
 
 
 def test_latent_names():

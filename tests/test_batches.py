@@ -1,10 +1,11 @@
-"""Training batches: order, flips, the last partial batch."""
+"""Training batches: order, flips, noise, the last partial batch."""
 
 import numpy as np
 import pytest
 import torch
 
 from data.batches import Batches
+from utils.cli import UserError
 from utils.random import generator
 
 
@@ -17,7 +18,7 @@ def images():
 
 def epoch(batches, number):
     steps = range(number * batches.steps_per_epoch, (number + 1) * batches.steps_per_epoch)
-    return torch.cat([batches.train(step, generator(0, "step", step)) for step in steps])
+    return torch.cat([batches(step)[0] for step in steps])
 
 
 def numbers(batch):
@@ -27,34 +28,40 @@ def numbers(batch):
 def test_every_epoch_is_an_order_of_its_own(images):
     batches = Batches(images, 5, "cpu", seed=0)
     assert batches.steps_per_epoch == 4  # the last two images are dropped
-    first, second = numbers(epoch(batches, 0)), numbers(epoch(batches, 1))
-    for order in (first, second):
-        assert len(order) == len(set(order)) == 20
-    assert first != second
-    assert numbers(epoch(batches, 0)) == first
-    assert numbers(epoch(Batches(images, 5, "cpu", seed=1), 0)) != first
-    seen = {number for k in range(6) for number in numbers(epoch(batches, k))}
-    assert seen == set(range(22))
-
-
-def test_images_are_unchanged_without_flips(images):
-    batch = epoch(Batches(images, 5, "cpu", seed=0), 0)
-    assert torch.equal(batch, torch.from_numpy(images)[numbers(batch)])
+    orders = [numbers(epoch(batches, k)) for k in (0, 1, 2, 3, 4, 5, 0)]
+    assert orders[0] == orders[-1] and orders[0] != orders[1]
+    assert all(len(order) == len(set(order)) == 20 for order in orders)
+    assert {number for order in orders for number in order} == set(range(22))
+    assert numbers(epoch(Batches(images, 5, "cpu", seed=1), 0)) != orders[0]
+    assert torch.equal(epoch(batches, 0), torch.from_numpy(images)[orders[0]])  # unchanged without flips
 
 
 def test_flips_are_horizontal_and_half_of_all(images):
-    batches = Batches(images, 5, "cpu", seed=0, flips=True)
-    flipped = 0
+    batches, flipped = Batches(images, 5, "cpu", seed=0, flips=True), 0
     for k in range(50):
         batch = epoch(batches, k)
         plain = torch.from_numpy(images)[numbers(batch)]
-        mirrored = plain.flip(3)
-        for image, one, other in zip(batch, plain, mirrored, strict=True):
-            assert torch.equal(image, one) or torch.equal(image, other)
-            flipped += torch.equal(image, other)
+        unchanged, mirrored = ((batch == other).all((1, 2, 3)) for other in (plain, plain.flip(3)))
+        assert (unchanged ^ mirrored).all()
+        flipped += mirrored.sum().item()
     assert 440 < flipped < 560  # of 1,000; 60 is 3.8 standard deviations
 
 
+@pytest.mark.parametrize("flips", [False, True])
+def test_draws_of_a_step(images, flips):
+    """One generator per step: flips, then the noise of the whole batch, of which `rows` are a part. Runs rely on it."""
+    batches = Batches(images, 5, "cpu", seed=3, flips=flips, dtype=torch.float32)
+    whole, noise = batches(7)
+    drawn = generator(3, "step", 7)
+    if flips:
+        flip = torch.rand(5, 1, 1, 1, generator=drawn, dtype=torch.get_default_dtype()) < 0.5
+        plain = torch.from_numpy(images)[numbers(whole)]
+        assert torch.equal(whole, torch.where(flip, plain.flip(3), plain))
+    assert torch.equal(noise, torch.rand(5, 1, 2, 4, generator=drawn, dtype=torch.float32))
+    part = batches(7, slice(2, 4))
+    assert torch.equal(part[0], whole[2:4]) and torch.equal(part[1], noise[2:4])
+
+
 def test_too_few_images(images):
-    with pytest.raises(ValueError, match="batch_size 23: must be at most the 22"):
+    with pytest.raises(UserError, match="--batch_size 23: must be at most the 22"):
         Batches(images, 23, "cpu", seed=0)

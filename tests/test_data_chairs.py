@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import sets
 from PIL import Image
 
-from data import open_dataset
-from utils.cli import UserError
+ORDER = np.random.default_rng(0).permutation(30)
 
 
 def weights(size, L):
@@ -18,76 +18,52 @@ def weights(size, L):
     return kernel / kernel.sum(1, keepdims=True)
 
 
-def render(root, chair, name, pixels):
-    path = root / "rendered_chairs" / chair / "renders" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
+def path_of(root, k):
+    return root / "rendered_chairs" / f"chair{k // 10}" / "renders" / f"image_{k % 10:03}_p020.png"
 
 
 @pytest.fixture
 def root(tmp_path):
     """30 renderings; rendering k, in the order of the paths, is grey 8 k."""
     for k in range(30):
-        pixels = np.full((600, 600, 3), 8 * k, np.uint8)
-        render(tmp_path, f"chair{k // 10}", f"image_{k % 10:03}_p020.png", pixels)
+        sets.save(path_of(tmp_path, k), (8 * k,) * 3, (600, 600))
     (tmp_path / "rendered_chairs" / "all_chair_names.mat").write_bytes(b"MATLAB")
     return tmp_path
 
 
 def test_split(root):
-    dataset = open_dataset("chair600", root, 3, 32, progress=False)
-    assert dataset.train.shape == (27, 3, 32, 32) and dataset.test.shape == (
-        3,
-        3,
-        32,
-        32,
-    )  # 30 · 77730 / 86366 = 27.0002
-    values = [array[:, 0, 5, 5] // 8 for array in (dataset.train, dataset.test)]
-    assert sorted(np.concatenate(values).tolist()) == list(range(30))
-    assert sorted(values[1].tolist()) == sorted(np.random.default_rng(0).permutation(30)[27:].tolist())
+    dataset = sets.opened("chair600", root)
+    assert dataset.train.shape == (27, 3, 32, 32)  # 30 · 77730 / 86366 = 27.0002
+    assert dataset.test.shape == (3, 3, 32, 32)
+    train, test = ((array[:, 0, 5, 5] // 8).tolist() for array in (dataset.train, dataset.test))
+    assert sorted(train + test) == list(range(30)) and test == sorted(ORDER[27:])
     assert "27 training and 3 test images here, 77,730 and 8,636" in dataset.warnings[0]
+    for k in (30, 31, 32):
+        sets.save(path_of(root, k), (0, 0, 0), (600, 600))
+    dataset = sets.opened("chair600", root)
+    assert len(dataset.train) == 29 and "source files have changed" in dataset.warnings[0]
 
 
 def test_crop_and_antialiased_bicubic(root):
-    rng = np.random.default_rng(5)
-    for k in range(30):
-        pixels = np.full((600, 600, 3), 255, np.uint8)  # what lies outside the central 300 x 300 must not be seen
-        pixels[150:450, 150:450] = rng.integers(0, 256, (300, 300, 3))
-        render(root, f"chair{k // 10}", f"image_{k % 10:03}_p020.png", pixels)
-    image = open_dataset("chair600", root, 3, 32, progress=False).train[-1]
-    last = next(k for k in range(29, -1, -1) if k not in np.random.default_rng(0).permutation(30)[27:])
-    rng = np.random.default_rng(5)
-    crop = [rng.integers(0, 256, (300, 300, 3)) for _ in range(last + 1)][-1].astype(float)
+    pixels = np.full((600, 600, 3), 255, np.uint8)  # what lies outside the central 300 x 300 must not be seen
+    pixels[150:450, 150:450] = np.random.default_rng(5).integers(0, 256, (300, 300, 3))
+    sets.save(path_of(root, max(ORDER[:27])), pixels)
+    image = sets.opened("chair600", root).train[-1]
+    crop = pixels[150:450, 150:450].astype(float)
     expected = np.einsum("ih,hwc,jw->cij", weights(300, 32), crop, weights(300, 32))
     assert abs(image - expected).max() < 1.5  # two roundings to 8 bits
 
 
-def test_a_completed_tree_is_prepared_anew(root):
-    open_dataset("chair600", root, 3, 32, progress=False)
-    for name in ("image_010.png", "image_011.png", "image_012.png"):
-        render(root, "chair2", name, np.zeros((600, 600, 3), np.uint8))
-    dataset = open_dataset("chair600", root, 3, 32, progress=False)
-    assert len(dataset.train) == 29 and "source files have changed" in dataset.warnings[0]
-
-
 def test_missing(tmp_path):
-    with pytest.raises(UserError) as caught:
-        open_dataset("chair600", tmp_path, 3, 32, progress=False)
-    for piece in (
-        "willow/research/seeing3Dchairs/data/rendered_chairs.tar",
-        f"{tmp_path}/rendered_chairs/<chair>/renders",
-    ):
-        assert piece in str(caught.value)
+    pieces = "/willow/research/seeing3Dchairs/data/rendered_chairs.tar", f"{tmp_path}/rendered_chairs/<chair>/renders"
+    sets.refused("chair600", tmp_path, *pieces, lines=3)
 
 
 @pytest.mark.parametrize("kind", ["text", "cut", "small"])
 def test_bad_rendering_is_named(kind, root):
-    path = root / "rendered_chairs" / "chair1" / "renders" / "image_004_p020.png"
+    path = path_of(root, 14)
     if kind == "small":
         Image.new("RGB", (299, 600)).save(path)
     else:
         path.write_bytes(b"text" if kind == "text" else path.read_bytes()[:-500])
-    with pytest.raises(UserError, match=f"{path}: not a readable rendering") as caught:
-        open_dataset("chair600", root, 3, 32, progress=False)
-    assert "\n" not in str(caught.value)
+    sets.refused("chair600", root, f"{path}: not a readable rendering")

@@ -2,59 +2,48 @@
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sets import opened as opened_set
+from sets import refused as refused_set
+from sets import save
 
-from data import open_dataset
 from data.images import to_channels
-from utils.cli import UserError
+
+opened = partial(opened_set, "folder", L=8)
+refused = partial(refused_set, "folder", L=8)
 
 
-def save(path, colour=(200, 100, 50), size=(8, 8)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+@pytest.fixture
+def root(tmp_path):
+    """One training and one test image."""
+    for split in ("train", "test"):
+        save(tmp_path / split / "a.png")
+    return tmp_path
 
 
-def opened(path, nchannels=3, L=8):
-    return open_dataset("folder", path, nchannels, L, progress=False)
-
-
-def alone(path, image, nchannels=3, L=8, **options):
+def alone(root, image, nchannels=3, L=8, name="a.png", **options):
     """The one training image of a folder, through the whole way."""
-    save(path / "test" / "a.png")
-    (path / "train").mkdir()
-    image.save(path / "train" / options.pop("name", "a.png"), **options)
-    dataset = opened(path, nchannels, L)
+    (root / "train" / "a.png").unlink()
+    image.save(root / "train" / name, **options)
+    dataset = opened(root, nchannels, L=L)
     assert dataset.warnings == [] and dataset.train.shape == (1, nchannels, L, L)
-    return dataset.train[0]
+    return dataset.train[0].astype(int)
 
 
 def test_train_and_test_folders(tmp_path):
     for k in range(12):
         save(tmp_path / "train" / f"{k % 3}" / f"{k}.png", (k, 0, 0))
     save(tmp_path / "test" / "deep" / "er" / "x.png", (99, 0, 0))
-    save(tmp_path / "elsewhere.png", (1, 2, 3))
-    save(tmp_path / "train" / ".hidden" / "x.png")
-    save(tmp_path / "train" / ".hidden.png")
-    save(tmp_path / "prepared_arrays" / "x.png")
+    for left_out in ("elsewhere.png", "train/.hidden/x.png", "train/.hidden.png", "prepared_arrays/x.png"):
+        save(tmp_path / left_out)
     dataset = opened(tmp_path)
-    assert dataset.train[:, 0, 0, 0].tolist() == [
-        0,
-        3,
-        6,
-        9,
-        1,
-        10,
-        4,
-        7,
-        11,
-        2,
-        5,
-        8,
-    ]  # sorted by path: 1/1, 1/10, 1/4
+    by_path = [0, 3, 6, 9, 1, 10, 4, 7, 11, 2, 5, 8]  # 1/1, 1/10, 1/4
+    assert dataset.train[:, 0, 0, 0].tolist() == by_path
     assert dataset.test[:, 0, 0, 0].tolist() == [99] and dataset.warnings == []
     assert dataset.path == tmp_path / "prepared_arrays" / "folder_3x8x8"
 
@@ -67,115 +56,96 @@ def test_split_by_hash(tmp_path):
     last = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) % 10 for name in names]
     assert dataset.test[:, 0, 0, 0].tolist() == [k for k in range(200) if last[k] == 0]
     assert dataset.train[:, 0, 0, 0].tolist() == [k for k in range(200) if last[k] != 0]
-    assert 8 <= len(dataset.test) <= 35
+    assert 8 <= len(dataset.test) <= 35 and dataset.warnings == []
     (tmp_path / "train").mkdir()
-    assert dataset.warnings == []
     save(tmp_path / "new.png")
-    (warning,) = [text for text in opened(tmp_path).warnings if "anew" not in text]
-    assert "train/ without test/" in warning
+    (warning,) = [text for text in opened(tmp_path).warnings if "again" not in text]
+    assert "only train/ is there" in warning
 
 
-def test_transparency_is_laid_on_white(tmp_path):
-    image = alone(tmp_path, Image.new("RGBA", (8, 8), (200, 100, 50, 127)))
-    assert abs(image[:, 4, 4].astype(int) - [228, 178, 153]).max() <= 1
+def plain(mode, colour, size=(8, 8)):
+    return Image.new(mode, size, colour)
 
 
-def test_la(tmp_path):
-    assert abs(int(alone(tmp_path, Image.new("LA", (8, 8), (0, 51)))[0, 0, 0]) - 204) <= 1
-
-
-def palette_image():
-    image = Image.new("P", (8, 8), 1)
+def palette_image(corner):
+    image = plain("P", 1)
     image.putpalette([9, 9, 9, 200, 100, 50])
+    image.putpixel((0, 0), corner)
     return image
 
 
-def test_palette(tmp_path):
-    assert alone(tmp_path, palette_image())[:, 3, 3].tolist() == [200, 100, 50]
+def rgb_with_corner():
+    image = plain("RGB", (200, 100, 50))
+    image.putpixel((0, 0), (1, 2, 3))
+    return image
 
 
-def test_palette_with_transparency(tmp_path):
-    image = palette_image()
-    image.putpixel((0, 0), 0)
-    pixels = alone(tmp_path, image, transparency=0)
-    assert pixels[:, 0, 0].tolist() == [255] * 3 and pixels[:, 4, 4].tolist() == [200, 100, 50]
+WHITE, BROWN = [255] * 3, [200, 100, 50]
+
+
+@pytest.mark.parametrize(
+    "image, options, corner, middle, tolerance",
+    [
+        (plain("RGBA", (200, 100, 50, 127)), {}, [228, 178, 153], [228, 178, 153], 1),  # transparency is laid on white
+        (plain("LA", (0, 51)), {}, [204], [204], 1),
+        (palette_image(1), {}, BROWN, BROWN, 0),
+        (palette_image(0), {"transparency": 0}, WHITE, BROWN, 0),
+        (rgb_with_corner(), {"transparency": (1, 2, 3)}, WHITE, BROWN, 0),
+        (plain("L", 77), {}, [77], [77], 0),
+        (plain("RGB", (200, 100, 50)), {"nchannels": 1}, [124.2], [124.2], 1),  # 0.299 R + 0.587 G + 0.114 B
+        (plain("1", 1), {"nchannels": 1}, [255], [255], 0),
+        (plain("CMYK", (255, 0, 0, 0)), {"name": "a.jpg"}, [0, 255, 255], [0, 255, 255], 3),
+        (plain("RGB", (9, 8, 7), (3, 2)), {"L": 16}, [9, 8, 7], [9, 8, 7], 0),  # small images are enlarged
+    ],
+)
+def test_modes(root, image, options, corner, middle, tolerance):
+    pixels = alone(root, image, **options)
+    assert abs(pixels[:, 0, 0] - corner).max() <= tolerance
+    assert abs(pixels[:, 4, 4] - middle).max() <= tolerance
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "La"])
 def test_other_modes_with_alpha(mode):
-    image = Image.new("LA", (1, 1), (100, 51)).convert("RGBA").convert(mode if mode != "La" else "LA")
-    image = image.convert("La") if mode == "La" else image
+    image = plain("LA", (100, 51), (1, 1))
+    image = image.convert("La") if mode == "La" else image.convert("RGBA").convert(mode)
     assert abs(np.asarray(to_channels(image, 3)).astype(int) - (255 - 155 * 0.2)).max() <= 2
 
 
-def test_transparent_colour_of_an_rgb_image(tmp_path):
-    image = Image.new("RGB", (8, 8), (200, 100, 50))
-    image.putpixel((7, 7), (1, 2, 3))
-    pixels = alone(tmp_path, image, transparency=(1, 2, 3))
-    assert pixels[:, 7, 7].tolist() == [255] * 3 and pixels[:, 0, 0].tolist() == [200, 100, 50]
-
-
-def test_grey_becomes_rgb(tmp_path):
-    assert (alone(tmp_path, Image.new("L", (8, 8), 77)) == 77).all()
-
-
-def test_rgb_becomes_grey(tmp_path):
-    pixels = alone(tmp_path, Image.new("RGB", (8, 8), (200, 100, 50)), nchannels=1)
-    assert abs(int(pixels[0, 0, 0]) - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)) <= 1
-
-
-def test_black_and_white(tmp_path):
-    assert (alone(tmp_path, Image.new("1", (8, 8), 1), nchannels=1) == 255).all()
-
-
-def test_cmyk(tmp_path):
-    pixels = alone(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), name="a.jpg")
-    assert abs(pixels[:, 0, 0].astype(int) - [0, 255, 255]).max() <= 3
-
-
 @pytest.mark.parametrize("nchannels", [1, 3])
-def test_sixteen_bits(tmp_path, nchannels):
+def test_sixteen_bits(root, nchannels):
     values = np.tile(np.array([0, 257, 128 * 257, 65535], np.uint16).repeat(2), (8, 1))
-    pixels = alone(tmp_path, Image.fromarray(values), nchannels)
-    assert (pixels == np.array([0, 1, 128, 255], np.uint8).repeat(2)).all()
+    assert (alone(root, Image.fromarray(values), nchannels) == np.array([0, 1, 128, 255]).repeat(2)).all()
 
 
 def test_big_endian_and_32_bit_grey():
     values = np.array([[0, 257, 65535]])
-    for image in (
-        Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes()),
-        Image.fromarray(values.astype(np.int32)),
-    ):
+    big_endian = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
+    for image in (big_endian, Image.fromarray(values.astype(np.int32))):
         assert np.asarray(to_channels(image, 1)).tolist() == [[0, 1, 255]]
 
 
-def test_exif_orientation(tmp_path):
-    image = Image.new("RGB", (8, 8), (10, 10, 10))
+def test_exif_orientation(root):
+    image = plain("RGB", (10, 10, 10))
     image.paste((250, 250, 250), (0, 0, 8, 4))  # bright above
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise: bright on the right
-    pixels = alone(tmp_path, image, exif=exif)
+    pixels = alone(root, image, exif=exif)
     assert (pixels[:, :, 4:] == 250).all() and (pixels[:, :, :4] == 10).all()
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_shorter_side_is_resized_and_the_centre_kept(tmp_path, turned):
+def test_shorter_side_is_resized_and_the_centre_kept(root, turned):
     """Twice 4 x as large as needed: whole sizes, so that resizing all and cropping afterwards is the same."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 96, 3), dtype=np.uint8)
     pixels = pixels.transpose(1, 0, 2) if turned else pixels
     whole = Image.fromarray(pixels).resize((8, 24) if turned else (24, 8), Image.BICUBIC)
     expected = np.asarray(whole.crop((0, 8, 8, 16) if turned else (8, 0, 16, 8))).transpose(2, 0, 1)
-    assert (alone(tmp_path, Image.fromarray(pixels)) == expected).all()
+    assert (alone(root, Image.fromarray(pixels)) == expected).all()
 
 
-def test_small_images_are_enlarged(tmp_path):
-    image = Image.new("RGB", (3, 2), (9, 8, 7))
-    assert alone(tmp_path, image, L=16)[:, 8, 8].tolist() == [9, 8, 7]
-
-
-def test_same_size_is_untouched(tmp_path):
+def test_same_size_is_untouched(root):
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert (alone(tmp_path, Image.fromarray(pixels)) == pixels.transpose(2, 0, 1)).all()
+    assert (alone(root, Image.fromarray(pixels)) == pixels.transpose(2, 0, 1)).all()
 
 
 def test_no_images_are_skipped_counted_and_named(tmp_path, monkeypatch):
@@ -186,85 +156,65 @@ def test_no_images_are_skipped_counted_and_named(tmp_path, monkeypatch):
     (tmp_path / "train" / "1a.jpg").write_bytes(b"")
     (tmp_path / "test" / "cut.png").write_bytes((tmp_path / "test" / "0.png").read_bytes()[:45])
     (tmp_path / "test" / "broken link.png").symlink_to("nowhere.png")
-    Image.new("F", (8, 8)).save(tmp_path / "test" / "float.tiff")
+    plain("F", 0).save(tmp_path / "test" / "float.tiff")
     save(tmp_path / "test" / "bomb.png", size=(100, 100))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     dataset = opened(tmp_path)
     assert dataset.train[:, 0, 0, 0].tolist() == dataset.test[:, 0, 0, 0].tolist() == [0, 1, 2]
-    (warning,) = dataset.warnings
     names = "test/bomb.png, test/broken link.png, test/cut.png, test/float.tiff, train/0a.txt, train/1a.jpg"
-    assert warning == f"{tmp_path}: skipped 6 of 12 files, no readable images: {names}"
-    assert opened(tmp_path).warnings == [warning]
+    assert dataset.warnings == [f"{tmp_path}: skipped 6 of 12 files, no readable images: {names}"]
+    assert opened(tmp_path).warnings == dataset.warnings
 
 
-def test_only_ten_names_are_given(tmp_path):
-    save(tmp_path / "train" / "a.png")
-    save(tmp_path / "test" / "a.png")
+def test_only_ten_names_are_given(root):
     for k in range(13):
-        (tmp_path / "test" / f"{k:02}.csv").write_text("x")
-    (warning,) = opened(tmp_path).warnings
+        (root / "test" / f"{k:02}.csv").write_text("x")
+    (warning,) = opened(root).warnings
     assert "13 of 15 files" in warning and "test/09.csv and 3 more" in warning and "10.csv" not in warning
 
 
-def test_names_that_are_no_text(tmp_path):
-    save(tmp_path / "train" / "a.png")
-    save(tmp_path / "test" / "a.png")
+def test_names_that_are_no_text(root):
     try:
-        Path(os.fsdecode(bytes(tmp_path / "test") + b"/\xff.txt")).write_text("x")
+        Path(os.fsdecode(bytes(root / "test") + b"/\xff.txt")).write_text("x")
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
-    (warning,) = opened(tmp_path).warnings
+    (warning,) = opened(root).warnings
     assert warning.encode() and "\\xff.txt" in warning
 
 
 def test_links(tmp_path):
-    save(tmp_path / "outside" / "pool" / "a.png")
-    save(tmp_path / "outside" / "b.png")
-    images = tmp_path / "images"
+    outside, images = tmp_path / "outside", tmp_path / "images"
+    save(outside / "pool" / "a.png")
+    save(outside / "b.png")
     for split in ("train", "test"):
         (images / split).mkdir(parents=True)
-        (images / split / "pool").symlink_to(tmp_path / "outside" / "pool")
-        (images / split / "b.png").symlink_to(tmp_path / "outside" / "b.png")
-        (images / split / "loop").symlink_to(images)
+        for name, target in (("pool", outside / "pool"), ("b.png", outside / "b.png"), ("loop", images)):
+            (images / split / name).symlink_to(target)
     dataset = opened(images)
     assert len(dataset.train) == len(dataset.test) == 2 and dataset.warnings == []
 
 
-def test_changes_are_noticed_and_vanished_images_forgiven(tmp_path):
-    save(tmp_path / "train" / "a.png")
-    save(tmp_path / "test" / "a.png")
-    first = opened(tmp_path)
-    save(tmp_path / "train" / "b.png")
-    second = opened(tmp_path)
+def test_changes_are_noticed_and_vanished_images_forgiven(root):
+    first = opened(root)
+    save(root / "train" / "b.png")
+    second = opened(root)
     assert len(second.train) == 2 and "source files have changed" in second.warnings[0]
-    os.utime(tmp_path / "train" / "b.png", ns=(1, 1))
-    third = opened(tmp_path)
+    os.utime(root / "train" / "b.png", ns=(1, 1))
+    third = opened(root)
     assert "changed" in third.warnings[0] and third.fingerprint == second.fingerprint != first.fingerprint
-    for path in [*tmp_path.glob("t*/*.png")]:
+    for path in [*root.glob("t*/*.png")]:
         path.unlink()
-    assert opened(tmp_path).fingerprint == second.fingerprint
-    with pytest.raises(UserError, match="no image among its 0 files"):
-        opened(tmp_path, L=4)
+    assert opened(root).fingerprint == second.fingerprint
+    refused(root, "no image for the train split among its 0 files", L=4)
 
 
-def refused(path, nchannels=3):
-    with pytest.raises(UserError) as caught:
-        opened(path, nchannels)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-    return str(caught.value)
-
-
-def test_no_images_at_all(tmp_path):
-    assert "no image among its 0 files" in refused(tmp_path)
+def test_an_empty_split(tmp_path):
+    refused(tmp_path, f"--data_path {tmp_path}: no image for the train split among its 0 files")
     (tmp_path / "notes.txt").write_text("x")
-    assert "no image among its 1 files" in refused(tmp_path)
-    assert "not a folder" in refused(tmp_path / "notes.txt")
-
-
-def test_one_empty_split(tmp_path):
+    refused(tmp_path, "among its 1 files", "train/ and test/")
+    refused(tmp_path / "notes.txt", f"{tmp_path / 'notes.txt'}: not a folder")
     save(tmp_path / "a.png")  # one image is in one split
-    message = refused(tmp_path)
-    assert "no image for the" in message and "train/ and test/" in message
+    refused(tmp_path, "no image for the ")
     save(tmp_path / "train" / "a.png")
     (tmp_path / "test").mkdir()
-    assert "no image for the test split" in refused(tmp_path)
+    refused(tmp_path, "no image for the test split")

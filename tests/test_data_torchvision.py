@@ -8,10 +8,8 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import sets
 from torchvision.datasets import CIFAR10, MNIST, cifar, mnist
-
-from data import open_dataset
-from utils.cli import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -32,112 +30,86 @@ def cifar10(tmp_path, monkeypatch):
     """Five batches of 2 images and one of 3; pixel value = batch + 10 image + 50 channel + row + column."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    row, column = np.mgrid[:32, :32]
-    lists = {"train_list": [], "test_list": []}
-    for batch in range(6):
-        name = "test_batch" if batch == 5 else f"data_batch_{batch + 1}"
-        numbers = np.arange(3 if batch == 5 else 2)[:, None, None, None]
-        channels = np.arange(3)[:, None, None]
-        pixels = (batch + 10 * numbers + 50 * channels + row + column).astype(np.uint8)
-        content = {"data": pixels.reshape(len(pixels), 3072), "labels": [0] * len(pixels)}
-        (folder / name).write_bytes(pickle.dumps(content))
-        lists["test_list" if batch == 5 else "train_list"].append([name, md5(folder / name)])
+    files = []
+    for batch, size in enumerate([2, 2, 2, 2, 2, 3]):
+        path = folder / ("test_batch" if batch == 5 else f"data_batch_{batch + 1}")
+        image, channel, row, column = np.ogrid[:size, :3, :32, :32]
+        pixels = (batch + 10 * image + 50 * channel + row + column).astype(np.uint8)
+        path.write_bytes(pickle.dumps({"data": pixels.reshape(size, 3072), "labels": [0] * size}))
+        files.append([path.name, md5(path)])
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    for name, value in lists.items():
-        monkeypatch.setattr(CIFAR10, name, value)
+    monkeypatch.setattr(CIFAR10, "train_list", files[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", files[5:])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(folder / "batches.meta")})
     return tmp_path
 
 
 @pytest.fixture
-def mnist32(tmp_path):
+def raw(tmp_path):
     """IDX files with 4 and 2 digits; pixel value = number + 5 row + column."""
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
-    row, column = np.mgrid[:28, :28]
     for split, count in (("train", 4), ("t10k", 2)):
-        pixels = (np.arange(count)[:, None, None] + 5 * row + column).astype(np.uint8)
-        head = struct.pack(">IIII", 0x803, count, 28, 28)
-        (folder / f"{split}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        number, row, column = np.ogrid[:count, :28, :28]
+        pixels = (number + 5 * row + column).astype(np.uint8).tobytes()
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + pixels)
         (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + bytes(count))
-    return tmp_path
+    return folder
 
 
 def test_cifar10(cifar10):
-    dataset = open_dataset("cifar10", cifar10, 3, 32, progress=False)
+    dataset = sets.opened("cifar10", cifar10)
     assert dataset.train.shape == (10, 3, 32, 32) and dataset.test.shape == (3, 3, 32, 32)
     assert dataset.train[7, 2, 30, 4] == 3 + 10 + 100 + 34  # second image of the fourth batch
     assert dataset.test[2, 1, 0, 31] == 5 + 20 + 50 + 31
     assert dataset.warnings == ["cifar10: 10 training and 3 test images here, 50,000 and 10,000 in the whole set"]
 
 
-def test_mnist32(mnist32):
-    dataset = open_dataset("mnist32", mnist32, 1, 32, progress=False)
+def test_mnist32(raw, tmp_path, monkeypatch):
+    dataset = sets.opened("mnist32", tmp_path, 1)
     assert dataset.train.shape == (4, 1, 32, 32) and dataset.test.shape == (2, 1, 32, 32)
     assert dataset.train[3, 0, 2, 2] == 3 and dataset.train[3, 0, 29, 29] == 3 + 5 * 27 + 27
     assert dataset.test[1, 0, 2 + 10, 2 + 20] == 1 + 50 + 20
     frame = np.array(dataset.train)
     frame[..., 2:30, 2:30] = 0
-    assert not frame.any() and dataset.train[..., 2:30, 2:30].any()
-
-
-def test_prepared_arrays_need_neither_files_nor_torchvision(mnist32, monkeypatch):
-    first = open_dataset("mnist32", mnist32, 1, 32, progress=False)
-    for path in (mnist32 / "MNIST" / "raw").iterdir():
+    assert not frame.any()
+    for path in raw.iterdir():
         path.unlink()
-    monkeypatch.setattr(MNIST, "__init__", None)
-    assert open_dataset("mnist32", mnist32, 1, 32, progress=False).fingerprint == first.fingerprint
+    monkeypatch.setattr(MNIST, "__init__", None)  # prepared arrays need neither files nor torchvision
+    assert sets.opened("mnist32", tmp_path, 1).fingerprint == dataset.fingerprint
 
 
-@pytest.mark.parametrize(
-    "name, nchannels, pieces",
-    [
-        (
-            "cifar10",
-            3,
-            ["cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/", "c58f30108f718f92721af3b95e74349a"],
-        ),
-        (
-            "mnist32",
-            1,
-            [
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                "MNIST/raw/train-images-idx3-ubyte.gz",
-                "MNIST/raw/t10k-labels-idx1-ubyte.gz",
-                "9fb629c4189551a2d022fa330f9573f3",
-            ],
-        ),
-    ],
-)
-def test_missing_files_without_network(name, nchannels, pieces, tmp_path):
-    with pytest.raises(UserError, match=f"{name}: .*no network here") as caught:
-        open_dataset(name, tmp_path, nchannels, 32, progress=False)
-    for piece in [*pieces, str(tmp_path)]:
-        assert piece in str(caught.value)
-
-
-def test_damaged_cifar10(cifar10):
-    path = cifar10 / "cifar-10-batches-py" / "data_batch_3"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"cifar10: not whole in .* no network here"):
-        open_dataset("cifar10", cifar10, 3, 32, progress=False)
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>", struct.pack(">IIII", 0x803, 4, 28, 28) + bytes(100), bytes(3000)])
-def test_damaged_mnist(content, mnist32):
-    (mnist32 / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(UserError, match="mnist32: not whole in "):
-        open_dataset("mnist32", mnist32, 1, 32, progress=False)
-
-
-def test_packed_mnist_is_unpacked(mnist32, monkeypatch):
+def test_packed_mnist_is_unpacked(raw, tmp_path, monkeypatch):
     """The files as one fetches them by hand."""
     monkeypatch.undo()
-    raw, resources = mnist32 / "MNIST" / "raw", []
+    resources = []
     for path in sorted(raw.iterdir()):
         packed = raw / f"{path.name}.gz"
         packed.write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
         resources.append((packed.name, md5(packed)))
     monkeypatch.setattr(MNIST, "resources", resources)
-    assert open_dataset("mnist32", mnist32, 1, 32, progress=False).test[1, 0, 12, 22] == 71
+    assert sets.opened("mnist32", tmp_path, 1).test[1, 0, 12, 22] == 71
+
+
+CIFAR = "cifar-10-python.tar.gz https://www.cs.toronto.edu/~kriz/ c58f30108f718f92721af3b95e74349a"
+DIGITS = "https://ossci-datasets.s3.amazonaws.com/mnist/ MNIST/raw/train-images-idx3-ubyte.gz"
+DIGITS += " MNIST/raw/t10k-labels-idx1-ubyte.gz 9fb629c4189551a2d022fa330f9573f3"
+
+
+@pytest.mark.parametrize("name, nchannels, lines, pieces", [("cifar10", 3, 3, CIFAR), ("mnist32", 1, 6, DIGITS)])
+def test_missing_files_without_network(name, nchannels, lines, pieces, tmp_path):
+    pieces = f"{name}: ", "no network here", str(tmp_path), *pieces.split()
+    sets.refused(name, tmp_path, *pieces, nchannels=nchannels, lines=lines)
+
+
+def test_damaged_cifar10(cifar10):
+    path = cifar10 / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1])
+    sets.refused("cifar10", cifar10, f"cifar10: not whole in {cifar10}", "no network here", lines=3)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", struct.pack(">IIII", 0x803, 4, 28, 28) + bytes(100), bytes(3000)])
+def test_damaged_mnist(content, raw, tmp_path):
+    (raw / "train-images-idx3-ubyte").write_bytes(content)
+    sets.refused("mnist32", tmp_path, f"mnist32: not whole in {tmp_path}", nchannels=1, lines=6)

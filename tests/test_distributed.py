@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, SMALL, command, read_records
+from runs import ROOT, SMALL, call, read_records, wait_for
 
+import main
 from utils.checkpoint import read
+
+pytestmark = pytest.mark.slow
 
 
 def flags(images, out, extra=""):
@@ -30,7 +33,7 @@ def torchrun(processes, arguments, options=()):
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*launcher, "main.py", *arguments],
+        [*launcher, *options, "main.py", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -56,7 +59,7 @@ def model(out, name):
 
 
 def train_alone(images, out, extra):
-    done = command("main.py", *flags(images, out, extra))
+    done = call(main, *flags(images, out, extra))
     assert done.returncode == 0, done.stderr
 
 
@@ -81,19 +84,12 @@ def test_two_processes_do_what_one_does(dtype, tolerance, images, tmp_path):
     assert "2 processes: 8 images per step in all, 4 in each" in text
 
 
-def test_a_run_goes_on_with_another_number_of_processes(images, tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(images, tmp_path):
     train_alone(images, tmp_path / "one", "--max_steps 15")
     for processes, steps in ((2, 6), (1, 10), (2, 15)):
         status, output = finish(torchrun(processes, flags(images, tmp_path / "parts", f"--max_steps {steps}")))
         assert status == 0, output
     assert largest_difference(*(model(tmp_path / name, "3.state") for name in ("one", "parts"))) < 1e-10
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "too long"
-        time.sleep(0.05)
 
 
 def trained(out):
@@ -159,7 +155,7 @@ def test_batch_size_must_be_divisible(images, tmp_path):
 
 
 def test_restarts_continue_from_the_last_checkpoint(images, tmp_path):
-    """torchrun --max_restarts after a process was killed: the job goes on and ends like an undisturbed run."""
+    """torchrun --max_restarts after a process was killed: the job resumes and ends like an undisturbed run."""
     extra = "--max_steps 300 --plot_epoch 0"
     train_alone(images, tmp_path / "one", extra)
     process = torchrun(2, flags(images, tmp_path / "two", extra), ["--max_restarts=1"])

@@ -1,9 +1,11 @@
 """The documents: their code runs, their links lead somewhere, their commands are understood."""
 
 import importlib
+import inspect
 import re
 import shlex
 import sys
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -25,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "args")
+SCRIPTS = [path.stem for path in ROOT.glob("*.py") if path.stem != "args"]
+EQUATIONS = [*map(str, range(1, 16)), "A.1", "D.1", "D.2", "D.3", "D.4"]
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_the_guides_figure(weights, tmp_path, monkeypatch):
 
 def test_python_of_the_readme(weights):
     section = README.split("\n## In Python\n")[1].split("\n## ")[0]
-    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    code = "\n".join(re.findall("^    (.*)", section, re.MULTILINE))
     (path,) = re.findall(r'load\("(.*)"\)', code)
     code = replace_once(code, path, weights["rgflow"]).replace("32, 32", "8, 8")
     names = {}
@@ -93,56 +96,55 @@ def replace_once(text, old, new):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_and_images_lead_somewhere(document):
-    targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8"))
-    files = [target.split("#")[0] for target in targets if not target.startswith(("https://", "http://", "#"))]
-    assert [file for file in files if not (document.parent / file).exists()] == []
+def test_links_and_files_exist(document):
+    text = document.read_text("utf-8")
+    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text)
+    if document.name == "README.md":
+        targets += re.findall(r"`(\w+/[\w/]*(?:\.\w+)?)`", text)
+    assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-class Understood(Exception):
-    """Raised where a script's parser has taken the flags; its argument is the parser."""
+def test_the_code_names_every_equation():
+    """In words such as "equations 4 and 5"; a range names its two ends alone."""
+    table = README.split("\n## Equation → code\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([A-D\d.]+) \|.*\| (?:`([\w/]+)\.py` `([\w.]+)`|not computed) \|$", table, re.MULTILINE)
+    assert [number for number, *_ in rows] == EQUATIONS
+    missing = []
+    for number, file, name in rows:
+        if file:
+            module = importlib.import_module(file.replace("/", "."))
+            text = module.__doc__ + inspect.getsource(reduce(getattr, name.split("."), module))
+            named = re.findall(r"[Ee]quations?((?:[-–,]?\s*(?:and )?(?:[A-D]\.)?\d+)+)", text)
+            missing += [(number, file, name)] * (number not in re.findall(r"(?:[A-D]\.)?\d+", " ".join(named)))
+    assert missing == []
 
 
-@pytest.fixture
-def understand(monkeypatch):
-    """Run a script up to where its flags are parsed, without `parse` to just before, and return its parser."""
+def parser_of(script):
+    """The parser of a script, whose main runs up to where the flags are parsed."""
+
+    def stop(parser, *_):
+        raise StopIteration(parser)
+
+    with patch.object(cli.Parser, "parse_known_args", stop), pytest.raises(StopIteration) as end:
+        importlib.import_module(script).main([])
+    return end.value.value
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_understood(document, guide, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    original = cli.Parser.parse_args
-
-    def understand(script, argv=(), parse=True):
-        def parse_args(parser, args=None, namespace=None):
-            if parse:
-                original(parser, args, namespace)
-            raise Understood(parser)
-
-        monkeypatch.setattr(cli.Parser, "parse_args", parse_args)
-        with pytest.raises(Understood) as end:
-            importlib.import_module(script).main(list(argv))
-        return end.value.args[0]
-
-    return understand
+    for script, arguments in re.findall(r"\bpython (\w+)\.py\b([^`\n…]*)", document.read_text("utf-8")):
+        values, rest = parser_of(script).parse_known_args(shlex.split(arguments, comments=True))
+        if not getattr(values, "weights", "no such flag"):  # the flags of main.py name a run
+            _, rest = flags.build_parser().parse_known_args(rest)
+        assert rest == [], script
 
 
-def commands(text):
-    """(script, arguments) of every `python script.py …` in a document."""
-    return [(s, shlex.split(a, comments=True)) for s, a in re.findall(r"\bpython (\w+)\.py\b([^`\n]*)", text)]
-
-
-@pytest.mark.parametrize("text", [README, GUIDE], ids=["README", "extending"])
-def test_commands_are_understood(text, understand, guide, capsys):
-    assert commands(text)
-    for script, argv in commands(text):
-        understand(script, argv)
-    with pytest.raises(SystemExit):
-        understand("main", ["--no_such_flag"])
-    assert "--no_such_flag" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/differences.md", "docs/extending.md"])
-def test_flags_in_text_exist(name, understand):
-    known = {flag for script in SCRIPTS for flag in understand(script, parse=False)._option_string_actions}
-    named = set(re.findall(r"`(--?[a-zA-Z]\w*)", (ROOT / name).read_text("utf-8")))
+@pytest.mark.parametrize("name", ["README", "docs/differences", "docs/extending", "docs/figures", "docs/running"])
+def test_flags_in_text_exist(name):
+    known = {flag for script in SCRIPTS for flag in parser_of(script)._option_string_actions}
+    named = set(re.findall(r"`(--?[a-zA-Z]\w*)", (ROOT / f"{name}.md").read_text("utf-8")))
     assert named - known == set()
-    if name == "docs/differences.md":
+    if name == "docs/differences":
         assert {f"--{flag}" for flag in [*RELEASE, *OURS]} <= named

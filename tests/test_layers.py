@@ -7,12 +7,13 @@ import pytest
 import torch
 from checks import check_bijector, jacobian, randomise
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.functional import linear
 
-from layers import PATCH_BIJECTORS, residual
+from layers import PATCH_BIJECTORS, fold
 from layers.autoregressive import autoregressive_masks
 from layers.coupling import join_checkerboard, split_checkerboard
-from layers.residual import ResidualNetworks, evaluate, folded_together
+from layers.fold import evaluate, folded_together
+from layers.residual import ResidualNetworks
 
 
 @pytest.mark.parametrize("name", PATCH_BIJECTORS)
@@ -39,7 +40,7 @@ def test_checkerboard_of_a_counted_patch():
     assert torch.equal(join_checkerboard(*split_checkerboard(patches), patches.shape), patches)
 
 
-def test_first_rnvp_half_step_keeps_the_even_entries():
+def test_first_rnvp_coupling_keeps_the_even_entries():
     """x2' = x2 exp(s1(x1)) + t1(x1): an odd entry of the output depends on its own input and on all even ones."""
     rnvp = randomise(PATCH_BIJECTORS["rnvp"](1, 4, 1, 1, 1, 9))
     even, odd = split_checkerboard(torch.arange(16).reshape(1, 1, 4, 4))
@@ -50,142 +51,110 @@ def test_first_rnvp_half_step_keeps_the_even_entries():
     assert (matrix[even[0]] != 0).all()
 
 
-def layers(block, pick=lambda parameter: parameter):
-    """(weight, gain, bias, beta) of each linear layer of a residual block, or `pick` of the parameters."""
-    weights = [pick(weight) for weight in block.weights]
-    sizes = [weight.shape[-2:] for weight in block.weights]
-    outs, ins = [nout for _, nout in sizes], [nin for nin, _ in sizes]
-    vectors = [pick(block.gain).split(outs, -1), pick(block.bias).split(outs, -1), pick(block.beta).split(ins, -1)]
-    return list(zip(weights, *vectors, strict=True))
-
-
-class Plain(nn.Module):
-    """One residual network, written down as the formulas stand, on PyTorch's own weight normalisation."""
-
-    def __init__(self, networks, g):
-        super().__init__()
-        self.linears, self.betas, self.skips, self.masks = nn.ModuleList(), [], [], []
-        for block in networks.blocks:
-            own = layers(block, lambda parameter: parameter[g].detach().clone())
-            for (weight, gain, bias, beta), mask in zip(own, block.masks, strict=True):
-                linear = nn.Linear(*weight.shape)
-                linear.weight.data = (weight * (1 if mask is None else mask)).T.contiguous()
-                linear.bias.data = bias
-                linear = weight_norm(linear, dim=0)
-                linear.parametrizations.weight.original0.data = gain[:, None]
-                self.linears.append(linear)
-                self.betas.append(beta.requires_grad_())
-            self.skips.append(block.skip)
-        self.scale = networks.scale[g].detach().clone().requires_grad_()
-
-    def forward(self, x):
-        per_block = len(self.linears) // len(self.skips)
-        for n, skip in enumerate(self.skips):
-            y = x
-            for k in range(n * per_block, (n + 1) * per_block):
-                y = self.linears[k](y * torch.sigmoid(self.betas[k] * y))
-            x = (x + y) / math.sqrt(2) if skip else y
-        return x * self.scale
-
-
 def build_networks(skips=(True, True), masks=None, nsteps=1):
+    """Two networks 6 -> 6 with hidden layers of width 11, two per residual block, for each step."""
     networks = ResidualNetworks(nsteps, 2, 6, 11, len(skips), 2, masks, skips)
-    randomise(networks, 0.5).requires_grad_(True)
-    return networks
+    return randomise(networks, 0.5).requires_grad_(True)
 
 
-@pytest.mark.parametrize("piece", [1, 2**19])  # one half-step at a time, all at once
-@pytest.mark.parametrize("skips", [(True,), (True, True), (False, True, True)])
-def test_residual_networks_follow_the_formulas(skips, piece, monkeypatch):
-    """Values and the gradient of every parameter and of the input, for three half-steps of two networks."""
-    monkeypatch.setattr(residual, "PIECE", piece)
-    networks = build_networks(skips, nsteps=3)
-    x = torch.randn(5, 6, requires_grad=True)
-    target = torch.randn(6, 5, 6)
-    outputs = torch.cat([evaluate(folded, x) for folded in networks.steps()])
-    (outputs * target).sum().backward()
-    grad_x, x.grad = x.grad, None
-    for g in range(6):
-        plain = Plain(networks, g)
-        y = plain(x)
-        torch.testing.assert_close(outputs[g], y)
-        (y * target[g]).sum().backward()
-        torch.testing.assert_close(networks.scale.grad[g], plain.scale.grad)
-        linears, betas = iter(plain.linears), iter(plain.betas)
-        for block in networks.blocks:
-            for weight, gain, bias, beta in layers(block, lambda parameter, g=g: parameter.grad[g]):
-                linear = next(linears)
-                originals = linear.parametrizations.weight
-                torch.testing.assert_close(weight.T, originals.original1.grad)
-                torch.testing.assert_close(gain, originals.original0.grad[:, 0])
-                torch.testing.assert_close(bias, linear.bias.grad)
-                torch.testing.assert_close(beta, next(betas).grad)
-    torch.testing.assert_close(grad_x, x.grad)
+def folded(networks, x):
+    """What a flow computes: (K, G, N, n)."""
+    return torch.stack([evaluate(step, x) for step in networks.steps()])
 
 
-@pytest.mark.parametrize("together, piece", [(3, 2**19), (2, 2 * 4 * 11 * 11), (0, 1)])
-def test_small_networks_folded_together_are_those_folded_alone(together, piece, monkeypatch):
-    """Of 2, 2 and 1 half-steps of two networks, and one of other sizes; `piece` bounds the largest weights."""
+def results(networks, function, x):
+    """Values, and the gradients of the input and of every parameter."""
+    x = x.clone().requires_grad_()
+    y = function(x)
+    weights = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
+    return [y, *torch.autograd.grad((y * weights).sum(), [x, *networks.parameters()])]
+
+
+def assert_folding_changes_nothing(networks, **tolerances):
+    x = torch.randn(5, 6)
+    pairs = zip(results(networks, lambda x: folded(networks, x), x), results(networks, networks, x), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, **tolerances)
+
+
+@pytest.mark.parametrize("skips", [(True,), (False, True, True)])
+def test_residual_networks_follow_the_formulas(skips):
+    """Written down for single networks, on PyTorch's own weight normalisation."""
+    networks, x = build_networks(skips, nsteps=3), torch.randn(5, 6)
+    for g, outputs in enumerate(networks(x).flatten(0, 1)):
+        y = x
+        for block, skip in zip(networks.blocks, skips, strict=True):
+            gains, biases, betas = block.gain[g].split([11, 11, 6]), block.bias[g].split([11, 11, 6]), block.beta[g]
+            f = y
+            for weight, gain, bias, beta in zip(block.weights, gains, biases, betas.split([6, 11, 11]), strict=True):
+                f = linear(f * torch.sigmoid(beta * f), torch._weight_norm(weight[g].T, gain[:, None]), bias)
+            y = (y + f) / math.sqrt(2) if skip else f
+        torch.testing.assert_close(outputs, y * networks.scale[g])
+
+
+MASKS = [autoregressive_masks(6, 11, 2, strict) for strict in (True, False)]  # the first clears whole columns
+
+
+@pytest.mark.parametrize("piece", [1, 2**19])  # one step at a time, all at once
+@pytest.mark.parametrize(
+    "skips, masks", [((True,), None), ((True, True), None), ((False, True, True), None), ((False, True), MASKS)]
+)
+def test_folding_changes_no_value_and_no_gradient(skips, masks, piece, monkeypatch):
+    monkeypatch.setattr(fold, "PIECE", piece)
+    assert_folding_changes_nothing(build_networks(skips, masks, nsteps=3))
+
+
+def test_folding_near_zero_beta():
+    """beta = 0 is x / 2, and beta passes through 0 in training: value and gradient stay right there."""
+    networks = build_networks((True,))
+    with torch.no_grad():
+        networks.blocks[0].beta[:, ::2] = 0
+    assert_folding_changes_nothing(networks, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("alone, piece", [(0, 2**19), (2, 300), (4, 1)])
+def test_small_networks_folded_together_are_those_folded_alone(alone, piece, monkeypatch):
+    """Of 2, 2 and 1 steps, with largest weights of 484, 484 and 242 entries, and one of another kind with 242."""
     every = nn.ModuleList([*(build_networks(nsteps=nsteps) for nsteps in (2, 2, 1)), build_networks((True,))])
     x = torch.randn(5, 6)
 
     def gradients():
-        every.zero_grad()
-        sum(evaluate(folded, x).square().sum() for networks in every for folded in networks.steps()).backward()
-        return [parameter.grad for parameter in every.parameters()]
+        return results(every, lambda x: sum(folded(networks, x).square().sum() for networks in every), x)
 
     expected = gradients()
-    monkeypatch.setattr(residual, "PIECE", piece)
+    monkeypatch.setattr(fold, "PIECE", piece)
     for networks in every:
         networks.fold = Mock(side_effect=networks.fold)
     with folded_together(every):
         for one, other in zip(gradients(), expected, strict=True):
             torch.testing.assert_close(one, other)
-    assert sum(networks.fold.call_count for networks in every) == 4 - together
-    with torch.no_grad():
-        every[0].scale.zero_()
-    assert not torch.equal(gradients()[0], expected[0])  # nothing is held any longer
+    assert sum(networks.fold.call_count for networks in every) == alone
+    gradients()
+    assert sum(networks.fold.call_count for networks in every) == alone + 4  # nothing is held any longer
 
 
-def test_masked_residual_networks_follow_the_formulas():
-    masks = [autoregressive_masks(6, 11, 2, strict) for strict in (True, False)]
-    networks = build_networks((False, True), masks)
-    x = torch.randn(5, 6)
-    evaluate(networks.steps()[0], x).square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in networks.parameters())
-    for block in networks.blocks:
-        for k, weight in enumerate(block.weights):
-            assert (weight.grad[:, getattr(block, f"mask{k}") == 0] == 0).all()
-    # PyTorch's weight normalisation makes 0 / 0 of the row that is masked entirely, so it is compared below it.
-    networks = build_networks((True, True), [masks[1]] * 2)
-    for g in range(2):
-        torch.testing.assert_close(evaluate(networks.steps()[0], x)[g], Plain(networks, g)(x))
+def test_second_derivatives_by_parameters_are_refused():
+    """Those by the input are right, and so is their gradient by a parameter."""
+    networks, x = build_networks(), torch.randn(5, 6, requires_grad=True)
+    block = networks.blocks[1]
+    for parameter in (*block.weights, block.gain, block.beta, networks.scale):
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            torch.autograd.grad(folded(networks, x).sum(), parameter, create_graph=True)
+    second = []
+    for function in (networks, lambda x: folded(networks, x)):
+        (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(gradient.square().sum(), [x, networks.blocks[0].weights[1]]))
+    for one, other in zip(*second, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_autoregressive_masks_by_gradients():
     """Output i depends on inputs j < i, all of them (j <= i without strict)."""
     for strict in (True, False):
         masks = autoregressive_masks(6, 13, 2, strict)
-        (folded,) = randomise(ResidualNetworks(1, 1, 6, 13, 1, 2, [masks], [False])).steps()
-        matrix = jacobian(lambda x, folded=folded: evaluate(folded, x), torch.randn(1, 6))
+        networks = randomise(ResidualNetworks(1, 1, 6, 13, 1, 2, [masks], [False]))
         expected = torch.ones(6, 6, dtype=bool).tril(-1 if strict else 0)
-        assert torch.equal(matrix != 0, expected)
-
-
-def test_swish_near_zero_beta():
-    """beta = 0 is x / 2, and beta passes through 0 in training: value and gradient stay right there."""
-    networks = build_networks((True,))
-    with torch.no_grad():
-        networks.blocks[0].beta[:, ::2] = 0
-    x = torch.randn(5, 6)
-    evaluate(networks.steps()[0], x).sum().backward()
-    for g in range(2):
-        plain = Plain(networks, g)
-        y = plain(x)
-        torch.testing.assert_close(evaluate(networks.steps()[0], x)[g], y, rtol=1e-3, atol=1e-3)
-        y.sum().backward()
-        betas = torch.cat([beta.grad for beta in plain.betas])
-        torch.testing.assert_close(networks.blocks[0].beta.grad[g], betas, rtol=2e-3, atol=2e-3)
+        assert torch.equal(jacobian(networks, torch.randn(1, 6)) != 0, expected)
 
 
 def test_folded_weights_follow_every_change_of_the_parameters():
@@ -194,7 +163,7 @@ def test_folded_weights_follow_every_change_of_the_parameters():
 
     def value():
         with torch.no_grad():
-            return evaluate(networks.steps()[0], x)
+            return folded(networks, x)
 
     networks.eval()
     before = value()
@@ -202,32 +171,29 @@ def test_folded_weights_follow_every_change_of_the_parameters():
     value()
     assert counted.call_count == 0  # kept
     networks.steps()
-    assert counted.call_count == 1  # not in training
+    assert counted.call_count == 1  # not where a gradient is asked for
     optimizer = torch.optim.AdamW(networks.parameters(), lr=0.1, fused=True)
     state = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
-    evaluate(networks.steps()[0], x).sum().backward()
+    folded(networks, x).square().sum().backward()
     optimizer.step()
     assert not torch.equal(value(), before)
     networks.load_state_dict(state)
     assert torch.equal(value(), before)
     networks.float()
-    assert torch.allclose(evaluate(networks.steps()[0], x.float()).double(), before, atol=1e-4)
+    assert torch.allclose(folded(networks, x.float()).double(), before, atol=1e-4)
 
 
-def test_a_sample_first_then_the_gradient_of_the_input():
-    """What was folded in inference mode serves autograd afterwards, twice, also with only some parameters frozen."""
-    for frozen in (
-        lambda networks: networks.requires_grad_(False),
-        lambda networks: networks.scale.requires_grad_(False),
-    ):
-        networks = build_networks().eval()
-        frozen(networks)
-        with torch.inference_mode():
-            evaluate(networks.steps()[0], torch.randn(5, 6))
-        for _ in range(2):
-            x = torch.randn(5, 6, requires_grad=True)
-            evaluate(networks.steps()[0], x).sum().backward()
-            assert x.grad.abs().sum() > 0
+@pytest.mark.parametrize("frozen", [lambda networks: networks, lambda networks: networks.scale])  # all, or only some
+def test_a_sample_first_then_the_gradient_of_the_input(frozen):
+    """What was folded in inference mode serves autograd afterwards, twice."""
+    networks = build_networks().eval()
+    frozen(networks).requires_grad_(False)
+    with torch.inference_mode():
+        folded(networks, torch.randn(5, 6))
+    for _ in range(2):
+        x = torch.randn(5, 6, requires_grad=True)
+        folded(networks, x).sum().backward()
+        assert x.grad.abs().sum() > 0
 
 
 def test_parameters_of_a_default_network():
@@ -241,10 +207,10 @@ def test_parameters_of_a_default_network():
 def test_initial_weights():
     """Uniform within sqrt(2.81 * 3 / fan_in), gains equal to the norms, biases 0, beta 1."""
     block = ResidualNetworks(1, 2, 24, 64, 1, 2).blocks[0]
-    for weight, gain, bias, beta in layers(block):
+    for weight in block.weights:
         bound = math.sqrt(2.81 * 3 / weight.shape[1])
         assert 0.95 * bound < weight.abs().max() <= bound
         assert weight.var().item() == pytest.approx(2.81 / weight.shape[1], rel=0.1)
-        torch.testing.assert_close(gain, weight.square().sum(1).sqrt())
-        assert (bias == 0).all()
-        assert (beta == 1).all()
+    torch.testing.assert_close(block.gain, torch.cat([weight.square().sum(1).sqrt() for weight in block.weights], 1))
+    assert (block.bias == 0).all()
+    assert (block.beta == 1).all()

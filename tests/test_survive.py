@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, damaged or started twice: what they leave, and how they go on."""
+"""Runs that are stopped, killed, damaged or started twice: what they leave, and how they resume."""
 
 import errno
 import math
@@ -8,14 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, SMALL, command, records, weights
+from runs import ROOT, SMALL, at_steps, call, command, records, wait_for, weights
 from test_checkpoint import full_ones, same
 
 import main
+import plot_mix_temperature
 from args import get_args
 from flow import load
 from utils import checkpoint
@@ -28,20 +29,27 @@ TIMES = {"time", "images_per_s", "seconds"}
 
 
 @pytest.fixture
-def stopped(start, images, tmp_path):
+def new(images, tmp_path):
+    """A Run with extra flags that has not started yet."""
+
+    def new(flags=FLAGS, out="run"):
+        return main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / out} {SMALL} {flags}".split()))
+
+    return new
+
+
+@pytest.fixture
+def stopped(new):
     """A run that gets a signal during the steps given, {step: signal}; returns what `Run.train` did, and the Run."""
 
-    def stopped(signals, flags=FLAGS, out="run"):
-        run = main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / out} {SMALL} {flags}".split()))
-        step = run.train_step
+    def stopped(signals, flags=FLAGS):
+        run = new(flags)
 
-        def train_step():
+        def send():
             if run.step + 1 in signals:
                 os.kill(os.getpid(), signals[run.step + 1])
-            return step()
 
-        run.train_step = train_step
-        return run.train(), run
+        return at_steps(run, send).train(), run
 
     return stopped
 
@@ -115,6 +123,7 @@ def test_save_minutes(start, monkeypatch):
     assert steps[20:] == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_faults(tmp_path):
     """Few cases of each kind; docs/reliability.md has the counts of many."""
@@ -124,52 +133,55 @@ def test_faults(tmp_path):
     assert "BAD" not in done.stdout
 
 
-def test_what_is_not_finite_is_not_saved(start, stopped):
-    """The weights after the last step, which no test has seen."""
-    run = start("--max_steps 5")
-    good = (run.folder / "1.state").read_bytes()
-    run = main.Run(run.args)
-    run.total_steps = 9
-    step = run.train_step
+@pytest.mark.parametrize("cut", [5, 7, 10])
+def test_stop_and_continue_equals_an_uninterrupted_run(start, stopped, cut):
+    whole = start(FLAGS, "whole")
+    _, run = stopped({cut: signal.SIGTERM})
+    assert run.step == cut
+    assert_same_end(start(FLAGS), whole)
 
-    def train_step():
-        norm = step()
-        if run.step == 7:
+
+def test_what_is_not_finite_is_not_saved(start, new):
+    """The weights after the last step, which no test has seen."""
+    good = (start("--max_steps 5").folder / "1.state").read_bytes()
+    run = new("--max_steps 9")
+
+    def blow_up():
+        if run.step == 6:
             for parameter in run.flow.parameters():
                 parameter.data.mul_(math.inf)
             os.kill(os.getpid(), signal.SIGTERM)
-        return norm
 
-    run.train_step = train_step
     with pytest.raises(UserError, match="epoch 2, step 7: weights are not finite"):
-        run.train()
+        at_steps(run, after=blow_up).train()
     assert [path.name for path in run.folder.iterdir()] == ["1.state"]
     assert (run.folder / "1.state").read_bytes() == good
 
 
-def test_a_process_that_gets_a_signal(images, tmp_path):
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at the process in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", ["torch is imported", "the run is set up", "an epoch is over"])
+def test_a_process_that_gets_a_signal(moment, number, images, tmp_path):
     argv = f"main.py --data folder --data_path {images} -o {tmp_path} {SMALL} --epoch 100000 --print_step 0".split()
     process = subprocess.Popen(
         [sys.executable, *argv], cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    first = tmp_path / "folder" / "laplace_nl1_nr1_nm1_nh8" / "out_save" / "1.state"
-    while not first.exists() and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 128 + signal.SIGUSR1
-    assert b"Traceback" not in process.stderr.read()
-    assert checkpoint.newest(first.parent, full=True)[1]["step"] >= 5
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 2.5])
-def test_signals_before_training(images, tmp_path, seconds, number):
-    argv = f"main.py --data folder --data_path {images} -o {tmp_path} {SMALL} --epoch 100000 --print_step 0".split()
-    process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, stderr=subprocess.PIPE)
-    time.sleep(seconds)
+    base = tmp_path / "folder" / "laplace_nl1_nr1_nm1_nh8"
+    maps = Path(f"/proc/{process.pid}/maps")
+    reached = {
+        "torch is imported": lambda: "libtorch" in maps.read_text(),
+        "the run is set up": (base / "out.lock").exists,
+        "an epoch is over": (base / "out_save" / "1.state").exists,
+    }
+    wait_for(reached[moment])
     process.send_signal(number)
-    assert process.wait(60) in (-number, 128 + number)
+    status = process.wait(60)
     assert b"Traceback" not in process.stderr.read()
+    if moment == "an epoch is over":
+        assert status == 128 + number
+        assert checkpoint.newest(base / "out_save", full=True)[1]["step"] >= 5
+    else:
+        assert status in (-number, 128 + number)
 
 
 def test_samples_do_not_bring_back_a_folder_that_was_removed(start, monkeypatch):
@@ -192,9 +204,9 @@ def test_a_damaged_newest_file_is_named_and_the_one_before_used(start, stopped):
     shutil.copy(run.folder / "2.state", run.folder / "5.state")
     with open(run.folder / "5.state", "r+b") as file:
         file.truncate(1000)
-    done = command("plot_mix_temperature.py", *argv_of(run), "--fig_dir", str(run.folder.parent / "figures"))
+    done = call(plot_mix_temperature, *argv_of(run), "--fig_dir", run.folder.parent / "figures")
     assert done.returncode == 0, done.stderr
-    assert "5.state: damaged" in done.stderr and "4.state with" in done.stdout
+    assert "5.state: damaged" in done.stderr and "4.state at T" in done.stdout
 
 
 def argv_of(run):
@@ -207,7 +219,7 @@ def test_no_good_file_is_one_sentence(start):
         path.write_bytes(b"PK")
     with pytest.raises(UserError, match="no other file in"):
         start("--max_steps 9")
-    done = command("main.py", *argv_of(run), "--max_steps", "9")
+    done = call(main, *argv_of(run), "--max_steps", "9")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "last.state: damaged" in done.stderr
 
@@ -221,7 +233,7 @@ def test_slim_files_serve_scripts_but_not_training(start):
         checkpoint.save(path, checkpoint.slim(state))
     flow, _ = load(run.folder / "3.state")
     assert all(torch.equal(*pair) for pair in zip(flow.parameters(), run.flow.parameters(), strict=True))
-    done = command("main.py", *argv_of(run), "--epoch", "4")
+    done = call(main, *argv_of(run), "--epoch", "4")
     assert done.returncode == 1
     assert re.fullmatch(r"error: \S*3\.state is slim, .*--init \S*3\.state\n", done.stderr)
     (run.folder / "3.state").write_bytes(b"")
@@ -252,7 +264,7 @@ def test_init(start, tmp_path):
 
 def test_export(start, tmp_path):
     run = start("--max_steps 7")
-    done = command("main.py", *argv_of(run), "--export", str(tmp_path / "new" / "x.state"))
+    done = call(main, *argv_of(run), "--export", tmp_path / "new" / "x.state")
     assert done.returncode == 0, done.stderr
     assert "last.state" in done.stdout
     state = read(tmp_path / "new" / "x.state")
@@ -261,15 +273,15 @@ def test_export(start, tmp_path):
     assert same(state, expected)
     flow, _ = load(tmp_path / "new" / "x.state")
     assert all(torch.equal(*pair) for pair in zip(flow.parameters(), run.flow.parameters(), strict=True))
-    done = command("main.py", *argv_of(run), "--export", str(run.folder / "last.state"))
+    done = call(main, *argv_of(run), "--export", run.folder / "last.state")
     assert done.returncode == 1 and "--export" in done.stderr
-    done = command("main.py", *argv_of(run), "--out_infix", "none", "--export", "x.state")
+    done = call(main, *argv_of(run), "--out_infix", "none", "--export", "x.state")
     assert done.returncode == 1 and "no checkpoint" in done.stderr
 
 
-def test_two_runs_on_one_folder(start, images, tmp_path):
-    run = main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / 'run'} {SMALL} --max_steps 2".split()))
-    done = command("main.py", *argv_of(run), "--max_steps", "2")
+def test_two_runs_on_one_folder(start, new):
+    run = new("--max_steps 2")
+    done = call(main, *argv_of(run), "--max_steps", "2")
     assert done.returncode == 1
     assert re.fullmatch(r"error: \S*out\.lock: another process is training this run.*--out_infix.*\n", done.stderr)
     start("--max_steps 2 --out_infix _beside")
@@ -282,7 +294,7 @@ def test_disk_space(start, monkeypatch):
     line = re.search(r"disk: .*", run.log.text_path.read_text())[0]
     weights = 8 * sum(parameter.numel() for parameter in run.flow.parameters())
     assert f"need up to {checkpoint.disk_space(weights, kept=2) / 1e9:.3g} GB" in line
-    monkeypatch.setattr(main, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
+    monkeypatch.setattr("utils.run.disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(UserError, match=r"--out_dir .*: disk: .*5e-09 GB are free"):
         start("--epoch 4 --keep_epoch 2", "other")
     start("--epoch 4 --keep_epoch 2")  # finished: needs none
@@ -298,25 +310,18 @@ def test_output_path_below_a_regular_file(images, tmp_path, below):
     assert path.read_text() == "mine"
 
 
-def test_output_folder_removed_during_the_run(images, tmp_path):
+@pytest.mark.parametrize("flags", ["--epoch 2", "--epoch 2 --print_step 0 --save_minutes 1e-9"])
+def test_output_folder_removed_during_the_run(new, flags):
     """It is the user's will, or another disk: the run ends, and does not fill the place with a folder of its own."""
-    for flags in ("--epoch 2", "--epoch 2 --print_step 0 --save_minutes 1e-9"):
-        run = main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / 'run'} {SMALL} {flags}".split()))
-        step = run.train_step
-
-        def train_step(run=run, step=step):
-            if run.step == 3:
-                shutil.rmtree(run.folder.parent)
-            return step()
-
-        run.train_step = train_step
-        with pytest.raises(FileNotFoundError) as caught:
-            run.train()
-        assert str(run.folder.parent) in str(caught.value.filename)
-        for write in (run.plot, run.save):
-            with pytest.raises(FileNotFoundError):
-                write()
-        assert not run.folder.parent.exists()
+    run = new(flags)
+    at_steps(run, lambda: shutil.rmtree(run.folder.parent) if run.step == 3 else None)
+    with pytest.raises(FileNotFoundError) as caught:
+        run.train()
+    assert str(run.folder.parent) in str(caught.value.filename)
+    for write in (run.plot, run.save):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert not run.folder.parent.exists()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

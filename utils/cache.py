@@ -29,7 +29,7 @@ def update(total, value):
 
 
 def cached(path, compute):
-    """The tensor in the file `path`, on the CPU; if there is none, or it is damaged, compute() is, and is kept there.
+    """The tensor in the file `path`, on the CPU; if there is none, or it is damaged, compute(), which is kept there.
 
     Raises OSError, before anything is computed, if the file cannot be written.
     """

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from .files import check_writable
+from .memory import keep_freed_memory
 from .signals import leave_on_signals
+
+MIXED = 0.2, 0.6  # temperatures of level 0 and of the levels above in figure 6 (Appendix D)
 
 
 class UserError(Exception):
@@ -36,11 +39,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence and whose @FILEs hold flags with their values, and # comments."""
+    """A parser whose complaints are one sentence and whose @FILEs hold flags with their values, and # comments.
+
+    description: its first line is shown by --help, so that a script can give its docstring
+    """
 
     def __init__(self, description):
         super().__init__(
-            description=description,
+            description=description.partition("\n")[0],
             formatter_class=HelpFormatter,
             fromfile_prefix_chars="@",
             allow_abbrev=False,
@@ -57,9 +63,9 @@ class Parser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f"argument file: line {arg_line!r}: {error}")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):
         try:
-            return super().parse_args(args, namespace)
+            return super().parse_known_args(args, namespace)
         except RecursionError:
             self.error("argument file: reads itself")
         except ValueError as error:  # a name or content that is no text
@@ -117,12 +123,19 @@ def assignment(name, value):
     return convert
 
 
-def latent_name(text):
-    """An argparse type: the name h:i:j:c of a latent, its level, row, column and channel, as a tuple of numbers."""
-    parts = text.split(":")
-    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be level:row:column:channel, counted from 0, as in 2:4:12:0")
-    return tuple(map(int, parts))
+def indices(names, example):
+    """An argparse type: numbers counted from 0 and joined by colons, as a tuple; `names` says what they are."""
+
+    def convert(text):
+        parts = text.split(":")
+        if len(parts) != len(names.split(":")) or not all(part.isdecimal() for part in parts):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {names}, counted from 0, as in {example}")
+        return tuple(map(int, parts))
+
+    return convert
+
+
+latent_name = indices("level:row:column:channel", "2:4:12:0")
 
 
 def gpu_list(text):
@@ -153,6 +166,19 @@ def add_temperature(group, default=(1.0,)):
         metavar="T[,T…]",
         help=f"one for all levels or one per level from h = 0 up, comma separated (default: {listing(default)})",
     )
+
+
+def add_temperatures(add):
+    """The flag --temperatures, for `check_temperatures`."""
+    explained = "one for all levels or one per level from h = 0 up, comma separated"
+    explained += f" (default: {MIXED[0]} at h = 0, {MIXED[1]} above)"
+    add("--temperatures", type=number_list(non_negative), metavar="T[,T…]", help=explained)
+
+
+def add_range(add):
+    """The flag --range of a latent, by default that of `flow.latents.papers_range`."""
+    explained = "of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)"
+    add("--range", type=number_list(finite, 2), metavar="LOW,HIGH", help=explained)
 
 
 def add_field_flags(add):
@@ -200,6 +226,11 @@ def check_temperature(temperatures, flow, flag="--temperature"):
     return temperatures
 
 
+def check_temperatures(temperatures, flow):
+    """`check_temperature` of --temperatures, by default MIXED."""
+    return check_temperature(temperatures or (MIXED[0], *MIXED[1:] * (flow.num_levels - 1)), flow, "--temperatures")
+
+
 def check_latents(latents, flow, flag="--latents"):
     """Names (h, i, j, c) of latents as indices (c, i, j) into the flow's latents (C, L, L), a list of tuples.
 
@@ -229,8 +260,9 @@ def check_output(parser, args):
 
 
 def script(main):
-    """Run a script's main; what the user can mend ends in one sentence and status 1, a bug in a traceback."""
+    """Run a script's main. User errors print one sentence; bugs keep their traceback."""
     leave_on_signals()
+    keep_freed_memory()
     try:
         main()
     except UserError as error:

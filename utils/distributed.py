@@ -1,5 +1,5 @@
-"""The processes that train one flow together, as torchrun starts them. A process on its own has no peers, and then
-nothing here communicates."""
+"""The processes that train one flow together, as torchrun starts them. A process on its own has no peers, and nothing
+here communicates then."""
 
 import os
 import sys
@@ -52,11 +52,11 @@ class Peers:
     def rows(self, batch_size, rank=None):
         """The part of a global batch, a slice, of process `rank`, or of this one.
 
-        Raises ValueError unless all parts are equal.
+        Raises UserError unless all parts are equal.
         """
         part, rest = divmod(batch_size, self.size)
         if rest:
-            raise ValueError(f"batch_size {batch_size}: must be divisible by the {self.size} processes")
+            raise UserError(f"--batch_size {batch_size}: must be divisible by the {self.size} processes")
         rank = self.rank if rank is None else rank
         return slice(rank * part, (rank + 1) * part)
 
@@ -74,6 +74,13 @@ class Peers:
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, group=self._control)
         return values[0]
+
+    def check_equal(self, own):
+        """Raises UserError unless the dict `own`, which says what this process trains, is that of the first process."""
+        first = self.broadcast(own)
+        different = [f"{name} {first[name]} -> {own[name]}" for name in own if own[name] != first[name]]
+        if different:
+            raise UserError(f"process {self.rank}: not the run of process 0 ({'; '.join(different)})")
 
     def broadcast_(self, tensors):
         """With peers: make each tensor that of the first process."""
@@ -105,8 +112,8 @@ class Peers:
         before[1].wait()
         return int(before[0]) or None
 
-    def part(self):
-        """Leave the group of processes, all at the same point."""
+    def leave(self):
+        """Leave the group of processes. All must call it at the same point."""
         if self._agreement:
             self._agreement[1].wait()
         if self.size > 1:
@@ -120,7 +127,7 @@ def together(device):
     try:
         peers = Peers(device)
         yield peers
-        peers.part()
+        peers.leave()
     except RuntimeError as error:
         words = ("gloo", "NCCL", "onnect", "ProcessGroup", "process group")
         failed_message = isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -14,17 +14,17 @@ class RunLog:
 
     base: path without ending, or None to write no files
     stdout: whether prose is printed too
-    step: records of later steps are cut off, with a last line that is incomplete; a continued run writes them anew
+    step: records of later steps, and an incomplete last line, are cut off; a resumed run writes them again
     """
 
     def __init__(self, base, stdout, step=0):
-        self.stdout = stdout
-        self.text_path = self.records_path = None
+        self.stdout, self.text_path, self.records_path = stdout, None, None
         if base is not None:
             base.parent.mkdir(parents=True, exist_ok=True)
             self.text_path, self.records_path = (Path(f"{base}{ending}") for ending in (".log", ".jsonl"))
             cut_records(self.records_path, step)
-            end_line(self.text_path)
+            if self.text_path.exists() and self.text_path.read_bytes()[-1:] not in (b"", b"\n"):
+                append(self.text_path, "")  # a killed process, or a full disk, has left the last line incomplete
 
     def text(self, line):
         """One line of prose."""
@@ -57,14 +57,13 @@ def read_records(path):
 def read_bpds(path):
     """{"train": records, "test": records} of a `.jsonl` file, those with a step from 1 and bits per dimension.
 
-    The BPD of a training record is the mean over the steps since the one before.
+    The BPD of a training record is the mean over the steps since the record before.
     Raises OSError, ValueError if there is no such record.
     """
     found = {"train": [], "test": []}
     for record in read_records(path):
-        kind = record.get("kind")
-        needed, others = (("step", "bpd"), ("seconds", "bpd_stderr", "lr"))
-        numbers = [record.get(key) for key in needed] + [record[key] for key in others if key in record]
+        kind, numbers = record.get("kind"), [record.get("step"), record.get("bpd")]
+        numbers += [record[key] for key in ("seconds", "bpd_stderr", "lr") if key in record]
         if kind in ("train", "test") and all(map(is_number, numbers)) and record["step"] >= 1:
             found[kind].append(record)
     if not any(found.values()):
@@ -100,20 +99,9 @@ def parse(line):
 
 
 def cut_records(path, step):
-    """Cut off what is beyond `step` or no record; a file that is as it should be stays untouched."""
-    if not path.exists():
-        return
-    lines = read_lines(path)
+    """Cut off what is beyond `step` or no record; a file without such lines stays untouched."""
+    lines = read_lines(path) if path.exists() else []
     kept = [line for line in lines if (record := parse(line)) and record.get("step", 0) <= step]
     if kept != lines:
         with replacing(path) as file:
             file.write("".join(kept).encode())
-
-
-def end_line(path):
-    """End a last line that a killed process, or a full disk, has left incomplete."""
-    if path.exists() and path.stat().st_size:
-        with naming(path), open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")

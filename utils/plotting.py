@@ -1,16 +1,19 @@
 """Figures: one style, written as PNG and PDF, or one after the other as an animated GIF."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .files import replacing
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # told apart by colour-blind readers too
+COLOUR_MAP = "magma"  # of receptive fields
 COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
@@ -26,14 +29,19 @@ def style():
 
 def image_grid(images, ncols):
     """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them."""
-    images = np.asarray(images).transpose(0, 2, 3, 1)  # (N, L, L, C)
-    N, L = images.shape[:2]
+    N, _, L, _ = images.shape
     nrows, gap = -(-N // ncols), max(1, L // 16)
-    grid = np.ones((nrows * (L + gap) - gap, ncols * (L + gap) - gap, 3))
-    for n, image in enumerate(images):
-        i, j = divmod(n, ncols)
-        grid[i * (L + gap) : i * (L + gap) + L, j * (L + gap) : j * (L + gap) + L] = image
-    return grid
+    panels = np.ones((nrows * ncols, L + gap, L + gap, 3))
+    panels[:N, :L, :L] = np.asarray(images).transpose(0, 2, 3, 1)
+    rows = panels.reshape(nrows, ncols, L + gap, L + gap, 3).swapaxes(1, 2)
+    return rows.reshape(nrows * (L + gap), ncols * (L + gap), 3)[:-gap, :-gap]
+
+
+def field_pictures(fields):
+    """Receptive fields (S, L, L), each divided by its largest value, in colours: (S, 3, L, L) in [0, 1]."""
+    fields = np.asarray(fields)
+    shares = fields / fields.max((1, 2), keepdims=True).clip(np.finfo(fields.dtype).tiny)
+    return colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
 
 
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
@@ -48,7 +56,7 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     panel = (width - left) * grid.shape[0] / grid.shape[1]  # height
     height = panel + top
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
+    axes = add_axes(figure, left, top, width - left, panel)
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
     for k, label in enumerate(rows):
@@ -60,31 +68,41 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     return figure
 
 
-def add_image(figure, image, left, top, size, label=""):
-    """Draw one image (C, L, L) in [0, 1], as `image_grid` does, as a square of `size` inches.
+def add_axes(figure, left, top, width, height):
+    """Axes `width` by `height` inches; left, top: inches from the upper left corner of the figure."""
+    full, tall = figure.get_size_inches()
+    return figure.add_axes((left / full, 1 - (top + height) / tall, width / full, height / tall))
 
-    left, top: inches from the upper left corner of the figure to the image's; the label goes above, as wide as it
+
+def add_image(figure, image, left, top, size, label=""):
+    """Draw an image (C, L, L) in [0, 1], as `image_grid` does, as a square; left, top, size: inches, see `add_axes`.
+
+    The label goes above, as wide as the image.
     """
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+    axes = add_axes(figure, left, top, size, size)
     axes.imshow(image_grid(image[None], 1), interpolation="nearest")
     axes.set_axis_off()
     fitting = 72 * size / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
     axes.set_title(label, fontsize=min(FONT_SIZE, fitting), pad=2)
-    return axes
 
 
-def save_figure(figure, path, endings=(".png", ".pdf"), parents=True):
-    """Write a figure to `path` plus each ending; returns the paths.
+def write(path, save, parents=True, quiet=False):
+    """Write a file by save(file), which takes its place when it is complete; print and return its path.
 
-    parents: whether to make the folders above that of the figure, if they are missing
+    parents: whether to make missing folders above that of the file
     """
-    paths = [Path(f"{path}{ending}") for ending in endings]
-    paths[0].parent.mkdir(parents=parents, exist_ok=True)
-    for each in paths:
-        with replacing(each) as file, style():
-            figure.savefig(file, format=each.suffix[1:], dpi=300)
-    return paths
+    path = Path(path)
+    path.parent.mkdir(parents=parents, exist_ok=True)
+    with replacing(path) as file, style():
+        save(file)
+    if not quiet:
+        print(path)
+    return path
+
+
+def save_figure(figure, path, endings=(".png", ".pdf"), **how):
+    """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
+    return [write(f"{path}{end}", partial(figure.savefig, format=end[1:], dpi=300), **how) for end in endings]
 
 
 def screen_width(images, ncols):
@@ -94,27 +112,18 @@ def screen_width(images, ncols):
 
 
 def save_animation(figures, path, seconds):
-    """Write figures, each shown for `seconds`, as a GIF that repeats; `path` is without ending. Returns the path."""
+    """Write figures, each shown for `seconds`, as {path}.gif, which repeats."""
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
         frames.append(Image.open(buffer).convert("RGB"))
-    path = Path(f"{path}.gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        frames[0].save(
-            file, format="gif", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0
-        )
-    return path
+    settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0}
+    write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
 
 
 def save_pixels(image, path):
-    """Write an image (C, H, W), uint8, C = 1 or 3, as a PNG of its own pixels; `path` is without ending. Returns the
-    path."""
-    path = Path(f"{path}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an image (C, H, W), uint8, C = 1 or 3, as {path}.png of its own pixels."""
     image = np.asarray(image)
-    with replacing(path) as file:
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, format="png")
-    return path
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    write(f"{path}.png", partial(picture.save, format="png"))

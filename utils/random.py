@@ -14,3 +14,8 @@ def derived_seed(seed, purpose, index=0):
 def generator(seed, purpose, index=0, device="cpu"):
     """A torch.Generator on `device`, seeded with `derived_seed`."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, index))
+
+
+def dequantisation_noise(shape, device, generator=None, dtype=None):
+    """What is added to uint8 images before the division by 256: uniform in [0, 1). generator: None for the global."""
+    return torch.rand(shape, generator=generator, dtype=dtype, device=device)

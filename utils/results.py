@@ -20,8 +20,10 @@ MODEL_NAMES = {"rgflow": "RG-Flow", "realnvp": "Real NVP", "realnvp_constrained"
 PRIOR_NAMES = {"gaussian": "Gaussian prior", "laplace": "Laplacian prior"}
 
 
-def machine(device):
+def machine(device, processes=1):
     """What the numbers were measured on."""
+    if processes > 1:
+        return f"{processes} x {machine(device)}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

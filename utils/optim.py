@@ -1,9 +1,25 @@
-"""One step of training: gradient, clipping, AdamW. Nothing is read from the device, so that the step can be one CUDA
-graph, and an update with anything not finite is never made."""
+"""One step of training: learning rate, gradient, clipping, AdamW; and the step as one CUDA graph.
+
+A step reads nothing from the device, so that it can be a graph. An update with anything not finite is never made.
+"""
+
+import math
+import warnings
 
 import torch
 
-from .compilation import CapturedFunction
+WARMUP = 3  # plain calls before a graph is recorded, in which libraries set themselves up and kernels are compiled
+
+
+def learning_rate(step, peak, warmup, schedule, total_steps):
+    """The rate of a step (from 0): a linear rise over `warmup` steps, then "constant" or a "cosine" that ends with the
+    run."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Descent:
@@ -23,7 +39,7 @@ class Descent:
         device = peers.device
         self.learning_rate = torch.zeros((), device=device)
         self.step = torch.zeros((), dtype=torch.long, device=device)
-        # The first step whose loss or gradient was not finite, -1 for none: from there on the weights stay as they are.
+        # The first step whose loss or gradient was not finite, -1 for none. From there on the weights do not change.
         self.failed_step = torch.full((), -1, device=device)
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of losses since a print
         self.optimizer = torch.optim.AdamW(
@@ -42,7 +58,7 @@ class Descent:
         return self.run(*inputs)
 
     def update(self, *inputs):
-        self.optimizer.zero_grad()  # nothing is there, unless the recording of a graph has failed
+        self.optimizer.zero_grad()  # empty already, unless recording a graph has failed
         loss = self.loss(*inputs)
         loss.backward()
         return self.move(self.peers.sum_(loss.detach()) / self.peers.size)
@@ -66,7 +82,7 @@ class Descent:
         return {"optimizer": self.optimizer.state_dict(), "window": self.window}
 
     def load(self, state):
-        """Go on from `state()` of a checkpoint. Raises LookupError, TypeError, ValueError, … where it does not fit."""
+        """Resume from `state()` of a checkpoint. Raises LookupError, TypeError, ValueError, … where it does not fit."""
         own = self.optimizer.state_dict()["param_groups"]  # the flags count, not the old values
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
         for group in self.optimizer.param_groups:
@@ -79,7 +95,7 @@ class Descent:
         self.window.copy_(state["window"])
 
     def join(self):
-        """Give all processes the weights and the state of the first one; from here on gradients are means over all."""
+        """Give all processes the weights and the state of the first one. From here on gradients are means over all."""
         if self.peers.size == 1:
             return
         self.loss = self.peers.parallel(self.loss)
@@ -90,3 +106,57 @@ class Descent:
                 values = self.optimizer.state.setdefault(parameter, empty)
                 self.peers.broadcast_(values[name] for name in empty)
         self.peers.broadcast_([self.window])
+
+
+def why_not_compiled(device):
+    """Why torch.compile makes no kernels for a device here (no C++ compiler, an old GPU, …), None where it does."""
+    try:
+        torch.compile(lambda x: x.sigmoid() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compilers raise
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+class CapturedFunction:
+    """Calls `function(*tensors)` as a CUDA graph, after a few plain calls, which count as calls like any other.
+
+    The shapes must be the same in every call, and `function` must read nothing from the device. The next call
+    overwrites what it returned. If recording fails, it warns once and continues with plain calls.
+    """
+
+    def __init__(self, function):
+        self.function = function
+        self.calls = 0
+        self.graph = None
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, *inputs):
+        if self.calls == WARMUP:
+            self.record(inputs)
+        self.calls += 1
+        if self.graph is None:
+            return self.plain(inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return self.output
+
+    def plain(self, inputs):
+        """A call on a stream of its own, which recording requires."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            output = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return output
+
+    def record(self, inputs):
+        graph = torch.cuda.CUDAGraph()
+        self.inputs = [given.clone() for given in inputs]
+        try:
+            with torch.cuda.graph(graph):
+                self.output = self.function(*self.inputs)
+        except RuntimeError as error:
+            cause = str(error.__context__ or error).splitlines()[0]
+            warnings.warn(f"no CUDA graph of the training step ({cause})", stacklevel=2)
+        else:
+            self.graph = graph

@@ -1,0 +1,201 @@
+"""The fast way to evaluate residual networks: what residual.py says, with the parameters folded into the matrices.
+
+The G networks of one step of a bijector do not depend on each other and have equal sizes, so they run side by side as
+batched matrix products. What depends on parameters alone is folded into the matrices beforehand, once per training
+step: since  x sigmoid(beta x) = silu(beta x) / beta, the factor beta goes into the matrix before the activation and
+1 / beta into the matrix after it, together with norm, gain, 1 / sqrt(2) and the final scale. Between two products only
+the silu is left. All K steps of a bijector are folded at once, S = K G networks.
+"""
+
+import math
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .networks import NORM_MIN, Networks, compiled
+
+# |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
+BETA_MIN = 1e-4
+# Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations.
+PIECE = 2**19
+
+
+class FoldedNetworks(Networks):
+    """How `ResidualNetworks` are evaluated: `steps` gives what `evaluate` needs for each step of the bijector."""
+
+    _held = None
+
+    def fold(self):
+        return fold_networks([self])[0]
+
+    def steps(self):
+        return self._held or super().steps()
+
+    @property
+    def kind(self):
+        """Equal for networks that `folded_together` folds at once, None for those with masks or large weights."""
+        masked = any(mask is not None for block in self.blocks for mask in block.masks)
+        if masked or max(weight.numel() for block in self.blocks for weight in block.weights) > PIECE:
+            return None
+        sizes = tuple((block.skip, *(weight.shape[1:] for weight in block.weights)) for block in self.blocks)
+        return sizes, self.ngroups, self.dtype, self.compile_kernels, self.scale.dtype, self.scale.device
+
+
+@contextmanager
+def folded_together(module):
+    """Fold all small networks of `module` at once; within, `steps()` gives what their parameters were on entry.
+
+    For a training step: where networks are small, what folding costs is the number of operations, not their size.
+    Large networks are folded when they are used, so that memory holds the gradient of one of them at a time.
+    """
+    every = [part for part in module.modules() if isinstance(part, FoldedNetworks) and part.kind]
+    kinds = {}
+    for networks in every:
+        kinds.setdefault(networks.kind, []).append(networks)
+    try:
+        for group in kinds.values():
+            for networks, steps in zip(group, fold_networks(group), strict=True):
+                networks._held = steps
+        yield
+    finally:
+        for networks in every:
+            networks._held = None
+
+
+def evaluate(folded, x):
+    """The G residual networks of one step at x (N, n), the same for all: (G, N, n).
+
+    The products are computed in the type of the matrices; x and what the blocks add to it are of the type of x.
+    """
+    for beta, factor, *layers in folded:
+        y = (x * beta).to(layers[0].dtype)  # (G, N, n)
+        for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
+            y = torch.baddbmm(bias, F.silu(y), matrix)  # (G, N, nhidden), at last (G, N, n)
+        x = torch.addcmul(y.to(x.dtype), x, factor)
+    return x
+
+
+def fold_networks(group):
+    """The folded parameters of networks of one kind: for each a list over steps of tuples over blocks."""
+    steps = zip(*(fold_block(group, k) for k in range(len(group[0].blocks))), strict=True)
+    return [list(islice(steps, len(networks.scale) // networks.ngroups)) for networks in group]
+
+
+def fold_block(group, k):
+    """What `evaluate` needs of residual block k of all networks of the group, for each step: beta (G, 1, n), factor of
+    the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …"""
+    one, blocks = group[0], [networks.blocks[k] for networks in group]
+    skip, n = blocks[0].skip, one.scale.shape[1]
+    settings = Settings(one.ngroups, one.dtype or one.scale.dtype, one.compile_kernels)
+    beta, gain, bias = (joined([getattr(block, name) for block in blocks]) for name in ("beta", "gain", "bias"))
+    beta = beta + (torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta) - beta).detach()
+    factor = joined([networks.scale for networks in group])
+    if k < len(one.blocks) - 1:  # only the last block is scaled
+        factor = torch.ones_like(factor)
+    if skip:
+        factor = factor * math.sqrt(0.5)
+    after = torch.cat((beta[:, n:], factor), 1)  # what the output of each linear layer is multiplied by
+    ins, outs = zip(*(weight.shape[1:] for weight in blocks[0].weights), strict=True)
+    gains, afters, biases = (each.split(outs, 1) for each in (gain, after, (bias * after).to(settings.dtype)))
+    befores = beta.reciprocal().split(ins, 1)
+    weights = map(joined, zip(*(block.weights for block in blocks), strict=True))
+    folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
+    for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
+        differentiable = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in layer)
+        matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
+        folded += [matrices, bias[:, None].split(one.ngroups)]
+    return list(zip(*folded, strict=True))
+
+
+class Settings(NamedTuple):
+    """How weights are folded: networks of a step (G), type of the matrices, whether by compiled kernels."""
+
+    ngroups: int
+    dtype: torch.dtype
+    compile: bool
+
+    def pieces(self, weight):
+        """Slices of whole steps that cover the S networks of a weight (S, in, out): `PIECE` entries or so each on a
+        CPU, all on a GPU."""
+        size = weight.numel() if weight.is_cuda else PIECE
+        length = self.ngroups * max(1, size // (self.ngroups * weight[0].numel()))
+        return [slice(start, min(start + length, len(weight))) for start in range(0, len(weight), length)]
+
+
+def fold_weight(settings, mask, weight, before, gain, after):
+    """before * V / |V| * gain * after with V = mask * weight (S, in, out), a list over steps; |V| (S, out).
+
+    before: (S, in); gain, after: (S, out)
+    """
+    fold, columns = compiled(fold_piece) if settings.compile else fold_piece, gain * after
+    pieces = settings.pieces(weight)
+    done = [fold(masked(weight[at], mask), before[at], columns[at], settings.dtype) for at in pieces]
+    matrices = [step for matrix, _ in done for step in matrix.split(settings.ngroups)]
+    return matrices, joined([norm for _, norm in done])
+
+
+class FoldWeight(torch.autograd.Function):
+    """`fold_weight` with its derivative written out.
+
+    Every weight is folded once per training step. The dozen passes over the weights that autograd would record cost
+    more than the matrix products of a small batch.
+    """
+
+    @staticmethod
+    def forward(ctx, settings, mask, weight, before, gain, after):
+        matrices, norm = fold_weight(settings, mask, weight, before, gain, after)
+        ctx.settings, ctx.mask = settings, mask
+        ctx.save_for_backward(weight, before, gain, after, norm)
+        return tuple(matrices)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError("second derivatives by the parameters of residual networks: not available")
+        settings, mask, (weight, before, gain, after, norm) = ctx.settings, ctx.mask, ctx.saved_tensors
+        unfold = compiled(unfold_piece) if settings.compile else unfold_piece
+        unit, grad_weight, sums = gain / norm, torch.empty_like(weight), []
+        columns = unit * after
+        for at in settings.pieces(weight):
+            grad = joined(grads[at.start // settings.ngroups : at.stop // settings.ngroups]).to(weight.dtype)
+            pair = masked(grad, mask), masked(weight[at], mask)
+            sums.append(unfold(*pair, before[at], columns[at], norm[at], grad_weight[at]))
+        grad_before, grad_columns = (joined(parts) for parts in zip(*sums, strict=True))
+        return None, None, grad_weight, grad_before, grad_columns * after / norm, grad_columns * unit
+
+
+def fold_piece(weight, rows, columns, dtype):
+    """weight (S, in, out) -> weight * rows * columns / norm in `dtype`, norm (S, out) of its columns."""
+    norm = weight.square().sum(1).sqrt_().clamp_min_(NORM_MIN)
+    matrix = (weight * (columns / norm)[:, None, :]).mul_(rows[:, :, None])
+    return matrix.to(dtype), norm
+
+
+def unfold_piece(grad, weight, rows, columns, norm, out):
+    """The derivative of `fold_piece`; `columns` are divided by norm here.
+
+    Writes the gradient of the weight to `out` (S, in, out) and returns those of rows (S, in) and of columns (S, out).
+    """
+    rows, columns = rows[:, :, None], columns[:, None, :]
+    if torch.compiler.is_compiling():  # sums, which fuse with the products; a library's product is one pass more
+        product = grad * weight
+        grad_rows, grad_columns = (product * columns).sum(2), (product * rows).sum(1)
+    else:
+        torch.mul(grad, weight, out=out)
+        grad_rows, grad_columns = torch.bmm(out, columns.mT)[:, :, 0], torch.bmm(rows.mT, out)[:, 0]
+    # The norm's part: d|V|/dV = V / |V| for each column.
+    shrink = (grad_columns / norm.square())[:, None, :] * columns
+    torch.mul(grad, rows, out=out).mul_(columns).addcmul_(weight, shrink, value=-1)
+    return grad_rows, grad_columns
+
+
+def masked(tensor, mask):
+    return tensor if mask is None else tensor * mask
+
+
+def joined(tensors):
+    """The tensors one after the other."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

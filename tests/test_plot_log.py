@@ -1,0 +1,132 @@
+"""Curves of logs and the comparison of two, with numbers known beforehand."""
+
+import numpy as np
+import pytest
+
+import plot_log
+from utils.cli import UserError
+from utils.logging import run_name
+
+LOG = """{"kind": "train", "step": 1, "bpd": 8.0, "seconds": 1800}
+{"kind": "train", "step": 3, "bpd": 6.0, "seconds": 3600}
+{"kind": "other", "step": 3, "bpd": 0.0}
+no record
+{"kind": "train", "step": 5, "bpd": 4.0, "seconds": 7200}
+{"kind": "test", "step": 5, "bpd": 4.5, "bpd_stderr": 0.25, "seconds": 7200}
+{"kind": "train", "step": 7"""
+
+
+def test_curves(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    path.write_text(LOG)
+    train, test = plot_log.curves(path)
+    assert train.tolist() == [[1, 3, 5], [8, 6, 4]]
+    assert test.tolist() == [[5], [4.5], [0.25]]
+    train, test = plot_log.curves(path, time=True)
+    assert train[0].tolist() == [0.5, 1, 2]
+    assert test[0].tolist() == [2]
+    axes = plot_log.log_figure([(train, test)], ["$a"], time=True, bpd=(3, 5)).axes[0]
+    assert axes.lines[0].get_xydata().T.tolist() == train.tolist()
+    assert axes.get_ylim() == (3, 5)
+    monkeypatch.setattr(plot_log, "POINTS", 2)
+    assert plot_log.curves(path)[0].tolist() == [[2, 5], [7, 4]]
+
+
+def test_log_script(tmp_path, capsys):
+    for run in ("a", "b_x"):
+        (tmp_path / "msds1" / run).mkdir(parents=True)
+        (tmp_path / "msds1" / run / "out_2.jsonl").write_text(LOG)
+    files = [str(tmp_path / "msds1" / run / "out_2.jsonl") for run in ("a", "b_x")]
+    plot_log.main([*files, "--fig_dir", str(tmp_path / "f"), "--time", "--name", "c"])
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["c.pdf", "c.png"]
+    assert b"/Type3" not in (tmp_path / "f" / "c.pdf").read_bytes()  # fonts that journals refuse
+    assert "msds1/b_x_2: " in capsys.readouterr().out
+    for content, words in (("", "no record"), (LOG.replace("seconds", "s"), "no seconds")):
+        (tmp_path / "bad.jsonl").write_text(content)
+        with pytest.raises(UserError, match=words):
+            plot_log.main([str(tmp_path / "bad.jsonl"), "--time", "--fig_dir", str(tmp_path)])
+    for flags in (["--labels", "one"], ["--bpd", "3"], ["--bpd", "3,3"], ["--labels", "a", "b", "--against", files[0]]):
+        with pytest.raises(SystemExit):
+            plot_log.main([*files, *flags])
+    with pytest.raises(FileNotFoundError):
+        plot_log.main([str(tmp_path / "none.jsonl")])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "PK\x03\x04 no text",
+        "[" * 100_000 + "\n",
+        '{"kind": [], "step": 1, "bpd": 3}\n',
+        '{"kind": "train", "step": 1, "bpd": "3"}\n',
+        '{"kind": "train", "step": 0, "bpd": 3}\n',
+        '{"kind": "train", "step": 1, "bpd": 1e999}\n',
+        '{"kind": "test", "step": true, "bpd": 3}\n',
+        '{"kind": "test", "step": 1, "bpd": 3, "bpd_stderr": "0"}\n',
+        '{"kind": "test", "step": 1, "bpd": 3}',
+    ],
+)
+def test_a_file_that_is_no_log(tmp_path, content):
+    (tmp_path / "out.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"out\.jsonl: no record with bits per dimension"):
+        plot_log.main([str(tmp_path / "out.jsonl"), "--fig_dir", str(tmp_path)])
+
+
+def test_names_of_runs(tmp_path):
+    assert run_name(tmp_path / "msds1" / "nl4" / "out_b.jsonl") == "msds1/nl4_b"
+    assert run_name(tmp_path / "weights" / "msds1_laplace.jsonl") == "msds1_laplace"
+
+
+def log_of(kind, bpds, **more):
+    """A run as `plot_log.read` gives it; bpds: {step: bits per dimension}."""
+    records = [{"kind": kind, "step": step, "bpd": bpd, **more} for step, bpd in bpds.items()]
+    return {"train": [], "test": [], kind: records}
+
+
+def test_runs_at_the_steps_of_both():
+    tests = [log_of("test", bpds) for bpds in ({1000: 4.0, 1500: 3.5, 2000: 3.0}, {2000: 3.25, 1000: 4.5, 2500: 3.0})]
+    kind, steps, bpds = plot_log.compare(*tests)
+    assert (kind, steps.tolist(), bpds.tolist()) == ("test", [1000, 2000], [[4.0, 3.0], [4.5, 3.25]])
+    # Without a common test: one log of every step, one of means over ten steps.
+    values = np.random.default_rng(0).normal(4, 1, 450)
+    single = log_of("train", {n + 1: value for n, value in enumerate(values)})
+    means = log_of("train", {step: values[step - 10 : step].mean() + 0.5 for step in range(10, 451, 10)})
+    kind, steps, bpds = plot_log.compare({**single, "test": tests[0]["test"]}, means)
+    assert kind == "train"
+    assert steps.tolist() == list(range(30, 451, 30))
+    expected = [values[step - 30 : step].mean() for step in steps]
+    np.testing.assert_allclose(bpds, [expected, np.array(expected) + 0.5])
+    assert len(plot_log.compare(tests[0], means)[1]) == 0
+
+
+def test_verdict():
+    """Two of 2.83 standard deviations of one run: those of the difference of two."""
+    for own, word in ((3.08, "on track"), (2.92, "on track"), (3.09, "behind"), (2.91, "ahead")):
+        sentence = plot_log.verdict(2000, own, 3.0, 0.031)
+        assert sentence.startswith(f"{word}: {own:.4f} against 3.0000 after 2,000 steps ({own - 3:+.4f};")
+    assert plot_log.verdict(2000, 3.03, 3.0, 0.01).startswith("behind")
+
+
+def test_a_log_against_another(tmp_path, capsys):
+    own, other = tmp_path / "msds1" / "net" / "out.jsonl", tmp_path / "msds1_laplace.jsonl"
+    own.parent.mkdir(parents=True)
+    own.write_text(LOG.replace('"bpd": 4.0', '"bpd": 4.0, "lr": 0.001'))
+    other.write_text(LOG.replace('"bpd": 4.0', '"bpd": 4.0, "lr": 0.002').replace("4.5", "4.0"))
+    argv = [str(own), "--against", str(other), "--fig_dir", str(tmp_path / "f")]
+    plot_log.main(argv)
+    *_, head, columns, row, sentence, note = capsys.readouterr().out.splitlines()
+    assert head.startswith("msds1/net (yours) against msds1_laplace (theirs), bits per dimension of the test images")
+    assert columns.split() == ["step", "yours", "theirs", "difference"]
+    assert row.split() == ["5", "4.5000", "4.0000", "+0.5000"]
+    assert sentence.startswith("behind: 4.5000 against 4.0000 after 5 steps (+0.5000")
+    assert "0.001 and 0.002" in note
+    assert (tmp_path / "f" / "log.png").exists()
+    other.write_text(LOG.replace('"step": 5', '"step": 4'))
+    plot_log.main(argv)
+    *_, head, _, first, second, sentence = capsys.readouterr().out.splitlines()
+    assert "of training" in head
+    assert (first.split()[0], second.split()[0]) == ("1", "3")
+    assert sentence.startswith("on track: 6.0000 against 6.0000 after 3 steps (+0.0000")
+    other.write_text('{"kind": "train", "step": 2, "bpd": 8.0, "seconds": 1}\n')
+    with pytest.raises(UserError, match=r"out\.jsonl and .*msds1_laplace\.jsonl: no step at which both"):
+        plot_log.main(argv)
