@@ -136,6 +136,7 @@ def indices(names, example):
 
 
 latent_name = indices("level:row:column:channel", "2:4:12:0")
+latent_names, counts = number_list(latent_name), number_list(count)
 
 
 def gpu_list(text):
@@ -183,7 +184,7 @@ def add_range(add):
 
 def add_field_flags(add):
     """--levels, for `check_levels`, and --draws and --per_level, of receptive fields."""
-    add("--levels", type=number_list(count), metavar="H[,H…]", help="only these levels (default: all)")
+    add("--levels", type=counts, metavar="H[,H…]", help="only these levels (default: all)")
     add("--draws", type=positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of")
     subset = "compute the fields of N random latents of each level, and find the strongest among these (default: all"
     subset += " of rgflow up to 1 GiB; otherwise 16)"
