@@ -72,17 +72,14 @@ def build_parser(description="Train a flow on images. The same command again res
     add("--init", metavar="FILE", help="checkpoint of a network of equal sizes, from whose weights a new run starts")
     add("--export", metavar="FILE", help="only write weights and configuration of the run's newest checkpoint to FILE")
     add("--plot_epoch", type=count, default=1, metavar="N", help="epochs between sample grids, 0 for the end only")
-    add_device(parser, add, "ID[,ID…]", "number of the GPU, or of several, a process each (default: empty, the CPU)")
+    gpus = "number of the GPU, or of several, a process each (default: empty, the CPU)"
+    add("--cuda", type=gpu_list, default="", metavar="ID[,ID…]", help=gpus)
     add_speed(add)
     recompute = "recompute networks in the backward pass: less memory, more work"
     add("--grad_checkpoint", action="store_true", help=recompute)
     add("--out_infix", default="", metavar="TEXT", help="infix in output file names, to tell runs apart")
     add("-o", "--out_dir", default="./saved_model", metavar="DIR", help="folder for output, empty for no output files")
     return parser
-
-
-def add_device(parser, add, metavar="ID", help="number of the GPU (default: empty, the CPU)"):
-    add("--cuda", type=gpu_list, default="", metavar=metavar, help=help)
 
 
 def add_speed(add):
@@ -107,11 +104,10 @@ def get_args(argv=None, parser=None):
         parser.error(f"argument --nchannels: {args.nchannels}: must be 1 (grey) or 3 (colour)")
     if args.nhidden is None:
         args.nhidden = inspect.signature(MODELS[args.model]).parameters["nhidden"].default
-    if args.model == "realnvp":
-        if args.share_levels:
-            parser.error("argument --share_levels: only with --model rgflow")
-        if args.subnet != "rnvp":
-            parser.error(f"argument --subnet: {args.subnet}: must be rnvp with --model realnvp")
+    if args.model == "realnvp" and args.share_levels:
+        parser.error("argument --share_levels: only with --model rgflow")
+    if args.model == "realnvp" and args.subnet != "rnvp":
+        parser.error(f"argument --subnet: {args.subnet}: must be rnvp with --model realnvp")
     set_device(parser, args, several=True)
     check_speed(parser, args, args.dtype)
     if any(separator in args.out_infix for separator in "/\\\0"):
@@ -170,7 +166,7 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
     add("--data", choices=DATASETS, help=f"data set of the run (default: that of --weights, otherwise {DEFAULT_DATA})")
     if images:
         add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
-    add_device(parser, add)
+    add("--cuda", type=gpu_list, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)")
     add("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
     if pictures:
         add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
@@ -249,10 +245,8 @@ def open_data(config, data_path):
     dataset = open_dataset(config["data"], data_path, config["nchannels"], config["L"])
     warnings, trained = list(dataset.warnings), config.get("fingerprint")
     if trained not in (None, dataset.fingerprint):
-        warnings.append(
-            f"--data_path {data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}, that of"
-            f" the training is {trained}: prepared in another way or from other images"
-        )
+        there = f"--data_path {data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}"
+        warnings.append(f"{there}, that of the training is {trained}: prepared in another way or from other images")
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return dataset, warnings
@@ -280,9 +274,8 @@ def network_name(args):
 
 def run_path(args, suffix):
     """{out_dir}/{data}/{network}/out{infix}{suffix}, or None without --out_dir."""
-    if not args.out_dir:
-        return None
-    return Path(args.out_dir) / args.data / network_name(args) / f"out{args.out_infix}{suffix}"
+    folder = Path(args.out_dir) / args.data / network_name(args)
+    return folder / f"out{args.out_infix}{suffix}" if args.out_dir else None
 
 
 def picture_path(args, config, name):

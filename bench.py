@@ -223,22 +223,14 @@ def time_fields(args):
     reset_peak_memory(device)
     timed(partial(receptive_fields, progress=True), device, seconds["all"])(flow, draws)
     memory, one = peak_memory(device), statistics.median(seconds["single"])
-    result = {
-        "draws": draws,
-        "latents": z.numel(),
-        "seconds": seconds["all"][0],
-        "ms_per_single_pass": 1e3 * one,
-        "extrapolated_seconds_single": draws * z.numel() * one,
-        "extrapolated_seconds_batched": draws * z.numel() * seconds["batch"][0] / PASSES,
-        "peak_memory_mib": memory,
-    }
-    print(
-        f"receptive fields of {z.numel()} latents, {draws} draws: {result['seconds']:.1f} s"
-        f" ({'memory not counted here' if memory is None else f'{memory:.0f} MiB at most'})\n"
-        f"one pass per latent, extrapolated from {PASSES}: {result['extrapolated_seconds_single']:.0f} s"
-        f" one at a time, {result['extrapolated_seconds_batched']:.0f} s in batches of {PASSES}"
-    )
-    return [result]
+    alone, batched = draws * z.numel() * one, draws * z.numel() * seconds["batch"][0] / PASSES
+    mib = "memory not counted here" if memory is None else f"{memory:.0f} MiB at most"
+    print(f"receptive fields of {z.numel()} latents, {draws} draws: {seconds['all'][0]:.1f} s ({mib})")
+    times = f"{alone:.0f} s one at a time, {batched:.0f} s in batches of {PASSES}"
+    print(f"one pass per latent, extrapolated from {PASSES}: {times}")
+    numbers = {"draws": draws, "latents": z.numel(), "seconds": seconds["all"][0], "ms_per_single_pass": 1e3 * one}
+    extrapolated = {"extrapolated_seconds_single": alone, "extrapolated_seconds_batched": batched}
+    return [{**numbers, **extrapolated, "peak_memory_mib": memory}]
 
 
 def compare(args):

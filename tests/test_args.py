@@ -23,12 +23,12 @@ OURS = {"seed": 0, "model": "rgflow", "share_levels": False, "max_steps": 0, "wa
 OURS |= {"compile": False, "grad_checkpoint": False, "lr_schedule": "constant", "save_minutes": 0.0, "test_steps": ()}
 
 
-def refused(capsys, function, *words, status=2):
-    """Whether a call exits with this status and one sentence that has all words."""
-    with pytest.raises(SystemExit) as stop:
+def refused(capsys, function, *words):
+    """Whether a call exits with status 2 and one sentence that has all words."""
+    with pytest.raises(SystemExit, match=r"^2$"):
         function()
     message = capsys.readouterr().err
-    return stop.value.code == status and message.count("\n") == 1 and all(word in message for word in words)
+    return message.count("\n") == 1 and all(word in message for word in words)
 
 
 def test_defaults():
@@ -38,11 +38,10 @@ def test_defaults():
 
 
 def test_release_choices():
-    choices = {action.dest: list(action.choices) for action in build_parser()._actions if action.choices}
-    assert set(choices["data"]) >= {"celeba32", "mnist32", "cifar10", "chair600", "msds1", "msds2"}
-    assert set(choices["prior"]) >= {"gaussian", "laplace"}
-    assert set(choices["subnet"]) >= {"rnvp", "ar"}
-    assert set(choices["dtype"]) == {"float32", "float64"}
+    choices = {action.dest: set(action.choices) for action in build_parser()._actions if action.choices}
+    assert choices["data"] >= {"celeba32", "mnist32", "cifar10", "chair600", "msds1", "msds2"}
+    assert choices["prior"] >= {"gaussian", "laplace"} and choices["subnet"] >= {"rnvp", "ar"}
+    assert choices["dtype"] == {"float32", "float64"}
 
 
 def test_help_shows_every_default():
@@ -79,9 +78,8 @@ def test_shape_comes_from_the_data_set():
 
 def test_argument_file(tmp_path):
     file = tmp_path / "a.args"
-    file.write_text(
-        "# a comment, don't mind\n--lr 2e-3   # and another\n\n--out_infix 'two words'\n--no_stdout\n-o a#b\\c\n"
-    )
+    comments = "# a comment, don't mind\n--lr 2e-3   # and another\n\n"
+    file.write_text(f"{comments}--out_infix 'two words'\n--no_stdout\n-o a#b\\c\n")
     args = get_args([f"@{file}", "--lr", "3e-3"])
     assert (args.lr, args.out_infix, args.no_stdout, args.out_dir) == (3e-3, "two words", True, "a#b\\c")
 
@@ -98,7 +96,6 @@ def test_bad_argument_files(content, tmp_path, capsys):
     [
         (["--lr", "0"], ["--lr", "'0'", "above 0"]),
         (["--lr", "nan"], ["--lr", "'nan'", "above 0"]),
-        (["--lr", "fast"], ["--lr", "'fast'"]),
         (["--batch_size", "0"], ["--batch_size", "'0'", "at least 1"]),
         (["--batch_size", "1.5"], ["--batch_size", "'1.5'", "whole number"]),
         (["--clip_grad", "-1"], ["--clip_grad", "'-1'", "at least 0"]),
@@ -113,7 +110,6 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--prior", "cauchy"], ["--prior", "cauchy", "laplace"]),
         (["--model", "realnvp", "--share_levels"], ["--share_levels", "--model rgflow"]),
         (["--model", "realnvp", "--subnet", "ar"], ["--subnet", "ar", "must be rnvp"]),
-        (["--cuda", "x"], ["--cuda", "'x'", "numbers of GPUs"]),
         (["--cuda", "x,0"], ["--cuda", "'x,0'", "numbers of GPUs"]),
         (["--cuda", str(torch.cuda.device_count())], ["--cuda", f"no GPU {torch.cuda.device_count()}"]),
         (["--amp", "bf16", "--dtype", "float64"], ["--amp", "bf16", "float32"]),

@@ -13,7 +13,6 @@ from utils.checkpoint import read
 
 pytestmark = pytest.mark.slow
 finds_processes = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the processes in /proc")
-ENDLESS = "--max_steps 100000 --save_epoch 0 --plot_epoch 0"
 
 
 def torchrun(processes, arguments, *options):
@@ -42,6 +41,11 @@ def train_alone(images, out, extra):
     assert done.returncode == 0, done.stderr
 
 
+def train_together(processes, images, out, extra):
+    status, output = finish(torchrun(processes, flags_of(images, out, extra)))
+    assert status == 0, output
+
+
 def largest_difference(one, other):
     return max((one["model"][name] - other["model"][name]).abs().max().item() for name in one["model"])
 
@@ -50,8 +54,7 @@ def largest_difference(one, other):
 def test_two_processes_do_what_one_does(dtype, tolerance, images, tmp_path):
     extra = f"--dtype {dtype} --max_steps 20 --print_step 4 --lr 3e-3"
     train_alone(images, tmp_path / "one", extra)
-    status, output = finish(torchrun(2, flags_of(images, tmp_path / "two", extra)))
-    assert status == 0, output
+    train_together(2, images, tmp_path / "two", extra)
     states = [state_of(tmp_path / name, "4.state") for name in ("one", "two")]
     assert states[0]["step"] == states[1]["step"] == 20
     assert largest_difference(*states) < tolerance
@@ -66,14 +69,15 @@ def test_two_processes_do_what_one_does(dtype, tolerance, images, tmp_path):
 def test_a_run_resumes_with_another_number_of_processes(images, tmp_path):
     train_alone(images, tmp_path / "one", "--max_steps 15")
     for processes, steps in ((2, 6), (1, 10), (2, 15)):
-        status, output = finish(torchrun(processes, flags_of(images, tmp_path / "parts", f"--max_steps {steps}")))
-        assert status == 0, output
+        train_together(processes, images, tmp_path / "parts", f"--max_steps {steps}")
     assert largest_difference(*(state_of(tmp_path / name, "3.state") for name in ("one", "parts"))) < 1e-10
 
 
-def trained(out):
-    """Whether a run has written training records."""
-    return any(path.stat().st_size for path in out.rglob("out.jsonl"))
+def endless(images, out):
+    """Two processes that have begun to train."""
+    job = torchrun(2, flags_of(images, out, "--max_steps 100000 --save_epoch 0 --plot_epoch 0"))
+    wait_for(lambda: any(path.stat().st_size for path in out.rglob("out.jsonl")))
+    return job
 
 
 def workers(job):
@@ -93,8 +97,7 @@ def workers(job):
 @pytest.mark.parametrize("receiver, name", [("second process", "SIGUSR1"), ("torchrun", "SIGTERM")])
 def test_a_signal_stops_all_at_the_same_step(receiver, name, images, tmp_path, start):
     out = tmp_path / "two"
-    job = torchrun(2, flags_of(images, out, ENDLESS))
-    wait_for(lambda: trained(out))
+    job = endless(images, out)
     os.kill(job.pid if receiver == "torchrun" else workers(job)[1], getattr(signal, name))
     finish(job, 60)
     state = state_of(out, "last.state")
@@ -107,8 +110,7 @@ def test_a_signal_stops_all_at_the_same_step(receiver, name, images, tmp_path, s
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job(rank, images, tmp_path):
     out = tmp_path / "two"
-    job = torchrun(2, flags_of(images, out, ENDLESS))
-    wait_for(lambda: trained(out))
+    job = endless(images, out)
     os.kill(workers(job)[rank], signal.SIGKILL)
     status, output = finish(job, 60)
     assert status != 0

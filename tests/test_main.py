@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from runs import SMALL, at_steps, call, command, records, weights
+from runs import at_steps, call, command, equal, flags_of, records, weights
+from test_checkpoint import names, same
 
 import main
 import plot_mix_temperature
-from args import get_args
 from flow import load
 from flow.preprocess import bits_per_dim
 from utils.checkpoint import read
@@ -21,12 +21,9 @@ from utils.optim import Descent, learning_rate
 def test_files_of_a_run(start, tmp_path):
     run = start("--epoch 3 --keep_epoch 2 --plot_epoch 2 --out_infix _x")
     base = tmp_path / "run" / "folder" / "laplace_nl1_nr1_nm1_nh8"
+    expected = ".jsonl .lock .log _samples _samples/epoch2.png _samples/epoch3.png _save _save/2.state _save/3.state"
     files = sorted(str(path.relative_to(base)) for path in base.rglob("*"))
-    samples, states = (
-        ["_samples", "_samples/epoch2.png", "_samples/epoch3.png"],
-        ["_save", "_save/2.state", "_save/3.state"],
-    )
-    assert files == [f"out_x{name}" for name in (".jsonl", ".lock", ".log", *samples, *states)]
+    assert files == [f"out_x{name}" for name in expected.split()]
     assert [record["step"] for record in records(run, "train")] == list(range(1, 16))
     tests = records(run, "test")
     assert [(record["epoch"], record["step"]) for record in tests] == [(1, 5), (2, 10), (3, 15)]
@@ -39,7 +36,7 @@ def test_files_of_a_run(start, tmp_path):
 
 def test_a_run_that_ends_inside_an_epoch(start):
     run = start("--max_steps 7 --print_step 3")
-    assert [path.name for path in sorted(run.folder.iterdir())] == ["1.state", "last.state"]
+    assert names(run.folder) == ["1.state", "last.state"]
     assert [record["step"] for record in records(run, "train")] == [3, 6]
     assert [(record["epoch"], record["step"]) for record in records(run, "test")] == [(1, 5), (2, 7)]
     assert (run.folder.parent / "out_samples" / "step7.png").exists()
@@ -61,41 +58,36 @@ def test_tests_inside_an_epoch_change_nothing_else(start, monkeypatch):
     monkeypatch.setattr(main, "bits_per_dim_of_all", taking(100, main.bits_per_dim_of_all))
     tested = start("--max_steps 7 --test_steps 6,3,5,100 --print_step 2", "tested")
     plain = start("--max_steps 7 --print_step 2", "plain")
-    for key in ("model", "optimizer"):
-        states = [read(run.folder / "last.state")[key] for run in (tested, plain)]
-        torch.testing.assert_close(*states, rtol=0, atol=0)
+    states = [read(run.folder / "last.state") for run in (tested, plain)]
+    assert all(same(states[0][key], states[1][key]) for key in ("model", "optimizer"))
     rows = [[{**record, "time": 0} for record in records(run, "train")] for run in (tested, plain)]
     assert rows[0] == rows[1] and [row["seconds"] for row in rows[0]] == [2, 4, 6]
     tests = records(tested, "test")
-    assert [tuple(record[key] for key in ("epoch", "step", "seconds")) for record in tests] == [
-        *((1, 3, 3), (1, 5, 5), (2, 6, 6), (2, 7, 7))
-    ]
+    found = [(record["epoch"], record["step"], record["seconds"]) for record in tests]
+    assert found == [(1, 3, 3), (1, 5, 5), (2, 6, 6), (2, 7, 7)]
     assert tested.test_bpds == plain.test_bpds == {1: tests[1]["bpd"]}
     assert tests[0]["bpd"] == records(start("--max_steps 3", "short"), "test")[0]["bpd"]
 
 
-def test_a_test_inside_an_epoch_after_a_restart(start):
-    flags = "--test_steps 2,3,4"
-    start(f"{flags} --max_steps 3")
-    run = start(f"{flags} --max_steps 6")
-    assert [record["step"] for record in records(run, "test")] == [2, 3, 4, 5, 6]
-
-
-def test_checkpoint_alone_gives_the_trained_flow(start):
-    run = start("--epoch 1")
-    flow, config = load(run.folder / "1.state")
-    assert not flow.training
-    assert config["data"] == "folder"
-    images = torch.from_numpy(np.array(run.dataset.test))
-    values = [bits_per_dim(each, images, torch.Generator().manual_seed(0)) for each in (flow, run.flow)]
-    assert torch.equal(*values)
+def test_tests_and_training_time_continue_after_a_restart(start):
+    """Seconds of training grow from record to record, over a restart too, and the checkpoint carries them."""
+    first = start("--max_steps 3 --test_steps 2,3,4")
+    assert 0 < first.seconds == read(first.folder / "last.state")["seconds"]
+    second = start("--max_steps 6 --test_steps 2,3,4")
+    seconds = [record["seconds"] for record in records(second, "train")]
+    assert len(seconds) == 6 and seconds == sorted(seconds)
+    assert seconds[2] <= first.seconds < seconds[3]
+    assert [record["step"] for record in records(second, "test")] == [2, 3, 4, 5, 6]
 
 
 def test_reported_test_bpd(start):
-    """The mean over the split and its standard error, computed here from the loaded weights with other noise."""
+    """The mean over the split and its standard error, computed from the checkpoint alone with other noise."""
     run = start("--epoch 4 --lr 1e-2")
-    flow, _ = load(run.folder / "4.state")
+    flow, config = load(run.folder / "4.state")
+    assert not flow.training and config["data"] == "folder"
     images = torch.from_numpy(np.array(run.dataset.test))
+    values = [bits_per_dim(each, images, torch.Generator().manual_seed(0)) for each in (flow, run.flow)]
+    assert torch.equal(*values)
     draws = torch.stack([bits_per_dim(flow, images).detach() for _ in range(200)])
     reported = records(run, "test")[-1]
     assert reported["images"] == 6
@@ -108,35 +100,21 @@ def test_records_beyond_the_checkpoint_are_written_again(start):
     with open(run.log.records_path, "a") as file:
         file.write(json.dumps({"kind": "train", "epoch": 2, "step": 6, "bpd": 0.0}) + '\n{"kind": "tr')
     run = start("--max_steps 7")
-    assert [record["step"] for record in records(run, "train")] == [1, 2, 3, 4, 5, 6, 7]
-    assert all(record["bpd"] > 0 for record in records(run, "train"))
+    assert [record["step"] for record in records(run, "train") if record["bpd"] > 0] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_other_settings_need_another_infix(start):
     start("--max_steps 2")
-    with pytest.raises(UserError, match=r"seed 0 -> 1.*--out_infix"):
-        start("--max_steps 4 --seed 1")
-    with pytest.raises(UserError, match="batch_size 8 -> 4"):
-        start("--max_steps 4 --batch_size 4")
+    with pytest.raises(UserError, match=r"seed 0 -> 1; batch_size 8 -> 4.*--out_infix"):
+        start("--max_steps 4 --seed 1 --batch_size 4")
     run = start("--max_steps 4 --lr 5e-4 --weight_decay 0.1")
     assert run.descent.optimizer.param_groups[0]["weight_decay"] == 0.1
     text = run.log.text_path.read_text()
-    assert "continuing from" in text
-    assert "lr 0.001 -> 0.0005" in text
+    assert "continuing from" in text and "lr 0.001 -> 0.0005" in text
+    before = (run.folder / "last.state").read_bytes()
+    start("--max_steps 4")  # finished
+    assert (run.folder / "last.state").read_bytes() == before
     start("--max_steps 2 --seed 1 --out_infix _other")
-
-
-def test_a_finished_run_stays_as_it_is(start):
-    first = start("--max_steps 3")
-    before = (first.folder / "last.state").read_bytes()
-    start("--max_steps 3")
-    assert (first.folder / "last.state").read_bytes() == before
-
-
-def test_seeds_give_different_runs_and_the_same_seed_the_same(start):
-    a, b, c = (weights(start(f"--max_steps 3 --seed {seed}", out)) for seed, out in ((0, "a"), (0, "b"), (1, "c")))
-    assert all(torch.equal(*pair) for pair in zip(a, b, strict=True))
-    assert not all(torch.equal(*pair) for pair in zip(a, c, strict=True))
 
 
 def test_learning_rate():
@@ -146,10 +124,9 @@ def test_learning_rate():
 
 
 @pytest.mark.parametrize("where, level", [("disentanglers.0", 0), ("decimators.1", 1)])
-def test_a_step_that_is_not_finite_never_reaches_the_weights(start, images, tmp_path, monkeypatch, where, level):
+def test_a_step_that_is_not_finite_never_reaches_the_weights(start, new, monkeypatch, where, level):
     good = (start("--epoch 1").folder / "1.state").read_bytes()
-    run = main.Run(get_args(f"--data folder --data_path {images} -o {tmp_path / 'run'} {SMALL} --epoch 3".split()))
-    assert run.step == 5
+    run = new("--epoch 3")
     bijector = run.flow.get_submodule(where)
     forward = bijector.forward
 
@@ -164,10 +141,8 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(start, images, tmp_
     with pytest.raises(UserError, match=rf"epoch 2, step 8: loss is not finite, first at level h = {level}"):
         run.train()
     assert all(value.isfinite().all() for value in steps[-1])
-    assert all(torch.equal(*pair) for pair in zip(steps[-1], steps[-2], strict=True))
-    assert not all(torch.equal(*pair) for pair in zip(steps[-2], steps[-3], strict=True))
-    assert (run.folder / "1.state").read_bytes() == good
-    assert [path.name for path in run.folder.iterdir()] == ["1.state"]
+    assert equal(steps[-1], steps[-2]) and not equal(steps[-2], steps[-3])
+    assert names(run.folder) == ["1.state"] and (run.folder / "1.state").read_bytes() == good
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(start):
@@ -177,7 +152,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(start):
     run.flow.decimators[1].networks.scale.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(UserError, match="epoch 1, step 2: gradient is not finite, first at level h = 1"):
         run.train()
-    assert all(torch.equal(*pair) for pair in zip(weights(run), before, strict=True))
+    assert equal(weights(run), before)
 
 
 def test_weights_that_give_no_finite_bpd_are_not_saved(start):
@@ -192,19 +167,19 @@ def test_weights_that_give_no_finite_bpd_are_not_saved(start):
 
     with pytest.raises(UserError, match=r"epoch 2, step 10: BPD of test images is not finite, first at level h = 0"):
         at_steps(run, after=blow_up).train()
-    assert [path.name for path in run.folder.iterdir()] == ["1.state"]
-    assert (run.folder / "1.state").read_bytes() == good
+    assert names(run.folder) == ["1.state"] and (run.folder / "1.state").read_bytes() == good
     assert [record["step"] for record in records(run, "test")] == [5]
 
 
 def test_every_draw_is_a_function_of_seed_epoch_and_step(start):
-    run, same, other = (start(f"--max_steps 1 --seed {seed}", out) for out, seed in (("a", 0), ("b", 0), ("c", 1)))
+    run, again, other = (start(f"--max_steps 1 --seed {seed}", out) for out, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert equal(weights(run), weights(again)) and not equal(weights(run), weights(other))
 
     def draw(run, step):
         images, noise = run.batches(step)
         return torch.stack((images.double(), noise))
 
-    assert torch.equal(draw(run, 3), draw(same, 3))
+    assert torch.equal(draw(run, 3), draw(again, 3))
     assert not torch.equal(draw(run, 3)[1], draw(run, 4)[1])
     assert not torch.equal(draw(run, 3), draw(other, 3))
     run.test()
@@ -218,13 +193,12 @@ def test_every_draw_is_a_function_of_seed_epoch_and_step(start):
 
 def test_overfitting_16_images(start, images, tmp_path):
     """More than 3 bits off the untrained flow's BPD on the training images themselves."""
-    folder = tmp_path / "sixteen"
-    for split, number in (("train", 16), ("test", 2)):
-        (folder / split).mkdir(parents=True)
-        for n in range(number):
-            (folder / split / f"{n}.png").write_bytes((images / "train" / f"{n}.png").read_bytes())
-    flags = f"--data_path {folder} --batch_size 16 --nlayers 2 --nhidden 32 --lr 5e-3 --max_steps 400 --dtype float32"
-    run = start(f"{flags} --save_epoch 0 --plot_epoch 0")
+    for n in range(18):
+        path = tmp_path / "sixteen" / ("train" if n < 16 else "test") / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((images / "train" / f"{n}.png").read_bytes())
+    flags = f"--data_path {tmp_path / 'sixteen'} --batch_size 16 --nlayers 2 --nhidden 32 --lr 1e-2 --max_steps 120"
+    run = start(f"{flags} --dtype float32 --epoch 1000 --save_epoch 0 --plot_epoch 0")
     curve = [record["bpd"] for record in records(run, "train")]
     assert curve[0] - np.mean(curve[-5:]) > 3
 
@@ -234,12 +208,9 @@ def test_gradient_is_clipped(start):
     plain, clipped = start("--max_steps 1", "a"), start("--max_steps 1 --clip_grad 1e-3", "b")
     norms = [records(run, "train")[0]["grad_norm"] for run in (plain, clipped)]
     assert norms[0] == norms[1] > 1e-3
-    moments = [
-        torch.cat([state["exp_avg"].flatten() for state in run.descent.optimizer.state.values()]).norm().item()
-        for run in (plain, clipped)
-    ]
-    assert moments[1] == pytest.approx(0.1 * 1e-3, rel=1e-3)
-    assert moments[0] == pytest.approx(0.1 * min(1.0, norms[0]), rel=1e-3)
+    for run, norm in ((plain, min(1.0, norms[0])), (clipped, 1e-3)):
+        moments = [state["exp_avg"].flatten() for state in run.descent.optimizer.state.values()]
+        assert torch.cat(moments).norm().item() == pytest.approx(0.1 * norm, rel=1e-3)
 
 
 def test_real_nvp_trains_resumes_plots_and_exports(start, tmp_path):
@@ -250,50 +221,34 @@ def test_real_nvp_trains_resumes_plots_and_exports(start, tmp_path):
     assert records(whole, "train")[-1]["bpd"] < records(whole, "train")[0]["bpd"] - 0.3
     start(f"{flags} --max_steps 4", "halves")
     halves = start(f"{flags} --max_steps 10", "halves")
-    assert all(torch.equal(*pair) for pair in zip(weights(halves), weights(whole), strict=True))
-    exported, file = tmp_path / "exported.state", str(whole.folder / "2.state")
-    run = ["--data", "folder", "--data_path", whole.args.data_path, "-o", whole.args.out_dir, *SMALL.split()]
+    assert equal(weights(halves), weights(whole))
+    exported, file = tmp_path / "exported.state", whole.folder / "2.state"
+    run = flags_of(whole.args.data_path, whole.args.out_dir)
     done = call(main, *run, *flags.split(), "--export", exported)
     assert done.returncode == 0, done.stderr
     flow, config = load(exported)
-    assert config["model"] == "realnvp"
-    assert all(torch.equal(*pair) for pair in zip(flow.parameters(), weights(whole), strict=True))
+    assert config["model"] == "realnvp" and equal(flow.parameters(), weights(whole))
     drawn = call(plot_mix_temperature, "--weights", file, "--fig_dir", tmp_path / "figures")
     assert drawn.returncode == 0, drawn.stderr
     refused = call(main, *run, "--out_infix", "_b", "--init", file)
-    assert refused.returncode == 1
-    assert "model realnvp -> rgflow" in refused.stderr
-
-
-def test_training_time_continues_after_a_restart(start):
-    """Seconds of training grow from record to record, over a restart too, and the checkpoint carries them."""
-    first = start("--max_steps 3")
-    assert 0 < first.seconds == read(first.folder / "last.state")["seconds"]
-    second = start("--max_steps 6")
-    seconds = [record["seconds"] for record in records(second, "train")]
-    assert len(seconds) == 6
-    assert seconds == sorted(seconds)
-    assert seconds[2] <= first.seconds < seconds[3]
+    assert refused.returncode == 1 and "model realnvp -> rgflow" in refused.stderr
 
 
 def test_no_output_files(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = main.Run(get_args([*f"--data folder --data_path {images} {SMALL} --max_steps 2".split(), "-o", ""]))
-    run.train()
-    assert run.step == 2
-    assert list(tmp_path.iterdir()) == []
+    done = call(main, *flags_of(images, "unused", "--max_steps 2"), "-o", "")
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_scripts_from_the_command_line(images, tmp_path):
-    """main.py and plot_mix_temperature.py as a user runs them, by flags and by --weights."""
-    flags = f"--data folder --data_path {images} -o {tmp_path / 'run'} {SMALL} --max_steps 2".split()
+    """main.py as a user runs it, and a script by flags and by --weights."""
+    flags = flags_of(images, tmp_path / "run", "--max_steps 2")
     trained = command("main.py", *flags)
     assert trained.returncode == 0, trained.stderr
-    by_flags = command("plot_mix_temperature.py", *flags, "--fig_dir", str(tmp_path / "a"))
-    assert by_flags.returncode == 0, by_flags.stderr
     file = ["--weights", next((tmp_path / "run").rglob("last.state"))]
-    by_file = call(plot_mix_temperature, *file, "--temperatures", "0.2,0.6", "--fig_dir", tmp_path / "b")
-    assert by_file.returncode == 0, by_file.stderr
+    for given, folder in ((flags, "a"), ([*file, "--temperatures", "0.2,0.6"], "b")):
+        done = call(plot_mix_temperature, *given, "--fig_dir", tmp_path / folder)
+        assert done.returncode == 0, done.stderr
     pictures = [tmp_path / folder / "mix_temperature_T0.2,0.6_folder_laplace_nl1_nr1_nm1_nh8.png" for folder in "ab"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert pictures[0].with_suffix(".pdf").exists()
@@ -321,5 +276,4 @@ def test_bad_files(script, arguments, words, images, tmp_path):
     (tmp_path / "text.state").write_text("not a checkpoint")
     small = f"--nlayers 1 --nhidden 4 -o {tmp_path / 'out'}" if script is main else ""
     done = call(script, *f"{arguments.format(tmp=tmp_path, images=images)} {small}".split())
-    assert done.returncode == 1
-    assert all(word in done.stderr for word in words)
+    assert done.returncode == 1 and all(word in done.stderr for word in words)

@@ -22,11 +22,11 @@ def test_integrates_to_one_with_unit_variance(name):
 @pytest.mark.parametrize("name", PRIORS)
 def test_samples_follow_the_density_at_temperature(name, from_normal, temperature):
     """p_T is proportional to p^(1/T): the empirical distribution function against the integral of that."""
-    prior, draws = PRIORS[name](), torch.Generator().manual_seed(0)
+    prior, generator = PRIORS[name](), torch.Generator().manual_seed(0)
     if from_normal:
-        draws = prior.from_normal(torch.randn(100_000, generator=draws), temperature)
+        draws = prior.from_normal(torch.randn(100_000, generator=generator), temperature)
     else:
-        draws = prior.sample(torch.empty(100_000), temperature, draws)
+        draws = prior.sample(torch.empty(100_000), temperature, generator)
     draws = draws.sort().values
     z = torch.linspace(-40, 40, 400_001)
     cdf = torch.cumulative_trapezoid((prior.log_prob(z) / temperature).exp(), z)
@@ -39,13 +39,11 @@ def test_samples_follow_the_density_at_temperature(name, from_normal, temperatur
 @pytest.mark.parametrize("name", PRIORS)
 def test_float32_samples_are_finite(name):
     draws = PRIORS[name]().sample(torch.empty(2_000_000, dtype=torch.float32))
-    assert draws.dtype == torch.float32
-    assert draws.isfinite().all()
+    assert draws.dtype == torch.float32 and draws.isfinite().all()
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_from_normal_is_increasing_odd_and_finite(name):
     z = PRIORS[name]().from_normal(torch.linspace(-9, 9, 1001, dtype=torch.float32))
-    assert z.isfinite().all()
-    assert (z.diff() > 0).all()
+    assert z.isfinite().all() and (z.diff() > 0).all()
     torch.testing.assert_close(z, -z.flip(0))

@@ -129,9 +129,8 @@ def save_run(folder, state, keep_epoch):
         save(folder / LAST, state)
         return folder / LAST
     path = folder / f"{state['epoch']}.state"
-    previous = max((epoch for epoch in epoch_files(folder) if epoch < state["epoch"]), default=None)
-    replaces = previous if previous is not None and keep_epoch and previous % keep_epoch else -1
-    state = {**state, "replaces": replaces}
+    previous = max((epoch for epoch in epoch_files(folder) if epoch < state["epoch"]), default=-1)
+    state = {**state, "replaces": previous if keep_epoch and previous % keep_epoch else -1}
     save(path, state)  # complete before any other is touched
     remove_replaced(folder, state)
     (folder / LAST).unlink(missing_ok=True)
