@@ -114,7 +114,7 @@ def cones_parser():
     add("--kernel_size", type=cli.positive, default=4, metavar="PIXELS", help="edge length of a block")
     add("--nchannels", type=cli.positive, default=3, metavar="C", help="channels, which counts include")
     latents = "generation cones of these, level:row:column:channel (default: one of level 1 near the centre)"
-    add("--latents", type=cli.number_list(cli.latent_name), metavar="H:I:J:C[,…]", help=latents)
+    add("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     regions = "inference cones of squares of pixels that start in these rows and columns (default: the centre)"
     position = cli.indices("row:column", "11:11")
     add("--regions", type=cli.number_list(position), metavar="I:J[,…]", help=regions)

@@ -5,6 +5,8 @@ python plot_latents.py --weights saved_model/…/10.state --latents 3:0:8:1,1:4:
 python plot_latents.py --weights saved_model/…/10.state --levels 3 --strongest 6
 """
 
+from itertools import product
+
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -23,54 +25,44 @@ def draw(groups):
     groups: of each latent its name, its field (3, L, L), the values (n,) and images (n, B, C, L, L)
     """
     n, B = groups[0][3].shape[:2]
-    side_by_side = 1 if len(groups) <= 4 else 2
     gap, between = 0.04, 0.15  # inches
+    ncols, width, total = (1, COLUMN, COLUMN) if len(groups) <= 4 else (2, PAGE, (PAGE - between) / 2)
     tall = min(B, 2)  # rows that a field takes
-    total = COLUMN if side_by_side == 1 else (PAGE - between) / 2
     size = (total + gap) / (n + tall) - gap
     height = B * (size + gap) - gap + COLUMN_LABEL + 0.08
-    width = COLUMN if side_by_side == 1 else PAGE
-    figure = Figure(figsize=(width, -(-len(groups) // side_by_side) * height))
+    figure = Figure(figsize=(width, -(-len(groups) // ncols) * height))
     with style():
         for g, (name, field, values, images) in enumerate(groups):
-            left = g % side_by_side * (total + between)
-            top = g // side_by_side * height + COLUMN_LABEL
+            left, top = g % ncols * (total + between), g // ncols * height + COLUMN_LABEL
             add_image(figure, field, left, top, tall * (size + gap) - gap, name)
-            for k in range(n):
-                for b in range(B):
-                    label = "" if b else f"{'z = ' * (k == 0)}{values[k]:.4g}"
-                    x = left + (tall + k) * (size + gap)
-                    add_image(figure, images[k, b], x, top + b * (size + gap), size, label)
+            for k, b in product(range(n), range(B)):
+                label = "" if b else f"{'z = ' * (k == 0)}{values[k]:.4g}"
+                add_image(figure, images[k, b], left + (tall + k) * (size + gap), top + b * (size + gap), size, label)
     return figure
 
 
-def latents_parser():
+def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     group = parser.add_argument_group("latents")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     latents = "vary these, level:row:column:channel (default: the strongest of each level)"
-    which("--latents", type=cli.number_list(cli.latent_name), metavar="H:I:J:C[,…]", help=latents)
+    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
     cli.add_range(add)
     add("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")
     add("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, a row each")
     cli.add_temperatures(add)
     cli.add_field_flags(add)
-    return parser
+    args = flags.parse(parser, argv)
 
-
-def main(argv=None):
-    args = flags.parse(latents_parser(), argv)
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperatures(args.temperatures, flow)
     levels = cli.check_levels(args.levels, flow, args.latents)
     latents = args.latents and cli.check_latents(args.latents, flow)
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, latents=latents, subset=args.per_level)
-    if args.latents:
-        chosen = torch.arange(len(fields.levels))
-    else:
-        chosen = torch.cat([fields.strongest(h, args.strongest) for h in levels])
+    strongest = torch.cat([fields.strongest(h, args.strongest) for h in levels])
+    chosen = torch.arange(len(latents)) if latents else strongest
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
     groups = []
     for k in tqdm(chosen, desc="vary", unit="latent", disable=None):

@@ -123,7 +123,7 @@ def log_figure(runs, labels, time=False, bpd=None):
     return figure
 
 
-def log_parser():
+def main(argv=None):
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
@@ -137,11 +137,6 @@ def log_parser():
     add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the axis (default: all)")
     add("--name", default="log", metavar="TEXT", help="name of the pictures")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
-    return parser
-
-
-def main(argv=None):
-    parser = log_parser()
     args = parser.parse_args(argv)
     if args.bpd and args.bpd[0] >= args.bpd[1]:
         parser.error(f"argument --bpd: {cli.listing(args.bpd)}: must be two numbers, the smaller first")

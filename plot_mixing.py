@@ -60,7 +60,7 @@ def mixing_parser():
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     images = "test images, counted from 0: A and B; with --grid those of the high, then those of the low levels"
     images += " (default: the first ones)"
-    add("--images", type=cli.number_list(cli.count), metavar="N,N[,N…]", help=images)
+    add("--images", type=cli.counts, metavar="N,N[,N…]", help=images)
     which("--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B")
     sizes = cli.number_list(cli.positive, 2)
     grid = "instead: every mixture of HIGH images with LOW ones, 7,4 if no numbers follow (figure 7 (c))"

@@ -97,13 +97,10 @@ def report(fields):
         strengths = fields.strengths[numbers]
         named = {fields.name(k): fields.strengths[k].item() for k in numbers[strengths > VISIBLE]}
         paper = PAPER_VISIBLE if h == len(fields.totals) - 1 else None
-        print(
-            f"h = {h}: {len(named)} of {len(strengths)} latents with strength above {VISIBLE:g}",
-            f" (the paper's RG-Flow on CelebA: {paper})" if paper else "",
-            f", strengths {strengths.min():.2g} to {strengths.max():.2g}",
-            *[f", {name} {strength:.3g}" for name, strength in named.items()],
-            sep="",
-        )
+        line = f"h = {h}: {len(named)} of {len(strengths)} latents with strength above {VISIBLE:g}"
+        line += f" (the paper's RG-Flow on CelebA: {paper})" if paper else ""
+        line += f", strengths {strengths.min():.2g} to {strengths.max():.2g}"
+        print(line + "".join(f", {name} {strength:.3g}" for name, strength in named.items()))
         result = {"level": h, "latents": fields.totals[h], "computed": len(strengths)}
         result |= {"mean_strength": strengths.mean().item(), "largest_strength": strengths.max().item()}
         results.append({**result, "visible": named, "paper_visible_celeba": paper})
@@ -115,7 +112,7 @@ def fields_parser():
     group = parser.add_argument_group("receptive fields")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     latents = "these, level:row:column:channel (default: random ones)"
-    which("--latents", type=cli.number_list(cli.latent_name), metavar="H:I:J:C[,…]", help=latents)
+    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--strongest", action="store_true", help="the strongest of each level")
     which("--histogram", action="store_true", help="instead: histograms of the strengths at each level")
     add("--log_strength", action="store_true", help="with --histogram: bins of equal width in the logarithm")
@@ -134,8 +131,11 @@ def main(argv=None):
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, temperatures, latents, args.per_level)
     if args.histogram:
-        figure, name = draw_histogram(fields, levels, args.log_strength), "strengths"
-        caption = "histograms of the strengths"
+        figure, name, caption = (
+            draw_histogram(fields, levels, args.log_strength),
+            "strengths",
+            "histograms of strengths",
+        )
     else:
         way = "strongest" if args.strongest else "chosen" if args.latents else "random"
         rows = choose_rows(fields, levels, way, args.number, args.draw_seed)

@@ -37,21 +37,17 @@ def energies(flow, z):
     rows = []
     for h in range(flow.num_levels):
         own = z[:, flow.level_map == h]
-        nats = -flow.prior.log_prob(own).mean().item()
         row = {"level": h, "latents": own.shape[1], "mean_square": own.square().mean().item()}
-        rows.append({**row, "nats_per_latent": nats})
+        rows.append({**row, "nats_per_latent": -flow.prior.log_prob(own).mean().item()})
     return rows
 
 
 def edit_name(args):
     """The edits as a part of a file's name."""
-    edits = {
-        "swap": args.swap,
-        "scale": [f"{h}={factor:g}" for h, factor in args.scale],
-        "zero": args.zero,
-        "set": [f"{'-'.join(map(str, latent))}={value:g}" for latent, value in args.set],
-    }
-    return "".join(f"_{edit}{cli.listing(values)}" for edit, values in edits.items() if values)
+    scale = [f"{h}={factor:g}" for h, factor in args.scale]
+    values = [f"{'-'.join(map(str, latent))}={value:g}" for latent, value in args.set]
+    edits = {"swap": args.swap, "scale": scale, "zero": args.zero, "set": values}
+    return "".join(f"_{edit}{cli.listing(each)}" for edit, each in edits.items() if each)
 
 
 def reconstruct_parser():
@@ -59,15 +55,14 @@ def reconstruct_parser():
     add = parser.add_argument_group("image and edits, in the order in which they are made").add_argument
     add("--file", required=True, metavar="FILE", help="image file")
     add("--other", metavar="FILE", help="a second one, for --swap")
-    resize = "bring files of another size to the flow's: the central square, resized"
-    add("--resize", action="store_true", help=resize)
+    add("--resize", action="store_true", help="cut files of another size to a square and bring it to the flow's size")
 
     def add_edit(flag, kind, metavar, help):
         add(flag, type=cli.number_list(kind), default=(), metavar=f"{metavar}[,…]", help=help)
 
-    factor, value = cli.assignment(cli.count, cli.finite), cli.assignment(cli.latent_name, cli.finite)
+    scale, value = cli.assignment(cli.count, cli.finite), cli.assignment(cli.latent_name, cli.finite)
     add_edit("--swap", cli.count, "H", "levels to take from the other image")
-    add_edit("--scale", factor, "H=FACTOR", "multiply the latents of a level by a factor")
+    add_edit("--scale", scale, "H=FACTOR", "multiply the latents of a level by a factor")
     add_edit("--zero", cli.count, "H", "levels whose latents become 0")
     add_edit("--set", value, "H:I:J:C=VALUE", "give single latents, level:row:column:channel, a value")
     return parser
@@ -95,11 +90,9 @@ def main(argv=None):
     print(
         f"{args.file}: largest error {results['largest_error']} of 255, {results['pixel_values_off']} pixel values off"
     )
-    for energy in results["energies"]:
-        print(
-            "level {level}: {latents} latents, mean square {mean_square:.3f} (1 under the prior), -log p"
-            " {nats_per_latent:.3f} nats per latent".format(**energy)
-        )
+    line = "level {level}: {latents} latents, mean square {mean_square:.3f} (1 under the prior), -log p"
+    line += " {nats_per_latent:.3f} nats per latent"
+    print(*[line.format(**energy) for energy in results["energies"]], sep="\n")
     if args.other:
         panels["other"] = images[1:] / 255
     if scale or values or args.swap:

@@ -72,31 +72,26 @@ def draw(images, labels, path, closed):
     progress = tqdm(order, desc="draw", unit="frame", leave=False, disable=None)
     figures = (grid_figure(images[k], ncols, width, columns=[labels[k]]) for k in progress)
     save_animation(figures, path, SECONDS)
-    shown = torch.linspace(0, n if closed else n - 1, STRIP + closed)[:STRIP].round().int().clamp(max=n - 1)
-    shown = shown.unique().tolist()
+    shown = torch.linspace(0, n if closed else n - 1, STRIP + closed)[:STRIP].round().int().clamp(max=n - 1).unique()
     strip = images[shown].transpose(0, 1).flatten(0, 1)
     save_figure(grid_figure(strip, len(shown), PAGE, columns=[labels[k] for k in shown]), path)
 
 
-def walk_parser():
+def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, images=True)
     group = parser.add_argument_group("walk")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    levels = "random walk in all latents of these levels (default: the top level)"
-    which("--levels", type=cli.number_list(cli.count), metavar="H[,H…]", help=levels)
+    which("--levels", type=cli.counts, metavar="H[,H…]", help="random walk in these levels (default: the top level)")
     latents = "sweep these latents, level:row:column:channel, a GIF each"
-    which("--latents", type=cli.number_list(cli.latent_name), metavar="H:I:J:C[,…]", help=latents)
+    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="from one test image to another")
     cli.add_temperature(group)
     cli.add_range(add)
     add("--samples", type=cli.positive, default=4, metavar="N", help="samples that walk together")
     add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior that the random walk passes")
     add("--frames", type=cli.positive, default=14, metavar="N", help="steps from one end, or draw, to the next")
-    return parser
+    args = flags.parse(parser, argv)
 
-
-def main(argv=None):
-    args = flags.parse(walk_parser(), argv)
     flow, config, trained = flags.load_flow(args)
     walks = interpolations if args.images else sweeps if args.latents else random_walks
     for name, images, labels, caption in walks(flow, config, args):

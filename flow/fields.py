@@ -68,8 +68,8 @@ def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, sub
     key = digest(flow.state_dict(), settings, latents, n, seed, temperatures, device.type)
 
     def compute():
-        draws = generator(seed, "receptive fields", 0, device)
-        return receptive_fields(flow, n, latents, temperatures, draws, progress=True)
+        own = generator(seed, "receptive fields", 0, device)
+        return receptive_fields(flow, n, latents, temperatures, own, progress=True)
 
     fields = cached(f"{path}_{key}.cache", compute)
     if not fields.isfinite().all():

@@ -5,8 +5,7 @@ f = conv . silu . … . conv . silu  of width `nhidden`, and a last silu and con
 Every convolution has weight normalisation. As in RG-Flow's networks, the output is multiplied by a learnable scale that
 starts at 0, so that an untrained coupling is the identity; then s goes through tanh, t does not.
 
-B images, c channels, l x l positions. Kernels are stored with the input channels last, which is how fast convolutions
-want them.
+B images, c channels, l x l positions. Kernels are stored with the input channels last, the layout of fast convolutions.
 """
 
 import math
@@ -59,8 +58,7 @@ def evaluate(folded, x):
     The convolutions are computed in the type of the kernels; the result is of the type of x.
     """
     first, *blocks, last = folded
-    x_in = x.to(first[0][0].dtype, memory_format=torch.channels_last)
-    y = F.conv2d(x_in, *first[0], padding=1)
+    y = F.conv2d(x.to(first[0][0].dtype, memory_format=torch.channels_last), *first[0], padding=1)
     for block in blocks:
         f = y
         for layer in block:

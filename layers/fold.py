@@ -8,9 +8,9 @@ the silu is left. All K steps of a bijector are folded at once, S = K G networks
 """
 
 import math
+from collections import namedtuple
 from contextlib import contextmanager
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from .networks import NORM_MIN, Networks, compiled
 BETA_MIN = 1e-4
 # Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations.
 PIECE = 2**19
+# How weights are folded: number G of networks of a step, type of the matrices, whether by compiled kernels.
+Settings = namedtuple("Settings", "ngroups dtype compile")
 
 
 class FoldedNetworks(Networks):
@@ -36,7 +38,7 @@ class FoldedNetworks(Networks):
 
     @property
     def kind(self):
-        """Equal for networks that `folded_together` folds at once, None for those with masks or large weights."""
+        """Equal where `folded_together` folds networks at once, None for those with masks or large weights."""
         masked = any(mask is not None for block in self.blocks for mask in block.masks)
         if masked or max(weight.numel() for block in self.blocks for weight in block.weights) > PIECE:
             return None
@@ -110,39 +112,27 @@ def fold_block(group, k):
     return list(zip(*folded, strict=True))
 
 
-class Settings(NamedTuple):
-    """How weights are folded: networks of a step (G), type of the matrices, whether by compiled kernels."""
-
-    ngroups: int
-    dtype: torch.dtype
-    compile: bool
-
-    def pieces(self, weight):
-        """Slices of whole steps that cover the S networks of a weight (S, in, out): `PIECE` entries or so each on a
-        CPU, all on a GPU."""
-        size = weight.numel() if weight.is_cuda else PIECE
-        length = self.ngroups * max(1, size // (self.ngroups * weight[0].numel()))
-        return [slice(start, min(start + length, len(weight))) for start in range(0, len(weight), length)]
+def pieces(weight, ngroups):
+    """Slices of whole steps that cover the S networks of a weight (S, in, out): `PIECE` entries or so on a CPU, all on
+    a GPU."""
+    size = weight.numel() if weight.is_cuda else PIECE
+    length = ngroups * max(1, size // (ngroups * weight[0].numel()))
+    return [slice(start, min(start + length, len(weight))) for start in range(0, len(weight), length)]
 
 
 def fold_weight(settings, mask, weight, before, gain, after):
-    """before * V / |V| * gain * after with V = mask * weight (S, in, out), a list over steps; |V| (S, out).
-
-    before: (S, in); gain, after: (S, out)
-    """
+    """before (S, in) * V / |V| * gain (S, out) * after (S, out) with V = mask * weight (S, in, out), a list over steps;
+    |V| (S, out)."""
     fold, columns = compiled(fold_piece) if settings.compile else fold_piece, gain * after
-    pieces = settings.pieces(weight)
-    done = [fold(masked(weight[at], mask), before[at], columns[at], settings.dtype) for at in pieces]
+    slices = pieces(weight, settings.ngroups)
+    done = [fold(masked(weight[at], mask), before[at], columns[at], settings.dtype) for at in slices]
     matrices = [step for matrix, _ in done for step in matrix.split(settings.ngroups)]
     return matrices, joined([norm for _, norm in done])
 
 
 class FoldWeight(torch.autograd.Function):
-    """`fold_weight` with its derivative written out.
-
-    Every weight is folded once per training step. The dozen passes over the weights that autograd would record cost
-    more than the matrix products of a small batch.
-    """
+    """`fold_weight` with its derivative written out: the dozen passes over every weight that autograd would record cost
+    more than the matrix products of a small batch."""
 
     @staticmethod
     def forward(ctx, settings, mask, weight, before, gain, after):
@@ -159,7 +149,7 @@ class FoldWeight(torch.autograd.Function):
         unfold = compiled(unfold_piece) if settings.compile else unfold_piece
         unit, grad_weight, sums = gain / norm, torch.empty_like(weight), []
         columns = unit * after
-        for at in settings.pieces(weight):
+        for at in pieces(weight, settings.ngroups):
             grad = joined(grads[at.start // settings.ngroups : at.stop // settings.ngroups]).to(weight.dtype)
             pair = masked(grad, mask), masked(weight[at], mask)
             sums.append(unfold(*pair, before[at], columns[at], norm[at], grad_weight[at]))

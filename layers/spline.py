@@ -1,9 +1,9 @@
 """RNVP blocks of which the first adds a monotone curve, a rational-quadratic spline, to couplings (`--subnet spline`).
 
-An affine coupling moves and stretches an entry; it cannot change the shape of its distribution. A curve of a few pieces
-can: dequantisation leaves a box around each grey value, and the prior has none. Each piece is a ratio of quadratic
-polynomials, whose inverse has a closed form: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS
-2019, equations 4-8. Section 5 of the RG-Flow paper invites such maps.
+An affine coupling moves and stretches an entry; it cannot change the shape of its distribution, such as that of the
+noise of dequantisation, a box. A monotone curve of a few pieces can. Each piece is a ratio of quadratic polynomials,
+whose inverse has a closed form: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019, equations
+4-8. Section 5 of the RG-Flow paper invites such maps.
 
 The curve leads from (-edge, -edge) to (edge, edge) in 4 pieces; outside it is the identity. The pieces come from
 halving: the middle knot cuts width and height of the square in two, each at a fraction of its own, and the knot of the
@@ -36,8 +36,7 @@ class Limits(NamedTuple):
     steepest: float
 
     @property
-    def soft(self):
-        """What keeps the slope of a knot between 1 / steepest and steepest."""
+    def soft(self):  # what keeps the slope of a knot between its limits
         return 1 / (self.steepest - 1)
 
 

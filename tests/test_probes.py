@@ -28,24 +28,18 @@ def hadamard(n):
     return matrix / math.sqrt(n)
 
 
-def test_a_factor_with_a_latent_of_its_own(latents):
-    z, y = parts(7 * latents + 3), parts(-5 * latents[:, [2, 5]] + 100)  # neither scale nor offset matters
-    assert ridge_r2(z, y) == pytest.approx([1, 1], abs=1e-6)
-    assert single_r2(z, y) == pytest.approx([1, 1], abs=1e-6)
-
-
-def test_a_factor_spread_over_n_latents(latents):
-    factors = latents @ hadamard(8)  # each an equal mixture of 8: 1 / 8 of its variance is in any one latent
-    z, y = parts(latents), parts(factors)
-    assert ridge_r2(z, y) == pytest.approx([1] * 8, abs=1e-6)
-    assert single_r2(z, y).mean().item() == pytest.approx(1 / 8, abs=0.02)
-
-
-def test_noise_lowers_both_as_its_variance_says(latents):
-    noisy = latents + 0.5 * torch.randn_like(latents)  # variance 1 of 1.25
-    z, y = parts(latents), parts(noisy)
-    assert ridge_r2(z, y).mean().item() == pytest.approx(0.8, abs=0.02)
-    assert single_r2(z, y).mean().item() == pytest.approx(0.8, abs=0.02)
+@pytest.mark.parametrize(
+    "factors, ridge, single",
+    [
+        (lambda z: -5 * z[:, [2, 5]] + 100, 1, 1),  # latents of their own; neither scale nor offset matters
+        (lambda z: z @ hadamard(8), 1, 1 / 8),  # an equal mixture of 8 latents each
+        (lambda z: z + 0.5 * torch.randn_like(z), 0.8, 0.8),  # noise: 1 of the variance 1.25
+    ],
+)
+def test_factors_in_one_latent_in_many_and_with_noise(factors, ridge, single, latents):
+    z, y = parts(7 * latents + 3), parts(factors(latents))
+    assert ridge_r2(z, y).mean().item() == pytest.approx(ridge, abs=1e-6 if ridge == 1 else 0.02)
+    assert single_r2(z, y).mean().item() == pytest.approx(single, abs=1e-6 if single == 1 else 0.02)
 
 
 def test_no_information_scores_0_on_held_out_data():

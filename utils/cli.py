@@ -137,6 +137,7 @@ def indices(names, example):
 
 
 latent_name = indices("level:row:column:channel", "2:4:12:0")
+latent_names, counts = number_list(latent_name), number_list(count)
 
 
 def gpu_list(text):
@@ -174,7 +175,7 @@ def add_range(add):
 
 def add_field_flags(add):
     """The flags of receptive fields: --levels, for `check_levels`, --draws and --per_level."""
-    add("--levels", type=number_list(count), metavar="H[,H…]", help="only these levels (default: all)")
+    add("--levels", type=counts, metavar="H[,H…]", help="only these levels (default: all)")
     add("--draws", type=positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of")
     subset = "fields of N random latents of each level, to find the strongest (default: all of rgflow up to 1 GiB,"
     subset += " otherwise 16)"

@@ -112,18 +112,18 @@ def screen_width(images, ncols):
 
 
 def save_animation(figures, path, seconds):
-    """Write figures, each shown for `seconds`, as {path}.gif, which repeats."""
+    """Write figures, each shown for `seconds`, as {path}.gif, which repeats; returns the path."""
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
         frames.append(Image.open(buffer).convert("RGB"))
     settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0}
-    write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
+    return write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
 
 
 def save_pixels(image, path):
-    """Write an image (C, H, W), uint8, C = 1 or 3, as {path}.png of its own pixels."""
+    """Write an image (C, H, W), uint8, C = 1 or 3, as {path}.png of its own pixels; returns the path."""
     image = np.asarray(image)
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    write(f"{path}.png", partial(picture.save, format="png"))
+    return write(f"{path}.png", partial(picture.save, format="png"))
