@@ -61,14 +61,15 @@ def process(*arguments):
 
 def command(*arguments):
     """A script in a process of its own, as a user runs it."""
-    options = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120}
+    options = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 300}
     return subprocess.run([sys.executable, *arguments], **options)
 
 
 def call(module, *arguments):
     """The same in this process, where importing torch costs nothing: returncode, stdout, stderr."""
     out, err, status = io.StringIO(), io.StringIO(), 0
-    handlers = {number: signal.getsignal(number) for number in STOP}
+    handlers, dtype = {number: signal.getsignal(number) for number in STOP}, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
         with redirect_stdout(out), redirect_stderr(err):
             script(lambda: module.main([str(argument) for argument in arguments]))
@@ -76,6 +77,7 @@ def call(module, *arguments):
         status = stop.code if isinstance(stop.code, int) else 1
         err.write("" if isinstance(stop.code, int) else f"{stop.code}\n")
     finally:
+        torch.set_default_dtype(dtype)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
