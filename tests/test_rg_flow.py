@@ -183,5 +183,5 @@ def test_repr_tells_the_geometry():
     with torch.device("meta"):
         text = repr(RGFlow())
     assert "3x32x32 image, 4 levels, 4x4 blocks" in text
-    assert "16 half-steps x 2 networks of 4 residual blocks 24 -> 512 -> 512 -> 24" in text
+    assert "16 steps x 2 networks of 4 residual blocks 24 -> 512 -> 512 -> 24" in text
     assert text.count("\n") < 40
