@@ -210,7 +210,7 @@ def main(argv=None):
         config |= {"batch": BATCH, "lr": LR, "nlayers": NLAYERS, "nhidden": NHIDDEN}
         record = {"kind": "pinwheel", **origin, "config": config, "ceiling": ceiling, "results": results}
         save(args.json, record, rows)
-    print(*save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel"), sep="\n")
+    save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel")
 
 
 if __name__ == "__main__":

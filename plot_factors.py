@@ -199,7 +199,7 @@ def main(argv=None):
     record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
         save(args.json, record, rows)
-    print(*save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}"), sep="\n")
+    save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}")
 
 
 if __name__ == "__main__":
