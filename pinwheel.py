@@ -138,7 +138,8 @@ def measure(flow, n, seed):
 
 def by_prior(results):
     """prior -> its results, of all seeds."""
-    return {prior: [each for each in results if each["prior"] == prior] for prior in PRIOR_NAMES}
+    priors = dict.fromkeys(each["prior"] for each in results)
+    return {prior: [each for each in results if each["prior"] == prior] for prior in priors}
 
 
 def rows(record):

@@ -101,7 +101,7 @@ def source(record):
         record["commit"] or "",
         f"`{record['command']}`",
     )
-    return (seconds or 0, step), tuple(map(str, cells))
+    return (float(seconds or 0), float(step)), tuple(map(str, cells))
 
 
 def read_all(paths, read):
@@ -163,10 +163,10 @@ def render_logs(logs):
     marks = sorted(step for step in set().union(*records.values()) if is_mark(step))
     rows = []
     for path, of_step in records.items():
-        reached, end = [step for step in marks if step in of_step], max(of_step)
-        cells = [bpd_of(of_step.get(step)) for step in marks]
-        cells += [time_of(of_step[max(reached)]) if reached else ""] * bool(marks)
-        rows.append([run_name(path), *cells, f"{end:,} steps", bpd_of(of_step[end]), time_of(of_step[end])])
+        cells, end = {step: bpd_and_time(record) for step, record in of_step.items()}, max(of_step)
+        times = ["", *(cells[step][1] for step in marks if step in cells)]
+        on_the_way = [*(cells.get(step, [""])[0] for step in marks), *times[-1:] * bool(marks)]
+        rows.append([run_name(path), *on_the_way, f"{end:,} steps", *cells[end]])
     columns = [f"{step:,} steps" for step in marks] + ["time up to there"] * bool(marks)
     yield from markdown(["run", *columns, "end of the run", "BPD", "time"], rows)
     yield (
@@ -183,16 +183,10 @@ def is_mark(step):
     return step >= 1000 and str(step).rstrip("0") in ("1", "2", "5")
 
 
-def bpd_of(record):
-    """The cell of a record of a log, empty for None."""
-    if record is None:
-        return ""
-    return f"{record['bpd']:.3f}" if record["kind"] == "test" else f"*{record['bpd']:.3f}*"
-
-
-def time_of(record):
-    """Hours, minutes and seconds of training up to a record of a log, empty where it does not say."""
-    return str(timedelta(seconds=round(record["seconds"]))) if "seconds" in record else ""
+def bpd_and_time(record):
+    """The cells of a record of a log: BPD, and hours, minutes and seconds of training, empty if it does not say."""
+    bpd = f"{record['bpd']:.3f}" if record["kind"] == "test" else f"*{record['bpd']:.3f}*"
+    return bpd, str(timedelta(seconds=round(record["seconds"]))) if "seconds" in record else ""
 
 
 def files_of(path):

@@ -1,7 +1,7 @@
-"""Any folder of images as a data set (`--data folder --data_path DIR`), for images of one's own.
+"""Any folder of images as a data set (`--data folder --data_path DIR`).
 
-With `train/` and `test/` inside, these are the splits. Otherwise an image is a test image when the first eight bytes of
-the SHA-256 of its relative path, as an integer, divide by 10: about one in ten, whatever else is in the folder.
+Folders `train/` and `test/` inside are the splits. Without them, an image is a test image if the first eight bytes of
+the SHA-256 of its relative path, as an integer, are a multiple of 10: about one in ten.
 """
 
 import hashlib

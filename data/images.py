@@ -3,7 +3,6 @@
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,20 +13,8 @@ from utils.cli import UserError
 from .arrays import cpu_count
 
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
-BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    AttributeError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, AttributeError)
+BROKEN += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def to_channels(image, nchannels):
@@ -65,57 +52,11 @@ def resize(image, L, box=None):
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def load_square(path, nchannels, L):
-    """An image file as uint8 (nchannels, L, L): turned as its EXIF tag says, laid on white where transparent, the
-    shorter side resized to L and the centre kept. Raises one of `BROKEN` for a file that is no image."""
-    image = load_image(path, nchannels)
-    return resize(image, L, central_square(image))  # looks beyond the box: resize, then crop
-
-
 def load_image(path, nchannels):
-    """An image file as a Pillow image of mode L (1 channel) or RGB (3). Raises one of `BROKEN`."""
+    """An image file as a Pillow image of mode L (1 channel) or RGB (3), turned as its EXIF tag says and laid on white
+    where transparent. Raises one of `BROKEN` for a file that is no image."""
     with Image.open(path) as image:
         return to_channels(ImageOps.exif_transpose(image), nchannels)
-
-
-def load_single(path, nchannels, L, fit=False):
-    """The image file that a user names as uint8 (nchannels, L, L); with `fit` as `load_square` makes it.
-
-    Raises UserError for a file that is no image and, without `fit`, for an image of another size.
-    """
-    with _named(path):
-        if fit:
-            return load_square(path, nchannels, L)
-        return resize(_exact(path, nchannels, L), L)
-
-
-def load_mask(path, L, fit=False):
-    """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one.
-
-    Raises UserError as `load_single` does.
-    """
-    with _named(path):
-        if fit:
-            image = Image.fromarray(np.asarray(load_image(path, 3)).any(-1).astype(np.float32))  # bytes would round
-            return np.asarray(image.resize((L, L), Image.Resampling.BOX, central_square(image))) > 0
-        return np.asarray(_exact(path, 3, L)).any(-1)
-
-
-def _exact(path, nchannels, L):
-    image = load_image(path, nchannels)
-    if image.size != (L, L):
-        width, height = image.size
-        raise UserError(f"{path}: {width}x{height} pixels, must be {L}x{L}; --resize makes it so")
-    return image
-
-
-@contextmanager
-def _named(path):
-    """Turns what Pillow raises on a file that is no image into a UserError that names it."""
-    try:
-        yield
-    except BROKEN as error:
-        raise UserError(f"{path}: no readable image ({getattr(error, 'strerror', None) or error})") from error
 
 
 def central_square(image):
@@ -126,12 +67,45 @@ def central_square(image):
     return left, top, left + edge, top + edge
 
 
+def load_square(path, nchannels, L):
+    """As `load_image`, but uint8 (nchannels, L, L): the shorter side resized to L and the centre kept."""
+    image = load_image(path, nchannels)
+    return resize(image, L, central_square(image))  # looks beyond the box: resize, then crop
+
+
+def load_single(path, nchannels, L, fit=False):
+    """The image file that a user names as uint8 (nchannels, L, L); with `fit` as `load_square` makes it.
+
+    Raises UserError for a file that is no image and, without `fit`, for an image of another size.
+    """
+    image = _load_named(path, nchannels, L, fit)
+    return resize(image, L, central_square(image))
+
+
+def load_mask(path, L, fit=False):
+    """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one.
+
+    Raises UserError as `load_single` does.
+    """
+    image = Image.fromarray(np.asarray(_load_named(path, 3, L, fit)).any(-1).astype(np.float32))  # bytes would round
+    return np.asarray(image.resize((L, L), Image.Resampling.BOX, central_square(image))) > 0
+
+
+def _load_named(path, nchannels, L, fit):
+    try:
+        image = load_image(path, nchannels)
+    except BROKEN as error:
+        raise UserError(f"{path}: no readable image ({getattr(error, 'strerror', None) or error})") from error
+    width, height = image.size
+    if not fit and (width, height) != (L, L):
+        raise UserError(f"{path}: {width}x{height} pixels, must be {L}x{L}; --resize makes it so")
+    return image
+
+
 def decode(load, items, name, progress):
     """Yield load(item) for each item of a list, in order, on all processors (Pillow decodes without the GIL)."""
-    with (
-        ThreadPoolExecutor(cpu_count()) as pool,
-        tqdm(total=len(items), desc=name, disable=None if progress else True) as bar,
-    ):
+    bar = tqdm(total=len(items), desc=name, disable=None if progress else True)
+    with ThreadPoolExecutor(cpu_count()) as pool, bar:
         for start in range(0, len(items), 512):
             for result in pool.map(load, items[start : start + 512]):
                 yield result

@@ -1,7 +1,7 @@
 """What is measured of a flow on many images: bits per dimension, round trip, and samples to compare with data.
 
-Everything runs in batches of 250 whatever the batch size of training, and the draws of a batch are a function of a
-seed and its place: `main.py` after each epoch and `evaluate.py` give the same bits per dimension.
+Batches have 250 images, and their noise is a function of a seed and the place of the batch: `main.py` after each epoch
+and `evaluate.py` give the same bits per dimension.
 """
 
 import copy
@@ -76,9 +76,9 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
 
     images: numpy array, uint8 (N, C, L, L)
     dtype: the type in which a copy of the flow computes, without any acceleration
-    Returns {"data": …, "samples": …}, from x of the images on and from z of N draws of the prior on. Each is
-    {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| of the latents of each level, from h = 0 up]}; None where an error
-    is not finite.
+    Returns {"data": …, "samples": …}: starting from x of the images, and from N draws z of the prior. Each is
+    {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| of the latents of each level, from h = 0 up]}; None for an error
+    that is not finite.
     """
     flow = copy.deepcopy(flow).to(dtype).eval()
     flow.accelerate()

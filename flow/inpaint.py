@@ -68,7 +68,8 @@ class CausalCone:
             changed = block_places.flatten(2)[:, :, layer.goes_on]
             blocks, log_det = bijector(blocks)
             log_prior = flow.prior.log_prob(blocks.flatten(2)[:, :, layer.stays]).sum((1, 2))
-            self.constant += (log_det + log_prior).masked_fill(inside, 0).reshape(B, -1).sum(1)
+            for terms in (log_det, log_prior):
+                self.constant += terms.masked_fill(inside, 0).reshape(B, -1).sum(1)
             x = hierarchy.from_blocks(blocks, l, offset)
             if offset == 0:
                 x, places = x[:, :, ::2, ::2], places[:, :, ::2, ::2]

@@ -14,7 +14,7 @@ MODELS = {"rgflow": RGFlow, "realnvp": RealNVP}
 
 
 def build(config):
-    """The flow of a configuration (a dict with `model`, the constructor's arguments and `dtype`), freshly initialised.
+    """A freshly initialised flow. config: a dict with `model`, the constructor's arguments and `dtype`.
 
     Raises ValueError for values that the constructor refuses.
     """
@@ -24,21 +24,17 @@ def build(config):
 
 
 def load(path, device="cpu"):
-    """(flow, config) from a checkpoint file: the flow in evaluation mode on `device`, the configuration of its run.
+    """(flow, config) from a checkpoint file: the flow in evaluation mode on `device`, and its run's configuration.
 
     Raises utils.cli.UserError if the file cannot be used.
     """
-    flow, config, _ = load_trained(path, device)
-    return flow, config
+    return load_trained(path, device)[:2]
 
 
 def load_trained(path, device="cpu", data=None):
-    """(flow, config, trained) from a checkpoint file.
+    """`load`, and `trained`, what results record of the training; the file may lack seconds and machine (None).
 
-    data: name of the data set that it must have been trained on, or None
-    trained: what results record of the training: file, parameters, epochs, steps, seconds and machine (None where the
-        file does not say)
-    Raises utils.cli.UserError if the file cannot be used.
+    data: name of the data set that the flow must have been trained on, or None
     """
     state = checkpoint.read(path, device)
     config = state["config"]

@@ -1,10 +1,10 @@
 """Real NVP, the baseline: the multi-scale architecture of Dinh, Sohl-Dickstein and Bengio (ICLR 2017).
 
-At scale h the variables are c = 2^h C channels of edge l = L / 2^h. They pass couplings that keep a checkerboard, are
-squeezed (each 2 x 2 square of positions becomes 4 c channels), and pass couplings that keep half of the channels. Then
-half of the variables, the positions of the squares with odd row + column, are the latents of group h; the other half,
-2 c channels of edge l / 2, go on to scale h + 1. The last scale, of edge `kernel_size`, has checkerboard couplings
-only, and all its variables are latents: four groups h = 0 … 3 for L = 32 (figure C1).
+Scale h has c = 2^h C channels of edge l = L / 2^h. The variables pass couplings that keep a checkerboard, are squeezed
+(each 2 x 2 square becomes 4 c channels), and pass couplings that keep half of the channels. Then the positions of the
+squares with odd row + column are the latents of level h; the others, 2 c channels of edge l / 2, go on to scale h + 1.
+The last scale, of edge `kernel_size`, has checkerboard couplings only, and all its variables are latents: four levels
+h = 0 … 3 for L = 32 (figure C1).
 
 Before squeezing       after, by position in the square       kept at the next scale
     0 1                    0, 1 | 2, 3: the two halves            0, 3
@@ -23,8 +23,8 @@ from .base import Flow, check_sizes, per_level
 class RealNVP(Flow):
     """The flow on images (B, C, L, L) in model space, whose latents lie in an array of the same shape.
 
-    Squares are put back where they came from, so that latent (i, j) belongs to the group that is the number of zeros at
-    the end of the binary i xor j, at most h_L.
+    Squares are put back where they came from, so that the level of latent (i, j) is the number of zeros at the end of
+    the binary i xor j, at most h_L.
 
     nchannels, L: shape of an image; L / kernel_size must be a power of two
     kernel_size: edge of the last scale, even
@@ -33,7 +33,7 @@ class RealNVP(Flow):
     nhidden: channels inside the networks of the first couplings; twice as many after every squeeze
     prior: a name in `flow.prior.PRIORS`
 
-    Raises ValueError for sizes that do not fit and unknown names.
+    Raises ValueError for sizes that do not fit and unknown names; so do `forward` and `inverse` for another shape.
     """
 
     def __init__(
@@ -72,86 +72,72 @@ class RealNVP(Flow):
 
     def level_parameters(self, h):
         """The parameters of scale h, a list."""
-        bijectors = [self.checkerboards[h], *self.channels[h : h + 1]]
-        return [parameter for bijector in bijectors for parameter in bijector.parameters()]
+        return [*self.checkerboards[h].parameters(), *self.channels[h : h + 1].parameters()]
 
     def multiply_adds(self, inverse=False):
-        """Multiply-adds of the convolutions for one image, the same in both directions: every weight is used once per
-        position."""
+        """Multiply-adds of the convolutions for one image, in either direction: each position uses each weight once."""
         total = 0
-        for edge_shift, stage in ((0, self.checkerboards), (1, self.channels)):
+        for edge, stage in ((self.L, self.checkerboards), (self.L // 2, self.channels)):
             for h, bijector in enumerate(stage):
-                weights = sum(parameter.numel() for parameter in bijector.networks.weights)
-                total += (self.L >> h >> edge_shift) ** 2 * weights
+                total += (edge >> h) ** 2 * sum(weight.numel() for weight in bijector.networks.weights)
         return total
 
     def extra_repr(self):
         return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} scales"
 
     def forward(self, x):
-        """x: (B, C, L, L) -> z of the same shape, log_det (B,). Raises ValueError for another shape."""
+        """x: (B, C, L, L) -> z of the same shape, log_det (B,)."""
         self.check_shape(x)
-        log_det = x.new_zeros(len(x))
+        x, log_det = self.checkerboards[0](x)
         factored_out = []
-        for h in range(self.num_levels):
-            x, change = self.checkerboards[h](x)
+        for couplings, checkerboards in zip(self.channels, self.checkerboards[1:], strict=True):
+            x, change = couplings(squeeze(x))
             log_det = log_det + change
-            if h < self.num_levels - 1:
-                x, change = self.channels[h](squeeze(x))
-                log_det = log_det + change
-                x, latents = factor_out(x)
-                factored_out.append(latents)
+            x, latents = factor_out(x)
+            factored_out.append(latents)
+            x, change = checkerboards(x)
+            log_det = log_det + change
         for latents in reversed(factored_out):
             x = unsqueeze(factor_in(x, latents))
         return x, log_det
 
     def inverse(self, z):
-        """z: (B, C, L, L) -> x and log_det (B,) of this direction. Raises ValueError for another shape."""
+        """z: (B, C, L, L) -> x of the same shape, log_det (B,) of this direction."""
         self.check_shape(z)
-        log_det = z.new_zeros(len(z))
-        factored_out = []
-        x = z
+        x, factored_out = z, []
         for _ in self.channels:
             x, latents = factor_out(squeeze(x))
             factored_out.append(latents)
-        for h in reversed(range(self.num_levels)):
-            if h < self.num_levels - 1:
-                x, change = self.channels[h].inverse(factor_in(x, factored_out[h]))
-                x = unsqueeze(x)
-                log_det = log_det + change
-            x, change = self.checkerboards[h].inverse(x)
+        x, log_det = self.checkerboards[-1].inverse(x)
+        for h in reversed(range(len(self.channels))):
+            x, change = self.channels[h].inverse(factor_in(x, factored_out[h]))
+            log_det = log_det + change
+            x, change = self.checkerboards[h].inverse(unsqueeze(x))
             log_det = log_det + change
         return x, log_det
 
 
 def level_map(L, num_levels):
-    """The latent group of each position: (L, L) integers."""
+    """The level of each latent position: (L, L) integers."""
     position = torch.arange(L)
     different = position[:, None] ^ position
-    levels = torch.zeros(L, L, dtype=torch.long)
-    for h in range(1, num_levels):
-        levels[different % 2**h == 0] = h
-    return levels
+    return sum((different % 2**h == 0 for h in range(1, num_levels)), torch.zeros_like(different))
 
 
 def squeeze(x):
-    """(B, c, l, l) -> (B, 4 c, l / 2, l / 2), the channels of the upper left positions first, then upper right, lower
-    left, lower right."""
+    """(B, c, l, l) -> (B, 4 c, l / 2, l / 2): upper left positions, upper right, lower left, lower right."""
     B, c, l, _ = x.shape
-    x = x.reshape(B, c, l // 2, 2, l // 2, 2).permute(0, 3, 5, 1, 2, 4)  # (B, 2, 2, c, l/2, l/2)
-    return x.reshape(B, 4 * c, l // 2, l // 2)
+    return x.reshape(B, c, l // 2, 2, l // 2, 2).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)  # of (B, 2, 2, c, l/2, l/2)
 
 
 def unsqueeze(x):
     """The inverse of `squeeze`."""
-    B, c, l, _ = x.shape
-    x = x.reshape(B, 2, 2, c // 4, l, l).permute(0, 3, 4, 1, 5, 2)  # (B, c/4, l, 2, l, 2)
-    return x.reshape(B, c // 4, 2 * l, 2 * l)
+    x = x.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)  # (B, c/4, l, 2, l, 2)
+    return x.flatten(4, 5).flatten(2, 3)
 
 
 def factor_out(x):
-    """Squeezed (B, 4 c, l, l) -> the diagonal positions of the squares, which go on, and the other two, 2 c channels
-    each."""
+    """Squeezed (B, 4 c, l, l) -> the diagonal of the squares, which goes on, and the rest, (B, 2 c, l, l) each."""
     upper_left, upper_right, lower_left, lower_right = x.chunk(4, 1)
     return torch.cat((upper_left, lower_right), 1), torch.cat((upper_right, lower_left), 1)
 

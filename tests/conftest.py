@@ -1,9 +1,9 @@
-"""Tests compute in float64 with a fixed seed and one thread: the networks are tiny."""
+"""Tests compute in float64 with a fixed seed, and with one thread, since the networks are tiny."""
 
 import pytest
 import torch
 from checks import randomise
-from runs import SMALL, make_images
+from runs import SMALL, flags_of, make_images
 
 import main
 from args import get_args
@@ -29,12 +29,17 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def start(images, tmp_path):
-    """Start or continue a run with extra flags; returns the Run."""
+def new(images, tmp_path):
+    """A Run with extra flags, before its first step."""
+    return lambda flags="", out="run": main.Run(get_args(flags_of(images, tmp_path / out, flags)))
+
+
+@pytest.fixture
+def start(new):
+    """Start or resume a run with extra flags; returns the Run."""
 
     def start(flags="", out="run"):
-        argv = f"--data folder --data_path {images} -o {tmp_path / out} {SMALL} {flags}".split()
-        run = main.Run(get_args(argv))
+        run = new(flags, out)
         run.train()
         return run
 
@@ -57,7 +62,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def draw(weights, tmp_path, capsys):
-    """Run a script's main with flags; returns the paths of pictures and the text that it prints."""
+    """Run a script's main with flags; returns the paths of its pictures and the rest of its output."""
 
     def draw(script, name, flags=""):
         script.main(["--weights", weights[name], "--fig_dir", str(tmp_path / "f"), *flags.split()])

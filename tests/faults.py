@@ -8,8 +8,10 @@ Each case is a process of its own. Allowed are a run that is as it should be and
 a hang, a damaged result or a file outside the output and data folders ends the script with status 1.
 """
 
+import _pyio
 import argparse
 import builtins
+import errno
 import io
 import os
 import random
@@ -20,13 +22,15 @@ import struct
 import sys
 import tempfile
 import time
-import traceback
 import zipfile
 import zlib
 from collections import Counter
+from functools import partial
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
-import matplotlib.backends.backend_agg  # noqa: F401 - what a run imports on its way: once here, not in each child
+import matplotlib.backends.backend_agg  # noqa: F401 - imported by runs: once here, not in each child
 import torch
 import torch._dynamo
 from PIL import Image
@@ -34,10 +38,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from runs import SMALL, make_images
+from sets import opened, pack
 
 import args as flags
 import main
-from data import open_dataset
 from utils import checkpoint, cli
 from utils.cli import UserError
 from utils.logging import read_records
@@ -45,61 +49,43 @@ from utils.logging import read_records
 HANG = 60  # seconds
 SIZES = ["--nlayers", "--nresblocks", "--nmlp", "--nhidden", "--L", "--kernel_size"]
 RUN = "--epoch 8 --print_step 3 --keep_epoch 3 --save_minutes 1e-9 --plot_epoch 4"  # 40 steps, a save after each
+VALUES = ["", "0", "-1", "1", "4", "8,6", "1e309", "nan", "folder", "rnvp", "ar", "float64", "é\0", "../..", "@"]
+JUNK = [None, -1, 10**30, "x", [], {}, {"a": 1}, 0.5, torch.zeros(3), b"x", [torch.zeros(2)], True]
 
 
 class Attempt:
-    """A function run in a child process: `status`, negative for a signal, `text` it wrote, `peak` bytes of memory."""
+    """A function run in a child process: `status`, negative for a signal, and the `text` it wrote."""
 
-    def __init__(self, work, kill=None, number=signal.SIGKILL, when=None):
+    def __init__(self, work, kill=None, number=signal.SIGKILL, when=lambda: True):
         """kill: seconds after which, and once `when()` is true, the child gets the signal `number`."""
         with tempfile.TemporaryFile("w+") as output:
-            child = os.fork()
-            if child == 0:
-                self._run(work, output)
-            deadline, self.hung = time.monotonic() + HANG, False
+            child = get_context("fork").Process(target=self._run, args=(work, output))
+            deadline = time.monotonic() + HANG
+            child.start()
             if kill is not None:
                 time.sleep(kill)
-                while when and not when() and time.monotonic() < deadline:
+                while not when() and time.monotonic() < deadline:
                     pass
-                os.kill(child, number)
-            while True:
-                done, status, usage = os.wait4(child, os.WNOHANG)
-                if done:
-                    break
-                if time.monotonic() > deadline:
-                    self.hung = True
-                    os.kill(child, signal.SIGKILL)
-                time.sleep(0.001)
+                os.kill(child.pid, number)
+            child.join(max(0, deadline - time.monotonic()))
+            self.hung = child.exitcode is None
+            child.kill()
+            child.join()
             output.seek(0)
-            self.text = output.read()
-        self.status, self.peak = os.waitstatus_to_exitcode(status), 1024 * usage.ru_maxrss
+            self.text, self.status = output.read(), child.exitcode
 
     @staticmethod
     def _run(work, output):
-        code = 0
-        try:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            cli.script(work)
-        except SystemExit as stop:
-            code = stop.code or 0
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
-        except BaseException:
-            traceback.print_exc()
-            code = 70
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        cli.script(work)
 
     @property
     def outcome(self):
         """In words; those that start with BAD are not allowed."""
         if self.hung:
             return "BAD: hang"
-        if "Traceback" in self.text or self.status == 70:
+        if "Traceback" in self.text:
             return f"BAD: traceback {self.text.splitlines()[-1]}"
         if self.status < 0:
             return f"ended by {signal.Signals(-self.status).name}"
@@ -116,26 +102,19 @@ class Faults:
 
     def __init__(self, folder, number, seed):
         self.folder, self.number, self.random = folder, number, random.Random(seed)
-        self.images = folder / "images"
+        self.images, self.cases = folder / "images", count()
         make_images(self.images)
-        self.whole = self.train(folder / "whole")
-        self.seconds, self.end = self.timed(folder / "timed"), self.state(folder / "whole")
+        self.train(folder / "whole")
+        self.end, self.good = self.state(folder / "whole"), self.saves(folder / "whole") / "8.state"
+        start = time.monotonic()
+        self.train(folder / "timed")
+        self.seconds = time.monotonic() - start
 
     def argv(self, out, extra=""):
         return f"--data folder --data_path {self.images} -o {out} {SMALL} {RUN} {extra}".split()
 
-    def train(self, out, extra="", prepare=None, **how):
-        def work():
-            if prepare:
-                prepare()
-            main.main(self.argv(out, extra))
-
-        return Attempt(work, **how)
-
-    def timed(self, out):
-        start = time.monotonic()
-        self.train(out)
-        return time.monotonic() - start
+    def train(self, out, extra="", prepare=lambda: None, **how):
+        return Attempt(lambda: (prepare(), main.main(self.argv(out, extra))), **how)
 
     @staticmethod
     def saves(out):
@@ -157,244 +136,224 @@ class Faults:
         equal = same(self.state(out), end or self.end)
         return f"{how}; started again: ends bit for bit as an undisturbed run" if equal else f"BAD: {how}, then differs"
 
+    def saved(self, out):
+        return any(self.saves(out).glob("*.state"))
+
     def kill(self):
         """SIGKILL, many in one run"""
-        out, during, long = self.folder / "kill", 0, f"--epoch {12 * (self.number or 20)}"
+        out, during, times = self.folder / "kill", 0, self.number or 20
+        long = f"--epoch {12 * times}"
         self.train(self.folder / "unkilled", long)
-        for k in range(self.number or 20):
-            when = (lambda: (self.saves(out) / ".last.state.tmp").exists()) if k % 3 == 0 else None
+        for k in range(times):
+            when = (self.saves(out) / ".last.state.tmp").exists if k % 3 == 0 else lambda: True
             attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.7) * self.seconds, when=when)
             during += any(self.saves(out).glob(".*.tmp"))
             if attempt.status >= 0:
                 yield f"BAD: {attempt.outcome} before the signal"
-        how = f"killed {self.number or 20} times, {during} of them during a save"
+        how = f"killed {times} times, {during} of them during a save"
         yield self.finish(out, how, long, self.state(self.folder / "unkilled"))
 
     def signals(self):
         """SIGTERM, SIGINT, SIGUSR1 at random moments"""
-        for k in range(self.number or 30):
-            out = self.folder / f"signal{k}"
+        for out in self.folders(30):
             number = self.random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
             attempt = self.train(out, kill=self.random.uniform(0, 1) * self.seconds, number=number)
             how = attempt.outcome
-            if attempt.status > 128 and not any(self.saves(out).glob("*.state")):
+            if attempt.status > 128 and not self.saved(out):
                 how = how.replace("saved and ended", "ended before training")
             yield self.finish(out, how)
 
+    def disturbed(self, number, draw):
+        """Runs with images of their own. draw() gives what to do in the process before, and what the run must say."""
+        for out in self.folders(number):
+            (prepare, words), images = draw(), out.with_name(f"{out.name}images")
+            shutil.copytree(self.images, images, ignore=shutil.ignore_patterns("prepared_arrays"))
+            attempt = self.train(out, f"--data_path {images}", prepare)
+            yield self.finish(out, attempt.outcome if words in attempt.text else f"BAD: {words} not in {attempt.text}")
+            shutil.rmtree(images)
+
     def space(self):
         """No space left (ENOSPC) after a random number of bytes written by checkpoints, logs, figures, arrays"""
-        total = 2_000_000
-        for k in range(self.number or 40):
-            out, images = self.folder / f"space{k}", self.folder / f"images{k}"
-            shutil.copytree(self.images, images, ignore=shutil.ignore_patterns("prepared_arrays"))
-            budget = int(total ** self.random.uniform(0.3, 1))
-            attempt = self.train(out, f"--data_path {images}", prepare=lambda budget=budget: fill_disk(budget))
-            yield self.finish(out, attempt.outcome)
-            shutil.rmtree(images)
+        return self.disturbed(40, lambda: (partial(fill_disk, int(2_000_000 ** self.random.uniform(0.3, 1))), ""))
 
     def limit(self):
         """File-size limit (RLIMIT_FSIZE, SIGXFSZ) of a random size"""
-        for k in range(self.number or 20):
-            out, size = self.folder / f"limit{k}", self.random.randrange(100, 60_000)
-            limits = (size, resource.RLIM_INFINITY)
-            attempt = self.train(out, prepare=lambda limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
-            yield self.finish(out, attempt.outcome)
+        set_limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+        return self.disturbed(20, lambda: (partial(set_limits, (self.random.randrange(100, 60_000), -1)), ""))
 
     def nan(self):
         """A weight that becomes NaN at a random step"""
-        for k in range(self.number or 20):
-            out, step = self.folder / f"nan{k}", self.random.randrange(40)
-            attempt = self.train(out, prepare=lambda step=step: poison(step))
-            if f"step {step + 1}: " not in attempt.text:
-                yield f"BAD: step {step + 1} not named: {attempt.text}"
-            yield self.finish(out, attempt.outcome)
+        return self.disturbed(20, lambda: (partial(poison, step := self.random.randrange(40)), f"step {step + 1}: "))
 
     def two(self):
         """A second run on the folder of one that is running, a third when that has been killed"""
-        for k in range(self.number or 10):
-            out = self.folder / f"two{k}"
-            first = os.fork()
-            if first == 0:
-                with open(os.devnull, "w") as nowhere:
-                    # Kept files would be promised disk that a machine may lack: one is enough.
-                    argv = self.argv(out, "--epoch 100000 --keep_epoch 100000")
-                    Attempt._run(lambda argv=argv: main.main(argv), nowhere)
-            deadline = time.monotonic() + HANG
-            while not any(self.saves(out).glob("*.state")) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            second = self.train(out)
-            os.kill(first, signal.SIGKILL)
-            os.waitpid(first, 0)
-            third = self.train(out)
+        for out in self.folders(10):
+            attempts = []
+
+            def second_has_run(out=out, attempts=attempts):
+                attempts.extend([self.train(out)] if self.saved(out) else [])
+                return attempts
+
+            # One kept file is enough: a run checks that the disk has room for all of them.
+            self.train(out, "--epoch 100000 --keep_epoch 100000", kill=0, when=second_has_run)
+            second, third = *attempts, self.train(out)
             refused = "another process" in second.text and third.status == 0
             yield f"second {second.outcome}, third {third.outcome}" if refused else f"BAD: {second.text} {third.text}"
 
     def removed(self):
         """The output folder removed during the run"""
-        for k in range(self.number or 10):
-            out = self.folder / f"removed{k}"
-            delay = self.random.uniform(0, 0.5) * self.seconds
+        for out in self.folders(10):
 
-            def remove(out=out, delay=delay):
-                if os.fork() == 0:
-                    deadline = time.monotonic() + HANG
-                    while not any(self.saves(out).glob("*.state")) and time.monotonic() < deadline:
-                        time.sleep(0.001)
-                    time.sleep(delay)
-                    while out.exists():  # files may appear while it is emptied
-                        shutil.rmtree(out, ignore_errors=True)
-                    os._exit(0)
+            def remove(out=out):
+                if not self.saved(out):
+                    return False
+                time.sleep(self.random.uniform(0, 0.5) * self.seconds)
+                while out.exists():  # files may appear while it is emptied
+                    shutil.rmtree(out, ignore_errors=True)
+                return True
 
-            yield self.train(out, "--epoch 1000", prepare=remove).outcome
+            yield self.train(out, "--epoch 1000", kill=0, number=0, when=remove).outcome  # 0: no signal
+
+    def damaged(self, number, damage):
+        """Read the checkpoint of a run after damage(bytearray, number of the case) -> bytes."""
+        content, original, path = self.good.read_bytes(), checkpoint.read(self.good), self.folder / "damaged.state"
+        for k in range(self.number or number):
+            path.write_bytes(damage(bytearray(content), k))
+            try:
+                equal = same(checkpoint.read(path), original)
+            except UserError:
+                yield "refused"
+            except Exception as error:
+                yield f"BAD: {type(error).__name__}"
+            else:
+                yield "loads with identical content" if equal else "BAD: loads with other content"
 
     def flips(self):
         """Single-bit flips in the checkpoint of a run"""
-        path, copy = self.saves(self.folder / "whole") / "8.state", self.folder / "flipped.state"
-        good, original = path.read_bytes(), checkpoint.read(path)
-        for _ in range(self.number or 1000):
-            bit = self.random.randrange(8 * len(good))
-            content = bytearray(good)
+
+        def flip(content, _):
+            bit = self.random.randrange(8 * len(content))
             content[bit // 8] ^= 1 << bit % 8
-            copy.write_bytes(content)
-            yield read_damaged(copy, original)
+            return content
+
+        return self.damaged(1000, flip)
 
     def garble(self):
         """1 to 64 random bytes in a row, anywhere in the checkpoint of a run or in its directory"""
-        path, copy = self.saves(self.folder / "whole") / "8.state", self.folder / "garbled.state"
-        good, original = path.read_bytes(), checkpoint.read(path)
-        directory = good.index(b"PK\1\2")
-        for k in range(self.number or 1000):
-            start = self.random.randrange(directory if k % 2 else 0, len(good))
-            piece = self.random.randbytes(self.random.randrange(1, 65))
-            copy.write_bytes((good[:start] + piece + good[start + len(piece) :])[: len(good)])
-            yield read_damaged(copy, original)
+
+        def garble(content, k):
+            start = self.random.randrange(content.index(b"PK\1\2") if k % 2 else 0, len(content))
+            piece = self.random.randbytes(self.random.randrange(1, 65))[: len(content) - start]
+            content[start : start + len(piece)] = piece
+            return content
+
+        return self.damaged(1000, garble)
 
     def cuts(self):
         """Truncation of the checkpoint of a run"""
-        path, copy = self.saves(self.folder / "whole") / "8.state", self.folder / "cut.state"
-        good, original = path.read_bytes(), checkpoint.read(path)
-        for _ in range(self.number or 300):
-            copy.write_bytes(good[: self.random.randrange(len(good))])
-            yield read_damaged(copy, original)
+        return self.damaged(300, lambda content, _: content[: self.random.randrange(len(content))])
 
     def contents(self):
         """Well-formed checkpoints whose content is exchanged in one place, as newest file of a run"""
-        path = self.saves(self.folder / "whole") / "8.state"
-        junk = [None, -1, 10**30, "x", [], {}, {"a": 1}, 0.5, torch.zeros(3), b"x", [torch.zeros(2)], True]
-        for k in range(self.number or 100):
-            out = self.folder / "contents"
-            shutil.rmtree(out, ignore_errors=True)
+        for k, out in enumerate(self.folders(100)):
             self.saves(out).mkdir(parents=True)
-            state = checkpoint.read(path)
-            where = state
+            where = state = checkpoint.read(self.good)
             while True:
                 name = self.random.choice(list(where))
                 if not isinstance(where[name], dict) or not where[name] or self.random.random() < 0.3:
                     break
                 where = where[name]
-            where[name] = self.random.choice(junk)
-            state["epoch"], state["step"] = (
-                (7, 35) if name not in ("epoch", "step") else (state["epoch"], state["step"])
-            )
+            where[name] = self.random.choice(JUNK)
+            if name not in ("epoch", "step"):
+                state.update(epoch=7, step=35)
             torch.save(state, self.saves(out) / "7.state")
             yield self.train(out, f"--max_steps {36 + k % 3}").outcome
 
     def commands(self):
-        """Random command lines"""
-        names = [option for action in flags.build_parser("")._actions for option in action.option_strings]
-        values = [
-            "",
-            "0",
-            "-1",
-            "1",
-            "4",
-            "8,6",
-            "1e309",
-            "nan",
-            "folder",
-            "rnvp",
-            "ar",
-            "float64",
-            "é\0",
-            "../..",
-            "@",
-        ]
-        for k in range(self.number or 300):
-            out = self.folder / "commands"
-            argv = self.argv(out, "--max_steps 1 --no_stdout")
-            for _ in range(self.random.randrange(1, 4)):
+        """Random command lines and argument files"""
+        file = self.folder / "random.args"
+        lines = [b"--lr 1e-3", b"--L 8", b"# x", b"--out_infix 'a", b"@" + os.fsencode(file), b"\xff\xfe", b"--epoch"]
+        names = [option for action in flags.build_parser()._actions for option in action.option_strings]
+        for k in range(self.number or 500):
+            argv = self.argv(self.folder / "commands", "--max_steps 1 --no_stdout")
+            content = self.random.choices([*lines, self.random.randbytes(20)], k=self.random.randrange(1, 5))
+            file.write_bytes(b"\n".join(content))
+            argv += [f"@{file}"] * (k % 2)
+            for _ in range(0 if k % 2 else self.random.randrange(1, 4)):
                 argv.append(self.random.choice([*names, "--nothing", "extra"]))
                 length = k % 3 if argv[-1] in SIZES else k % 7  # a large network is no fault
                 text = "".join(self.random.choices("0123456789,.-+e@#'\"\\ \tinfaäß\U0001f600", k=length))
-                argv += [self.random.choice([*values, text])] * self.random.randrange(2)
-            yield self.somewhere(lambda argv=argv: main.main(argv))
-
-    def argument_files(self):
-        """Random argument files"""
-        path = self.folder / "random.args"
-        lines = [b"--lr 1e-3", b"--L 8", b"# x", b"--out_infix 'a", b"@" + os.fsencode(path), b"\xff\xfe", b"--epoch"]
-        for _ in range(self.number or 200):
-            content = self.random.choices([*lines, self.random.randbytes(20)], k=self.random.randrange(1, 5))
-            path.write_bytes(b"\n".join(content))
-            argv = [*self.argv(self.folder / "files"), f"@{path}", "--max_steps", "1", "--no_stdout"]
-            yield self.somewhere(lambda argv=argv: main.main(argv))
+                argv += [self.random.choice([*VALUES, text])] * self.random.randrange(2)
+            yield self.somewhere(partial(main.main, argv))
 
     def pictures(self):
         """Damaged, cut and odd files in a folder of images"""
         kinds = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA"]
-        for k in range(self.number or 60):
-            folder = self.folder / f"pictures{k}"
+        for folder in self.folders(60):
             make_images(folder)
             for n in range(20):
                 kind, mode = self.random.choice(kinds), self.random.choice(["RGB", "L"])
-                buffer = io.BytesIO()
-                Image.effect_noise((16, 16), 80).convert(mode).save(buffer, kind)
-                content = bytearray(buffer.getvalue())
-                for _ in range(self.random.randrange(6)):
-                    content[self.random.randrange(len(content))] = self.random.randrange(256)
+                content = noise((16, 16), mode, kind)
+                self.overwrite(content, self.random.randrange(6))
                 if self.random.random() < 0.3:
                     del content[self.random.randrange(len(content)) :]
                 (folder / "train" / f"odd{n}.{kind.lower()}").write_bytes(content)
             (folder / "train" / "bomb.png").write_bytes(png_bomb())
-            yield self.somewhere(lambda folder=folder: open_dataset("folder", folder, 3, 8, progress=False))
+            yield self.somewhere(partial(opened, "folder", folder, L=8))
             shutil.rmtree(folder)
 
     def archives(self):
         """CelebA archives with members that lead outside, bombs, cut, damaged or not archives at all"""
-        for k in range(self.number or 100):
-            root = self.folder / f"archives{k}"
-            root.mkdir()
+        for root in self.folders(100):
+            (root / "images").mkdir(parents=True)
             (root / "list_eval_partition.txt").write_text("".join(f"{n:06}.jpg {n % 3}\n" for n in range(1, 7)))
-            with zipfile.ZipFile(root / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-                prefix = self.random.choice(["img_align_celeba/", "", "a/b/", "../", "/", "x/../../", "//etc/"])
-                for n in range(1, 7):
-                    buffer = io.BytesIO()
-                    Image.effect_noise((178, 218), 80).convert("RGB").save(buffer, "JPEG")
-                    with archive.open(f"{prefix}{n:06}.jpg", "w") as member:
-                        member.write(buffer.getvalue())
-                        for _ in range(300 if self.random.random() < 0.1 else 0):
-                            member.write(bytes(10**6))
-            content = bytearray((root / "img_align_celeba.zip").read_bytes())
+            for n in range(1, 7):
+                path = root / "images" / f"{n:06}.jpg"
+                path.write_bytes(noise((178, 218), "RGB", "JPEG"))
+                if self.random.random() < 0.1:
+                    os.truncate(path, 300 * 10**6)  # a bomb: zeros at the end
+            prefix = self.random.choice(["img_align_celeba/", "", "a/b/", "../", "/", "x/../../", "//etc/"])
+            archive = pack(root / "images", root / "img_align_celeba.zip", prefix, zipfile.ZIP_DEFLATED)
+            content = bytearray(archive.read_bytes())
             harm = self.random.choice(["none", "cut", "bytes", "page"])
             if harm == "cut":
                 del content[self.random.randrange(len(content)) :]
-            for _ in range(self.random.randrange(1, 30) if harm == "bytes" else 0):
-                content[self.random.randrange(len(content))] = self.random.randrange(256)
-                content[-self.random.randrange(1, 400)] = self.random.randrange(256)  # in its directory
+            if harm == "bytes":
+                self.overwrite(content, self.random.randrange(1, 30))
+                self.overwrite(content, self.random.randrange(1, 30), len(content) - 400)  # in its directory
             if harm == "page":
                 content = b"<html><title>Google Drive - Quota exceeded</title></html>"
-            (root / "img_align_celeba.zip").write_bytes(content)
-            yield self.somewhere(lambda root=root: open_dataset("celeba32", root, 3, 32, progress=False))
+            archive.write_bytes(content)
+            yield self.somewhere(partial(opened, "celeba32", root))
             shutil.rmtree(root)
+
+    def folders(self, number):
+        """A new folder for each of `number` cases, or of those that -n asks for."""
+        return (self.folder / f"case{next(self.cases)}" for _ in range(self.number or number))
+
+    def overwrite(self, content, number, start=0):
+        """Random bytes at random places of a bytearray, from `start` on."""
+        for _ in range(number):
+            content[self.random.randrange(max(0, start), len(content))] = self.random.randrange(256)
 
     def somewhere(self, work):
         """The outcome of `work`, which may write in `folder` only and take at most 1 GB more than this process has."""
-        before = listing(self.folder)
-        attempt = Attempt(lambda: (os.chdir(self.folder / "here"), work()))
-        if listing(self.folder) != before:
-            return "BAD: a file outside the output and data folders"
-        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return attempt.outcome if attempt.peak < own + 10**9 else f"BAD: {attempt.peak / 1e9:.1f} GB of memory"
+        before, most = listing(self.folder), peak_memory() + 10**9
+
+        def within_limits():
+            os.chdir(self.folder / "here")
+            try:
+                work()
+            finally:
+                if peak_memory() > most:
+                    print(f"Traceback: {peak_memory() / 1e9:.1f} GB of memory")
+
+        attempt = Attempt(within_limits)
+        return attempt.outcome if listing(self.folder) == before else "BAD: a file outside the output and data folders"
+
+
+def peak_memory():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def same(one, other):
@@ -406,47 +365,19 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-def read_damaged(path, original):
-    try:
-        state = checkpoint.read(path)
-    except UserError:
-        return "refused"
-    except BaseException as error:
-        return f"BAD: {type(error).__name__}"
-    return "loads with identical content" if same(state, original) else "BAD: loads with other content"
-
-
 def fill_disk(budget):
     """Let writes to files fail with ENOSPC once `budget` bytes have been written. In this process."""
-    opened = builtins.open
 
-    class File:
-        left = budget
-
-        def __init__(self, file):
-            self.file = file
-
+    class File(_pyio.FileIO):
         def write(self, data):
-            size = memoryview(data).nbytes if not isinstance(data, str) else len(data)
-            File.left -= size
-            if File.left < 0:
-                raise OSError(28, os.strerror(28))
-            return self.file.write(data)
+            nonlocal budget
+            budget -= memoryview(data).nbytes
+            if budget < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
 
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-    def limited(path, mode="r", *args, **kwargs):
-        file = opened(path, mode, *args, **kwargs)
-        return File(file) if set(mode) & set("wax+") else file
-
-    builtins.open = io.open = limited
+    _pyio.FileIO = File
+    builtins.open = io.open = _pyio.open
 
 
 def poison(at):
@@ -461,19 +392,20 @@ def poison(at):
     main.Run.train_step = train_step
 
 
+def noise(size, mode, kind):
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 80).convert(mode).save(buffer, kind)
+    return bytearray(buffer.getvalue())
+
+
 def png_bomb():
     """A PNG of 60,000 x 60,000 black pixels in 500 kB."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
-        + chunk(b"IEND", b"")
-    )
+    header, pixels = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0), zlib.compress(bytes(10**6))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content
 
 
 def listing(folder):
@@ -481,31 +413,30 @@ def listing(folder):
     return [sorted(os.listdir(each)) for each in (folder.parent, Path(__file__).parent, ".", "/")]
 
 
-KINDS = "kill signals space limit nan two removed flips garble cuts contents commands argument_files pictures archives"
+KINDS = "kill signals space limit nan two removed flips garble cuts contents commands pictures archives"
 
 
-def run(kinds, number, seed):
-    """Run the kinds of faults, print a table of outcomes; returns whether all were allowed."""
-    torch.set_num_threads(1)
-    good = True
-    with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / "faults"
-        (own / "here").mkdir(parents=True)
-        faults = Faults(own, number, seed)
-        print("| fault | cases | outcomes |\n|---|---|---|")
-        for kind in kinds:
-            method = getattr(faults, kind)
-            counts = Counter(method())
-            good &= not any(outcome.startswith("BAD") for outcome in counts)
-            listed = "; ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-            print(f"| {method.__doc__} | {sum(counts.values())} | {listed} |", flush=True)
-    return good
-
-
-if __name__ == "__main__":
+def run():
+    """Run kinds of faults and print a table of outcomes. Exits with status 1 if one was not allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", default=KINDS.split(), help=f"some of {KINDS} (default: all)")
     parser.add_argument("-n", dest="number", type=int, default=0, help="cases of each kind (default: its own number)")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sys.exit(0 if run(given.kinds, given.number, given.seed) else 1)
+    given, good = parser.parse_args(), True
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "faults"
+        (own / "here").mkdir(parents=True)
+        faults = Faults(own, given.number, given.seed)
+        print("| fault | cases | outcomes |\n|---|---|---|")
+        for kind in given.kinds:
+            method = getattr(faults, kind)
+            counts = Counter(method())
+            good &= not any(outcome.startswith("BAD") for outcome in counts)
+            listed = "; ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
+            print(f"| {method.__doc__} | {sum(counts.values())} | {listed} |", flush=True)
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    run()

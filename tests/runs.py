@@ -1,4 +1,4 @@
-"""What tests of whole runs share: small flags, small images, and how to look at what a run left."""
+"""Shared by the tests of whole runs: small flags, small images, ways to start a script, and what a run left."""
 
 import io
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from utils.cli import script
@@ -18,6 +19,7 @@ from utils.logging import read_records
 from utils.signals import STOP
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = "--L 8 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --lr 1e-3 --dtype float64 --no_stdout"
 
 
@@ -33,6 +35,11 @@ def make_images(folder):
             Image.fromarray(image.astype(np.uint8)).save(folder / split / f"{n}.png")
 
 
+def flags_of(images, out, flags=""):
+    """The flags of a small run, as a list."""
+    return f"--data folder --data_path {images} -o {out} {SMALL} {flags}".split()
+
+
 def records(run, kind):
     return [record for record in read_records(run.log.records_path) if record["kind"] == kind]
 
@@ -41,12 +48,21 @@ def weights(run):
     return [parameter.detach().clone() for parameter in run.flow.parameters()]
 
 
+def equal(one, other):
+    """Whether two sequences of tensors are equal bit for bit."""
+    return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def process(*arguments):
+    """A started Python process in the root folder, in a group of its own; stderr goes to stdout."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, **pipes)
+
+
 def command(*arguments):
     """A script in a process of its own, as a user runs it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    options = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run([sys.executable, *arguments], **options)
 
 
 def call(module, *arguments):

@@ -38,9 +38,9 @@ def save_celeba(path, colour):
     save(path, pixels, quality=100, subsampling=0)
 
 
-def pack(folder, archive, prefix="img_align_celeba/"):
+def pack(folder, archive, prefix="img_align_celeba/", compression=zipfile.ZIP_STORED):
     """Move the files of `folder` into an archive, which is returned."""
-    with zipfile.ZipFile(archive, "w") as file:
+    with zipfile.ZipFile(archive, "w", compression) as file:
         for path in sorted(folder.iterdir()):
             file.write(path, prefix + path.name)
             path.unlink()

@@ -5,15 +5,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import ROOT
 from sets import refused
 
 from data import DATASETS
@@ -29,7 +27,7 @@ class Toy:
     """A preparation that counts how often it builds."""
 
     def __init__(self, source=None, **changes):
-        self.built, self.source, self.recipe = 0, source, {**RECIPE, **changes}
+        self.built, self.preparation = 0, Preparation({**RECIPE, **changes}, source, self.build)
 
     def build(self, folder, progress):
         self.built += 1
@@ -39,8 +37,7 @@ class Toy:
         return []
 
     def open(self, path, **changes):
-        preparation = Preparation(self.recipe, self.source, self.build)
-        dataset = open_arrays(path, Preparation(**{**vars(preparation), **changes}), progress=False)
+        dataset = open_arrays(path, replace(self.preparation, **changes), progress=False)
         assert (dataset.train == TRAIN).all() and (dataset.test == TEST).all()
         return dataset
 
@@ -163,16 +160,16 @@ def test_failed_build_leaves_what_was_there(error, damaged, tmp_path):
     assert len(Toy().open(tmp_path).warnings) == damaged
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_process_does_not_disturb(tmp_path):
-    code = f"""
-import os, pathlib
-from data.arrays import Preparation, open_arrays
-def build(folder, progress):
-    (folder / "train.npy").write_bytes(b"half")
-    os._exit(9)
-open_arrays(pathlib.Path({str(tmp_path)!r}), Preparation({RECIPE!r}, None, build))
-"""
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 9
+    def die(folder, progress):
+        (folder / "train.npy").write_bytes(b"half")
+        os._exit(9)
+
+    child = os.fork()
+    if child == 0:
+        Toy().open(tmp_path, build=die)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     (leftover,) = (tmp_path / "prepared_arrays").iterdir()
     assert leftover.suffix == ".tmp"
     toy = Toy()

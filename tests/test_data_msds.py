@@ -119,7 +119,7 @@ def test_label_statistics_of_msds2():
     assert abs(np.corrcoef(colour[:, 0, 0], colour[:, 1, 0])[0, 1]) < 0.1
 
 
-def test_same_bytes_whatever_the_processes(monkeypatch):
+def test_same_bytes_with_any_number_of_processes(monkeypatch):
     monkeypatch.setattr(msds, "CHUNK", 20)
     one = msds.generate(2, 7, 3, 90, processes=1)
     two = msds.generate(2, 7, 3, 90, processes=2)

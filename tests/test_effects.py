@@ -11,9 +11,9 @@ import main
 from args import get_args
 from data import msds
 from flow.base import Flow
+from flow.fields import Fields
 from flow.hierarchy import level_map
 from flow.preprocess import to_model, to_uint8
-from plot_receptive_fields import Fields
 from utils.cli import UserError
 
 # Places of latents (row, column). Ovals are numbered columns first, as msds draws them.
@@ -81,7 +81,7 @@ def test_a_latent_of_all_ovals_changes_16_and_one_of_an_oval_changes_1(variant):
     fields = torch.arange(4.0, 0, -1)[:, None, None].expand(4, 32, 32)  # strengths 4, 3, 2, 1
     levels = flow.level_map[latents.unbind(1)]
     assert levels.tolist() == [3, 2, 0, 3]
-    rows = effects.latent_rows(flow, Fields(latents, levels, fields, [0] * 4), [3, 2, 1, 0], 2, draws(4), VALUES)
+    rows = effects.of_latents(flow, Fields(latents, levels, fields, [0] * 4), [3, 2, 1, 0], 2, draws(4), VALUES)
     assert [row["latent"] for row in rows] == [f"3:0:{8 * variant - 8}:0", "3:0:16:0", "2:20:4:0", "0:17:9:0"]
     assert [row["strength"] for row in rows] == [4, 1, 3, 2]
     assert all(row["found"] == 1 for row in rows)
@@ -98,7 +98,7 @@ def test_a_latent_of_all_ovals_changes_16_and_one_of_an_oval_changes_1(variant):
     assert quadrant[shared]["common"] == pytest.approx(4 * 3 / (4 * 15), abs=0.03)
     assert oval[own]["common"] == pytest.approx(0, abs=0.03)
 
-    means = effects.level_rows(rows)
+    means = effects.of_levels(rows)
     assert [(row["level"], row["latents"]) for row in means] == [(3, 2), (2, 1), (0, 1)]
     assert means[0]["strength"] == 2.5
     assert means[0][shared]["ovals"] == 8 and means[0][shared]["most"] == 16
@@ -155,7 +155,7 @@ def test_mixing_exchanges_each_factor_at_its_level(variant):
     z = draws(80)
     for place in (*QUADRANT, BREAKS):
         at(z, place).zero_()
-    rows = effects.mixing_rows(flow, *flow.draw(z).chunk(2), variant)
+    rows = effects.of_mixing(flow, *flow.draw(z).chunk(2), variant)
     assert [row["theta"] for row in rows] == [0, 1, 2, 3, 4]
     for row, shared, own in zip(rows, (1, 1, 1, 1, 0), (1, 0, 0, 0, 0), strict=True):
         assert row["found"] > 0.99 and row["failure"] is None
@@ -180,7 +180,7 @@ def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
     flow = Drawing(1)
     images = flow.draw(draws(60))
     monkeypatch.setattr(flow, "inverse", lambda z: (torch.full_like(z, -2.9), z.new_zeros(len(z))))
-    for row in effects.mixing_rows(flow, *images.chunk(2), 1):
+    for row in effects.of_mixing(flow, *images.chunk(2), 1):
         assert row["found"] == 0 and row["score"] is None
         for part in (row["global"], row["local"]):
             assert part["high"] is part["low"] is part["r2"] is None
@@ -189,22 +189,18 @@ def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
     same = np.ones((30, 3))
     assert effects.weights(same, same, same)["failure"] == "the factor does not vary"
     monkeypatch.setattr(flow, "inverse", lambda z: (z * torch.nan, z.new_zeros(len(z))))
-    with pytest.raises(UserError, match="not finite"):
-        effects.mixing_rows(flow, *images.chunk(2), 1)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        effects.of_mixing(flow, *images.chunk(2), 1)
 
 
 FLAGS = "--nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --batch_size 8 --max_steps 1 --no_stdout --plot_epoch 0"
 FEW = "--images 2 --pairs 20 --strongest 2 --steps 2 --draws 1 --per_level 4"
 
 
-@pytest.fixture
-def prepared(tmp_path, monkeypatch):
+def test_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(msds, "SIZES", (40, 60))
-    return f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
-
-
-def test_script(prepared, tmp_path, capsys):
     files = []
+    prepared = f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
     for k, flags in enumerate(("--data msds1", "--data msds2 --model realnvp")):
         argv = f"{FLAGS} {flags} --data_path {tmp_path / 'datasets'} -o {tmp_path / str(k)}"
         main.Run(get_args(argv.split())).train()
@@ -223,27 +219,30 @@ def test_script(prepared, tmp_path, capsys):
         assert result["calibration"]["share"] > 0.98
     # After one step the flow is nearly the identity, and the latents of level 3 are single pixels, one of a cell each.
     assert all(row["colour"]["ovals"] <= 4 for row in record["results"][0]["latents"])
+    assert [(row["table"], row["result"]) for row in record["rows"]] == [
+        (table, k) for k in (0, 1) for table in ["moved"] * 2 + ["mixing"] * 4
+    ]
     output = capsys.readouterr().out
     assert "msds1, laplace nl1_nr1_nm1_nh4, 1 step, seed 0" in output and "msds2, laplace realnvp_nl1" in output
 
     effects.main([*f"{prepared} {FEW} --levels 0,2 --weights {files[0]}".split()])
     again = json.loads((tmp_path / "e.json").read_text())["results"][0]
     assert again["levels"] == [row for row in record["results"][0]["levels"] if row["level"] in (0, 2)]
-    with pytest.raises(UserError, match=r"out_save.*: --pairs 31: must be at most 30 for msds1"):
+    with pytest.raises(UserError, match="--pairs: 31: must be at most 30 for msds1"):
         effects.main([*f"{prepared} {FEW} --pairs 31 --weights {files[0]}".split()])
     with pytest.raises(UserError, match="a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"):
         effects.main([*f"{prepared} {FEW} --weights {files[0]} {files[0]}".split()])
-    for flag, words in (("--levels 4", r"--levels: 4: must be in 0\.\.3"), ("--range 1", "--range: 1: must be two")):
-        with pytest.raises(UserError, match=words):
-            effects.main([*f"{prepared} {flag} --weights {files[0]}".split()])
+    with pytest.raises(UserError, match=r"--levels: 4: must be in 0\.\.3"):
+        effects.main([*f"{prepared} --levels 4 --weights {files[0]}".split()])
 
 
-def test_flows_of_other_data_are_refused(weights):
+def test_bad_input_is_refused(weights, capsys):
     with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
         effects.main(["--weights", weights["rgflow"]])
-
-
-def test_too_few_pairs_are_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        effects.main(["--pairs", "19"])
-    assert stop.value.code == 2 and "--pairs: '19': must be a whole number from 20" in capsys.readouterr().err
+    for flags, words in (
+        ("--pairs 19", "--pairs: '19': must be a whole number from 20"),
+        ("--range 1", "--range: '1'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            effects.main(flags.split())
+        assert stop.value.code == 2 and words in capsys.readouterr().err

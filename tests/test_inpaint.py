@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,16 +38,6 @@ def at(place, L, edge=10):
     return rectangle(L, start, start, edge, edge)
 
 
-@pytest.mark.parametrize(
-    "L, place, cone, whole",
-    [(32, "origin", 48, 170), (32, "centre", 60, 170), (256, "origin", 87, 10_922), (256, "centre", 135, 10_922)],
-)
-def test_blocks_of_a_10x10_region(L, place, cone, whole):
-    blocks = [chosen for level in cone_blocks(at(place, L)[None], 4) for chosen in level]
-    assert sum(int(chosen.sum()) for chosen in blocks) == cone
-    assert sum(len(chosen) for chosen in blocks) == whole
-
-
 @pytest.mark.parametrize("place, growth", [("origin", 324), ("centre", 576)])
 def test_latents_per_doubling_of_the_image(place, growth):
     counts = [3 * int(inference_cone(at(place, L), 4).sum()) for L in (64, 128, 256, 512, 1024)]
@@ -54,10 +45,12 @@ def test_latents_per_doubling_of_the_image(place, growth):
 
 
 @pytest.mark.parametrize(
-    "L, place, number", [(32, "origin", 48), (32, "centre", 60), (256, "origin", 87), (256, "centre", 135)]
+    "L, place, number, whole",
+    [(32, "origin", 48, 170), (32, "centre", 60, 170), (256, "origin", 87, 10_922), (256, "centre", 135, 10_922)],
 )
-def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(L, place, number):
-    flow = small(L=L, nlayers=1)
+def test_an_evaluation_takes_the_blocks_of_the_cone_once_in_each_direction(L, place, number, whole):
+    flow = small(L=L)
+    assert sum(len(chosen) for level in cone_blocks(at(place, L)[None], 4) for chosen in level) == whole
     problem = CausalCone(flow, torch.randn(2, 3, L, L), at(place, L).expand(2, L, L))
     patches = {"forward": 0, "inverse": 0}
 
@@ -83,26 +76,22 @@ class LargestResult(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        views = function._schema.returns and any(r.alias_info for r in function._schema.returns)
-        if not views:
+        if not any(each.alias_info for each in function._schema.returns):  # no view
             sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             self.largest = max(self.largest, *sizes, 0)
         return result
 
 
 def test_no_step_touches_an_array_of_the_images_size():
-    flow, L = small(L=64, nchannels=1, nhidden=4), 64
+    flow, L, largest = small(L=64, nchannels=1, nhidden=4), 64, []
     x, region = torch.randn(1, 1, L, L), rectangle(L, 2, 30, 4, 4)[None]
     cone = CausalCone(flow, x, region)
-    whole = WholeFlow(flow, x, region, cone.free)
-    largest = []
-    for problem in (cone, whole):
+    for problem in (cone, WholeFlow(flow, x, region, cone.free)):
         values = torch.randn(len(cone.free)).requires_grad_()
         with LargestResult() as mode:
             problem.log_prob(values).sum().backward()
         largest.append(mode.largest)
-    assert largest[0] < L * L / 4, largest
-    assert largest[1] >= L * L
+    assert largest[0] < L * L / 4 and largest[1] >= L * L, largest
 
 
 def corners(L):
@@ -124,20 +113,15 @@ REGIONS = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"L": 32, "nlayers": 2},
-        {"prior": "gaussian", "nchannels": 1},
-        {"share_levels": True},
-        {"kernel_size": 2},
-        {"L": 12, "kernel_size": 6},
-        {"L": 4},
-        {"L": 8, "subnet": "ar", "nchannels": 1},
-        {"L": 16, "subnet": "spline"},
+        *({}, {"L": 32, "nlayers": 2}, {"prior": "gaussian", "nchannels": 1}, {"share_levels": True}, {"L": 4}),
+        *({"kernel_size": 2}, {"L": 12, "kernel_size": 6}, {"L": 8, "subnet": "ar", "nchannels": 1}),
+        {"subnet": "spline"},
     ],
     ids=str,
 )
 def test_causal_cone_equals_whole_flow(settings):
-    """Value, gradient and pasted image, with another region in each image."""
+    """Value, gradient and pasted image, with another region in each image; and both equal decoding, pasting and
+    encoding written out."""
     flow = small(**settings)
     L, C = flow.L, flow.nchannels
     regions = torch.stack([build(L) for build in REGIONS.values()])
@@ -146,52 +130,35 @@ def test_causal_cone_equals_whole_flow(settings):
     cone = CausalCone(flow, x, regions)
     expected = torch.stack([inference_cone(region, flow.kernel_size).expand(C, L, L) for region in regions])
     assert torch.equal(cone.free.sort().values, expected.flatten().nonzero()[:, 0])
-    whole = WholeFlow(flow, x, regions, cone.free)
     values = torch.randn(len(cone.free)).requires_grad_()
     results = []
-    for problem in (cone, whole):
+    for problem in (cone, WholeFlow(flow, x, regions, cone.free)):
         log_prob = problem.log_prob(values)
         weighted = log_prob @ torch.arange(1.0, 1 + len(x))
-        results.append((log_prob, torch.autograd.grad(weighted, values)[0], problem.paste(values)))
-    for ours, theirs in zip(*results, strict=True):
+        results.append((log_prob, problem.paste(values), torch.autograd.grad(weighted, values)[0]))
+    z = flow(x)[0]
+    z.view(-1)[cone.free] = values.detach()
+    pasted = torch.where(regions[:, None], flow.inverse(z)[0], x)
+    for ours, theirs in zip(results[0], results[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(results[0][:2], (flow.log_prob(pasted), pasted), rtol=1e-10, atol=1e-10)
     known = ~regions[:, None].expand_as(x)
     assert torch.equal(cone.paste(values)[known], x[known])
-
-
-def test_latents_of_the_pasted_image_differ_from_the_free_ones_only_where_they_are_free():
-    """log p is that of the image that is seen: decoding, pasting and encoding written out."""
-    flow = small(L=8)
-    x, region = torch.randn(1, 3, 8, 8), rectangle(8, 1, 2, 3, 3)
-    cone = CausalCone(flow, x, region[None])
-    values = torch.randn(len(cone.free))
-    z = flow(x)[0].clone()
-    z.view(-1)[cone.free] = values
-    pasted = x.clone()
-    pasted[:, :, region] = flow.inverse(z)[0][:, :, region]
-    torch.testing.assert_close(cone.log_prob(values), flow.log_prob(pasted))
-
-
-def filled_in(problem_of, x, region, fill):
-    problem = problem_of(torch.where(region[:, None], fill, x), region)
-    values, log_prob, _ = maximise(problem, 0.05, 5, 3, torch.Generator().manual_seed(1))
-    return problem.paste(values), log_prob
 
 
 def test_the_result_depends_on_the_fill_only_if_some_latents_of_the_cone_are_fixed():
     flow = small()
     x, region = torch.randn(2, 3, 16, 16), rectangle(16, 5, 13, 4, 3).expand(2, 16, 16)
     free = CausalCone(flow, x, region).free
-    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    chosen = random_latents([len(free) // 2] * 2, x[0].numel(), generators)
-    methods = {
-        "cone": lambda *problem: CausalCone(flow, *problem),
-        "whole": lambda *problem: WholeFlow(flow, *problem, free),
-        "random": lambda *problem: WholeFlow(flow, *problem, chosen),
-    }
-    for name, problem_of in methods.items():
-        grey, noise = (filled_in(problem_of, x, region, fill) for fill in (torch.zeros_like(x), torch.randn_like(x)))
-        moved = max((ours - theirs).abs().max().item() for ours, theirs in zip(grey, noise, strict=True))
+    chosen = random_latents([len(free) // 2] * 2, x[0].numel(), [torch.Generator().manual_seed(k) for k in (1, 2)])
+    fills = [torch.where(region[:, None], fill, x) for fill in (torch.zeros_like(x), torch.randn_like(x))]
+    for name, kind, *latents in (("cone", CausalCone), ("all", WholeFlow, free), ("random", WholeFlow, chosen)):
+        found = []
+        for filled in fills:
+            problem = kind(flow, filled, region, *latents)
+            values, log_prob, _ = maximise(problem, 0.05, 5, 3, torch.Generator().manual_seed(1))
+            found.append((problem.paste(values), log_prob))
+        moved = max((ours - theirs).abs().max().item() for ours, theirs in zip(*found, strict=True))
         assert moved > 1e-3 if name == "random" else moved < 1e-9, name
 
 
@@ -215,12 +182,12 @@ def test_maximise_starts_at_the_best_draw_of_each_image_and_keeps_the_best_value
     flow = small()
     regions = torch.stack((rectangle(16, 0, 0, 3, 3), rectangle(16, 8, 8, 2, 5)))
     problem = CausalCone(flow, torch.randn(2, 3, 16, 16), regions)
-    draws = torch.Generator().manual_seed(3)
-    drawn = [flow.prior.sample(torch.empty(len(problem.free)), 1.0, draws) for _ in range(6)]
+    generator = torch.Generator().manual_seed(3)
+    drawn = [flow.prior.sample(torch.empty(len(problem.free)), 1.0, generator) for _ in range(6)]
     each = torch.stack([problem.log_prob(values) for values in drawn])
-    calls = []
+    calls, generator = [], torch.Generator().manual_seed(3)
     # A rate at which Adam leaves for good.
-    values, log_prob, start = maximise(problem, 1e3, 2, 6, torch.Generator().manual_seed(3), lambda: calls.append(None))
+    values, log_prob, start = maximise(problem, 1e3, 2, 6, generator, lambda: calls.append(None))
     torch.testing.assert_close(start, each.amax(0))
     torch.testing.assert_close(log_prob, start)
     torch.testing.assert_close(problem.log_prob(values), log_prob)
@@ -261,87 +228,81 @@ def weights(images, tmp_path_factory):
 
 @pytest.fixture
 def run_script(weights, images, tmp_path, monkeypatch):
+    """Run the script with flags on the weights; returns the record."""
     monkeypatch.chdir(tmp_path)
 
-    def run_script(*flags):
-        own = ["--weights", weights[0], "--data_path", str(images), "--draws", "2", "--steps", "2"]
-        inpaint.main([*own, "--region", "3,4", "--images", "4", "--json", "out.json", *map(str, flags)])
-        return json.loads((tmp_path / "out.json").read_text())
+    def run_script(*flags, source=("--weights", weights[0])):
+        own = [*source, "--data_path", str(images), "--draws", "2", "--steps", "2", "--region", "3,4", "--images", "4"]
+        inpaint.main([*own, "--json", "out.json", *map(str, flags)])
+        return json.loads(Path("out.json").read_text())
 
     return run_script
 
 
-def test_script_on_test_images(run_script, tmp_path):
+def test_script_on_test_images(run_script, weights):
     record = run_script("--batch_size", 3)
     (result,) = record["results"]
-    assert record["kind"] == "inpainting"
-    assert record["step"] == 3
+    assert (record["kind"], record["step"]) == ("inpainting", 3)
     assert (result["method"], result["images"], result["steps"]) == ("rgflow", 4, 2)
     regions = [rectangle(16, *corners) for corners in result["region"]]
     assert all(region.sum() == 12 for region in regions)
     assert len({tuple(corners) for corners in result["region"]}) > 1
     per_image = result["per_image"]
     assert per_image["free_latents"] == [3 * int(inference_cone(region, 4).sum()) for region in regions]
-    for image, region in zip(per_image["psnr_image"], per_image["psnr_region"], strict=True):
-        assert image == pytest.approx(region + 10 * math.log10(256 / 12))
+    assert per_image["psnr_image"] == pytest.approx(np.array(per_image["psnr_region"]) + 10 * math.log10(256 / 12))
     assert result["psnr_image"] == pytest.approx(np.mean(per_image["psnr_image"]))
-    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+    assert {path.suffix for path in Path("figures").iterdir()} == {".png", ".pdf"}
     for flag, names in (("2", [0, 1]), ("5,2", [5, 2]), ("3,", [3])):
         assert run_script("--images", flag)["results"][0]["names"] == names
-    again = run_script("--batch_size", 3)
+    flags_of_training = f"--data folder -o {Path(weights[0]).parents[3]} {SMALL} --L 16".split()
+    again = run_script("--batch_size", 3, source=flags_of_training)
     assert again["results"][0]["per_image"] == per_image
+    assert again["weights"] == weights[0]
 
 
 def test_real_nvp_gets_as_many_random_latents_and_all_of_them(run_script, weights):
-    rgflow, constrained, free = run_script("--realnvp", weights[1])["results"]
-    assert [each["method"] for each in (rgflow, constrained, free)] == ["rgflow", "realnvp_constrained", "realnvp"]
-    assert constrained["per_image"]["free_latents"] == rgflow["per_image"]["free_latents"]
-    assert max(rgflow["per_image"]["free_latents"]) < 768
-    assert free["per_image"]["free_latents"] == [768] * 4
-    assert constrained["per_image"]["psnr_region"] != free["per_image"]["psnr_region"]
-    assert constrained["region"] == free["region"] == rgflow["region"]
-    assert (rgflow["weights"], free["weights"]) == tuple(weights)
-    assert (rgflow["config"]["model"], free["config"]["model"]) == ("rgflow", "realnvp")
-    with pytest.raises(UserError, match=r"--realnvp .*: must be a Real NVP"):
-        run_script("--realnvp", weights[0])
+    results = run_script("--realnvp", weights[1])["results"]
+    assert [each["method"] for each in results] == ["rgflow", "realnvp_constrained", "realnvp"]
+    assert [each["weights"] for each in results] == [weights[0], weights[1], weights[1]]
+    assert [each["config"]["model"] for each in results[::2]] == ["rgflow", "realnvp"]
+    assert results[0]["region"] == results[1]["region"] == results[2]["region"]
+    rgflow, constrained, free = (each["per_image"] for each in results)
+    assert constrained["free_latents"] == rgflow["free_latents"]
+    assert max(rgflow["free_latents"]) < 768
+    assert free["free_latents"] == [768] * 4
+    assert constrained["psnr_region"] != free["psnr_region"]
     alone = run_script("--weights", weights[1])["results"]
-    assert [each["per_image"] for each in alone] == [each["per_image"] for each in (constrained, free)]
+    assert [each["per_image"] for each in alone] == [constrained, free]
+    for one, other, words in ((0, 0, "must be a Real NVP, is an RG-Flow"), (1, 1, "is a Real NVP itself")):
+        with pytest.raises(UserError, match=f"--realnvp .*: .*{words}"):
+            run_script("--weights", weights[one], "--realnvp", weights[other])
 
 
-def test_known_pixels_of_files_come_back_unchanged(run_script, weights, tmp_path):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    for k in (0, 1):
-        Image.fromarray(pixels[k]).save(f"{k}.png")
+def test_known_pixels_of_files_come_back_unchanged(run_script, weights):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     mask = np.zeros((16, 16, 3), dtype=np.uint8)
     mask[2:4, 5, 2] = 1
-    Image.fromarray(mask).save("mask.png")
+    for name, array in (("0", pixels[0]), ("1", pixels[1]), ("mask", mask)):
+        Image.fromarray(array).save(f"{name}.png")
     flags = ["--files", "0.png", "1.png", "--mask", "mask.png", "--fig_dir", "out", "--realnvp", weights[1]]
     for result in run_script(*flags)["results"]:
-        assert result["names"] == ["0.png", "1.png"]
-        assert result["region"] == "mask.png"
+        assert (result["names"], result["region"]) == (["0.png", "1.png"], "mask.png")
     known = ~mask.any(-1)
     for k in (0, 1):
-        paths = list(tmp_path.glob(f"out/*_{k}_{k}.png"))
-        assert len(paths) == 3
-        for path in paths:
-            back = np.asarray(Image.open(path))
-            assert (back[known] == pixels[k][known]).all()
-            assert (back[~known] != pixels[k][~known]).any()
+        back = [np.asarray(Image.open(path)) for path in Path("out").glob(f"*_{k}_{k}.png")]
+        assert len(back) == 3
+        for image in back:
+            assert (image[known] == pixels[k][known]).all()
+            assert (image[~known] != pixels[k][~known]).any()
 
 
-def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
+def test_files_of_another_size_are_resized(run_script):
     Image.new("RGB", (20, 10), (9, 9, 9)).save("wide.png")
     thin = np.zeros((800, 800), dtype=np.uint8)
     thin[275, 199:201] = 1  # a 2,500th of each of two output pixels
     Image.fromarray(thin).save("thin.png")
-    with pytest.raises(UserError, match=r"wide\.png: 20x10 pixels, must be 16x16; --resize"):
-        run_script("--files", "wide.png")
-    with pytest.raises(UserError, match=r"thin\.png: 800x800 pixels, must be 16x16; --resize"):
-        run_script("--mask", "thin.png")
     (result,) = run_script("--files", "wide.png", "--mask", "thin.png", "--resize")["results"]
-    expected = rectangle(16, 5, 3, 1, 2)
-    assert result["free_latents"] == 3 * int(inference_cone(expected, 4).sum())
+    assert result["free_latents"] == 3 * int(inference_cone(rectangle(16, 5, 3, 1, 2), 4).sum())
 
 
 @pytest.mark.parametrize(
@@ -351,37 +312,38 @@ def test_files_of_another_size_are_refused_or_resized(run_script, tmp_path):
         ("--region 1,2,3", "--region: 1,2,3: must be height,width or row"),
         ("--region 14,0,3,3", "--region: 14,0,3,3: must lie inside the image of 16x16 pixels"),
         ("--region 3,17", "--region: 3,17: must lie inside"),
-        ("--images 7", "--images: no image 6, the test split has 6, counted from 0"),
-        ("--images 6,", "--images: no image 6, the test split has 6"),
-        ("--images 0", "--images: 0: must be at least one"),
-        ("--bench --edges 8", "--edges: 8: must be at least 10"),
+        ("--images 7", "--images: 6: must be in 0..5"),
+        ("--images 6,", "--images: 6: must be in 0..5"),
+        ("--images 0", "--images: '0': must be a whole number of at least 1"),
+        ("--bench", "last.state: not with --bench"),
+        ("--nhidden 4", "unrecognized arguments: --nhidden 4"),
+        ("--files wide.png", "wide.png: 20x10 pixels, must be 16x16; --resize"),
+        ("--mask wide.png", "wide.png: 20x10 pixels, must be 16x16; --resize"),
+        ("--mask black.png", "black.png: no pixel is corrupted"),
+        ("--mask missing.png", "missing.png: no readable image"),
+        ("--files missing.png", "missing.png: no readable image"),
+        (f"--mask {__file__}", "no readable image"),
     ],
 )
 def test_flags_that_do_not_fit(run_script, flags, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_script(*flags.split())
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
-
-
-def test_masks_that_do_not_fit(run_script):
+    Image.new("RGB", (20, 10)).save("wide.png")
     Image.new("L", (16, 16)).save("black.png")
-    with pytest.raises(UserError, match=r"black\.png: no pixel is corrupted"):
-        run_script("--mask", "black.png")
-    for name in ("missing.png", __file__):
-        with pytest.raises(UserError, match="no readable image"):
-            run_script("--mask", name)
-    with pytest.raises(UserError, match=r"missing\.png: no readable image"):
-        run_script("--files", "missing.png")
+    with pytest.raises((SystemExit, UserError)) as error:
+        run_script(*flags.split())
+    assert words in str(error.value) + capsys.readouterr().err
 
 
-def test_benchmark(run_script, tmp_path):
-    flags = "--bench --edges 16,32 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --repeats 1"
-    record = run_script(*flags.split())
-    assert record["kind"] == "inpainting_speed"
+def test_benchmark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--bench --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --repeats 1 --json out.json --edges"
+    inpaint.main([*flags.split(), "16,32"])
+    record = json.loads(Path("out.json").read_text())
+    assert (record["kind"], record["network"]) == ("inpainting_speed", "laplace_nl1_nr1_nm1_nh4")
     found = {(row["L"], row["place"]): row for row in record["results"]}
     assert (found[32, "centre"]["cone_blocks"], found[32, "centre"]["whole_blocks"]) == (60, 170)
     assert found[32, "origin"]["free_latents"] == 1092
     assert all(row["cone_seconds"] > 0 and row["whole_seconds"] > 0 for row in found.values())
     assert [row["L"] for row in record["latents"]][::2] == [16, 32, 64, 128, 256, 512]
-    assert (tmp_path / "figures" / "inpaint_speed.pdf").exists()
+    assert Path("figures/inpaint_speed.pdf").exists()
+    with pytest.raises(UserError, match="--edges: 8: must be at least 10"):
+        inpaint.main([*flags.split(), "8"])

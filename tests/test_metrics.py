@@ -9,8 +9,15 @@ import torch
 from fake_inception import install
 
 from utils import metrics
+from utils.cli import UserError
 
 N = 3000
+
+
+@pytest.fixture
+def projection(monkeypatch, tmp_path):
+    """File of the weights, and the matrix, of a random projection of 12 grey levels in Inception's place."""
+    return install(monkeypatch, tmp_path, 12)
 
 
 def grey_levels(n, mean, deviations, seed):
@@ -34,9 +41,9 @@ def distances(samples, images, weights):
     return metrics.image_distances(samples, images, metrics.inception_weights(weights), "cpu")
 
 
-def test_fid_against_the_distance_of_two_gaussians(monkeypatch, tmp_path):
+def test_fid_against_the_distance_of_two_gaussians(projection):
     """Features that are normal with known moments, since they are linear in normal grey levels."""
-    weights, matrix = install(monkeypatch, tmp_path, 12)
+    weights, matrix = projection
     deviations = np.linspace(5, 16, 12), np.linspace(18, 7, 12)
     samples, images = (grey_levels(N, 100 + 3 * k, deviations[k], k) for k in (0, 1))
     moments = [
@@ -47,10 +54,9 @@ def test_fid_against_the_distance_of_two_gaussians(monkeypatch, tmp_path):
     assert distances(samples, samples, weights)["fid"] == pytest.approx(0, abs=1e-6)
 
 
-def test_kid_against_its_definition(monkeypatch, tmp_path):
+def test_kid_against_its_definition(projection):
     """The unbiased cubic-kernel estimate over all images, in numpy; and 0 where both sets are of one distribution."""
-    weights, matrix = install(monkeypatch, tmp_path, 12)
-    matrix = matrix / 100
+    weights, matrix = projection[0], projection[1] / 100
     torch.save({"matrix": torch.from_numpy(matrix)}, weights)
     samples, images = (grey_levels(N, mean, np.full(12, 10), mean) for mean in (100, 120))
     results = distances(samples, images, weights)
@@ -67,34 +73,25 @@ def test_kid_against_its_definition(monkeypatch, tmp_path):
     assert abs(same["kid_mean"]) < 2 * same["kid_std"]
 
 
-def test_precision_and_recall_are_not_swapped(monkeypatch, tmp_path):
+def test_precision_and_recall_are_not_swapped(projection):
     """Samples that cover one of two equal clusters of the data: all are like data, half of the data is not reached."""
-    weights, _ = install(monkeypatch, tmp_path, 12)
     samples = grey_levels(N, 60, np.full(12, 8), 1)
     images = np.concatenate([grey_levels(N // 2, mean, np.full(12, 8), mean) for mean in (60, 180)])
-    results = distances(samples, images, weights)
+    results = distances(samples, images, projection[0])
     assert results["precision"] > 0.9
     assert results["recall"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_grey_images_are_repeated(monkeypatch, tmp_path):
-    weights, _ = install(monkeypatch, tmp_path, 12)
+def test_grey_images_are_repeated_and_results_say_what_they_are(projection):
     rng = np.random.default_rng(0)
-    grey, other = (rng.integers(0, 256, (metrics.MIN_IMAGES, 1, 2, 2), dtype=np.uint8) for _ in range(2))
-    results = distances(torch.from_numpy(grey), other, weights)
-    repeated = distances(np.repeat(grey, 3, 1), np.repeat(other, 3, 1), weights)
-    assert results["fid"] == repeated["fid"] > 1
-
-
-def test_what_a_result_says_of_itself(monkeypatch, tmp_path):
-    weights, _ = install(monkeypatch, tmp_path, 12)
-    samples, images = grey_levels(2100, 100, np.full(12, 8), 1), grey_levels(2200, 100, np.full(12, 8), 2)
-    settings = distances(samples, images, weights)["fid_settings"]
-    assert (settings["samples"], settings["images"]) == (2100, 2200)
-    assert settings["library"] == "torch-fidelity"
-    assert settings["version"].startswith("0.")
+    grey, other = (rng.integers(0, 256, (n, 1, 2, 2), dtype=np.uint8) for n in (metrics.MIN_IMAGES, 2100))
+    results = distances(torch.from_numpy(grey), other, projection[0])
+    assert results["fid"] == distances(np.repeat(grey, 3, 1), np.repeat(other, 3, 1), projection[0])["fid"] > 1
+    settings = results["fid_settings"]
+    assert (settings["samples"], settings["images"]) == (2048, 2100)
+    assert settings["library"] == "torch-fidelity" and settings["version"].startswith("0.")
     assert settings["feature_weights"] == "projection.pth"
-    assert settings["feature_weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert settings["feature_weights_sha256"] == hashlib.sha256(projection[0].read_bytes()).hexdigest()
     assert "299" in settings["resize"]
 
 
@@ -104,24 +101,22 @@ def test_without_network_it_says_which_file_to_put_where(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         metrics.inception_weights()
-    message = str(error.value)
-    assert "https://github.com/toshas/torch-fidelity/" in message
-    assert str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth") in message
-    assert "--feature_weights" in message
-    assert "\n" not in message
+    path = str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
+    for words in ("https://github.com/toshas/torch-fidelity/", path, "--feature_weights"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_download_is_checked_and_taken(monkeypatch, tmp_path):
+def test_the_download_is_checked_and_taken(monkeypatch, tmp_path, projection):
     """What is downloaded goes where torch-fidelity itself would look for it, and is used."""
-    source, _ = install(monkeypatch, tmp_path, 12)
     calls = []
 
     def fetch(url, path, hash_prefix, progress):
         calls.append(hash_prefix)
         with open(path, "wb") as file:
-            file.write(source.read_bytes())
+            file.write(projection[0].read_bytes())
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -131,38 +126,41 @@ def test_the_download_is_checked_and_taken(monkeypatch, tmp_path):
     assert calls == ["6726825d"]
 
 
+class Code:
+    """A pickle that would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 @pytest.mark.parametrize(
     "content, words",
-    [(None, "No such file"), (b"text", "damaged"), ({"matrix": 3}, "damaged"), ({}, "not the weights")],
+    [
+        (None, "No such file"),
+        (b"text", "damaged"),
+        ({"matrix": 3}, "damaged"),
+        ({}, "not the weights"),
+        (Code, "damaged"),
+    ],
 )
-def test_feature_weights_that_are_none(content, words, monkeypatch, tmp_path):
-    install(monkeypatch, tmp_path, 12)
+def test_feature_weights_that_are_none(content, words, projection, tmp_path):
     path = tmp_path / "given.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"given\.pth.*{words}"):
+        torch.save(Code(tmp_path / "was_here") if content is Code else content, path)
+    with pytest.raises(UserError, match=rf"given\.pth.*{words}"):
         metrics.inception_weights(path)
+    assert not (tmp_path / "was_here").exists()
 
 
 def test_inception_itself_refuses_foreign_weights(tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth.*not the weights of inception-v3-compat"):
+    with pytest.raises(UserError, match=r"other\.pth.*not the weights of inception-v3-compat"):
         metrics.inception_weights(tmp_path / "other.pth")
-
-
-def test_weights_never_run_code(monkeypatch, tmp_path):
-    install(monkeypatch, tmp_path, 12)
-
-    class Code:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was_here"), "w"))
-
-    torch.save(Code(), tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="damaged"):
-        metrics.inception_weights(tmp_path / "code.pth")
-    assert not (tmp_path / "was_here").exists()
 
 
 @pytest.mark.parametrize("found", [None, "0.3.0"])
@@ -173,5 +171,5 @@ def test_torch_fidelity_must_be_there_and_new_enough(found, monkeypatch):
         return found
 
     monkeypatch.setattr(metrics, "version", version)
-    with pytest.raises(ValueError, match=r"torch-fidelity 0\.4.*requirements-metrics\.txt"):
+    with pytest.raises(UserError, match=r"torch-fidelity 0\.4.*requirements-metrics\.txt"):
         metrics.inception_weights()

@@ -46,46 +46,36 @@ def test_levels_and_positions_of_a_factor():
     assert rows["local", 1]["ratio"] == pytest.approx(1, abs=0.1)
     assert abs(rows["local", 0]["probe"]) < 0.03
 
-    maps = {name: np.array(rows) for name, rows in plot_factors.probe_positions(flow, latents, factors).items()}
-    expected = np.zeros((8, 8))
-    expected[1, :4] = 1 / 4
-    np.testing.assert_allclose(maps["global"], expected, atol=0.05)
-    expected = np.zeros((8, 8))
-    expected[2, 4] = 1
-    np.testing.assert_allclose(maps["local"], expected, atol=0.05)
+    expected = {"global": np.zeros((8, 8)), "local": np.zeros((8, 8))}
+    expected["global"][1, :4], expected["local"][2, 4] = 1 / 4, 1
+    for name, found in plot_factors.probe_positions(flow, latents, factors).items():
+        np.testing.assert_allclose(found, expected[name], atol=0.05)
 
 
-@pytest.mark.parametrize("variant", [1, 2])
-def test_factors_are_uncorrelated_and_rebuild_the_labels(variant):
-    _, ovals, base = msds.generate(variant, 0, 0, 1500, processes=1)
-    factors = msds.factors(variant, ovals, base)
-    colours, angles = ovals[:, :, 3:], ovals[:, :, 2].astype(float)
-    if variant == 1:
-        np.testing.assert_array_equal(factors["global"][:, None] + factors["deviation"], colours)
-        angle = factors["local"]
-    else:
-        np.testing.assert_array_equal(factors["local"], colours)
-        angle = np.exp(2j * np.radians(angles)).mean(1)  # of the ovals of an image, within 3 degrees of the mean angle
-        np.testing.assert_allclose(
-            np.exp(2j * np.radians(base + factors["deviation"][..., 0])), np.exp(2j * np.radians(angles)), atol=1e-4
-        )
-        mean = factors["global"] @ np.array([1, 1j])
-        assert np.abs(np.angle(mean / angle)).mean() < 2 * np.radians(3)
-        return
-    np.testing.assert_allclose(angle @ np.array([1, 1j]), np.exp(2j * np.radians(angles)), atol=1e-5)
+def test_factors_rebuild_the_labels():
+    def doubled(degrees):
+        return np.exp(2j * np.radians(degrees))
+
+    for variant in (1, 2):
+        _, ovals, base = msds.generate(variant, 0, 0, 1500, processes=1)
+        factors = msds.factors(variant, ovals, base)
+        colours, angles = ovals[:, :, 3:], ovals[:, :, 2].astype(float)
+        if variant == 1:
+            np.testing.assert_array_equal(factors["global"][:, None] + factors["deviation"], colours)
+            np.testing.assert_allclose(factors["local"] @ np.array([1, 1j]), doubled(angles), atol=1e-5)
+        else:
+            np.testing.assert_array_equal(factors["local"], colours)
+            np.testing.assert_allclose(doubled(base + factors["deviation"][..., 0]), doubled(angles), atol=1e-4)
+            mean = factors["global"] @ np.array([1, 1j])  # within 3 degrees of the mean angle of the ovals of an image
+            assert np.abs(np.angle(mean / doubled(angles).mean(1))).mean() < 2 * np.radians(3)
 
 
 FLAGS = "--data msds1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --max_steps 2 --no_stdout"
 
 
-@pytest.fixture
-def prepared(tmp_path, monkeypatch):
+def test_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(msds, "SIZES", (240, 120))
-    return tmp_path / "datasets"
-
-
-def test_script(prepared, tmp_path, capsys):
-    files = []
+    files, prepared = [], tmp_path / "datasets"
     for seed in (0, 1):
         argv = f"{FLAGS} --data_path {prepared} -o {tmp_path} --seed {seed} --out_infix _{seed}"
         main.Run(get_args(argv.split())).train()
@@ -94,6 +84,7 @@ def test_script(prepared, tmp_path, capsys):
     plot_factors.main([*argv.split(), *files])
     record = json.loads((tmp_path / "f.json").read_text())
     assert record["kind"] == "factors" and record["data"] == "msds1"
+    assert [row["row"].split(",")[0] for row in record["rows"]] == ["MSDS1 global", "MSDS1 local", "MSDS1 deviation"]
     assert [result["seed"] for result in record["results"]] == [0, 1]
     for result in record["results"]:
         assert {(row["factor"], row["level"]) for row in result["levels"]} == {
@@ -109,27 +100,22 @@ def test_script(prepared, tmp_path, capsys):
     plot_factors.main([*argv.split()[:-3], "--json", f"{tmp_path}/g.json", "--weights", files[0]])
     again = json.loads((tmp_path / "g.json").read_text())
     assert again["results"][0]["levels"] == record["results"][0]["levels"]
-    with pytest.raises(UserError, match=r"--images 300: must be at most 240"):
+    with pytest.raises(UserError, match="--images: 300: must be at most 240"):
         plot_factors.main([*argv.split(), files[0], "--images", "300"])
 
-
-def test_labels_are_those_of_the_images(prepared):
-    dataset = open_dataset("msds1", prepared, 3, 32)
+    dataset = open_dataset("msds1", prepared, 3, 32)  # the labels are those of the images
     for split in ("train", "test"):
         ovals, base = msds.read_labels(dataset.path, split, 5)
         assert ovals.shape == (5, 16, 6) and base.shape == (5, 3)
-        for image, each in zip(getattr(dataset, split)[:5], ovals, strict=True):
-            assert (msds.draw_ovals(each) == image).all()
+        assert all(
+            (msds.draw_ovals(each) == image).all()
+            for image, each in zip(getattr(dataset, split)[:5], ovals, strict=True)
+        )
 
 
-def test_flows_of_other_data_are_refused(start, images, tmp_path):
-    run = start("--max_steps 1")
-    path = next(run.log.records_path.parent.glob("out_save/*.state"))
+def test_bad_input_is_refused(weights, capsys):
     with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
-        plot_factors.main(["--weights", str(path)])
-
-
-def test_too_few_images_are_refused(capsys):
+        plot_factors.main(["--weights", weights["rgflow"]])
     with pytest.raises(SystemExit) as stop:
         plot_factors.main(["--images", "9"])
     assert stop.value.code == 2 and "--images: '9': must be a whole number of at least 100" in capsys.readouterr().err

@@ -1,42 +1,47 @@
-"""Results on disk and the error before anything is computed."""
+"""Results on disk, in words, and the error before anything is computed."""
 
 import json
 
 import pytest
 
-from args import build_parser, get_args
+from args import parse, weights_parser
 from utils import results
 
 
-def test_a_result_says_how_to_measure_it_again(tmp_path):
+def test_a_result_says_how_to_measure_it_again(tmp_path, monkeypatch):
     about = results.about("/somewhere/bench.py", ["--L", "8"], "cpu")
     assert about["command"] == "python bench.py --L 8"
     assert "thread" in about["machine"]
+    monkeypatch.setattr("sys.argv", ["x", "a b"])
+    assert results.about("bench.py", None, "cpu")["command"] == "python bench.py 'a b'"
     path = tmp_path / "new" / "out.json"
-    get_args(["--json", str(path)], build_parser("", numbers=True))
-    assert not path.parent.exists()
-    results.save(path, {**about, "results": [1]})
-    assert json.loads(path.read_text())["results"] == [1]
+    results.save(path, {**about, "results": [1]}, lambda record: iter([{"text": str(record["results"])}]))
+    record = json.loads(path.read_text())
+    assert (record["results"], record["rows"]) == ([1], [{"text": "[1]"}])
 
 
-@pytest.mark.parametrize("name", ["", "file/out.json", "file/folder/out.json"])
-def test_unwritable_files_are_refused_at_the_start(name, tmp_path, capsys):
+FLAGS = [("json", ""), ("json", "file/out.json"), ("json", "file/folder/out.json"), ("fig_dir", "file/figures")]
+
+
+@pytest.mark.parametrize("flag, name", [*FLAGS, ("fig_dir", "file")])
+def test_what_cannot_be_written_is_refused_at_the_start(flag, name, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:
-        get_args(["--json", str(tmp_path / name)], build_parser("", numbers=True))
+        parse(weights_parser("", pictures=True, numbers=True), [f"--{flag}", str(tmp_path / name)])
     assert stop.value.code == 2
-    assert f"--json: {tmp_path / name}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["file", "file/figures"])
-def test_unwritable_folders_of_pictures_are_refused_at_the_start(name, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as stop:
-        get_args(["--fig_dir", str(tmp_path / name)], build_parser("", pictures=True))
-    assert stop.value.code == 2
-    assert f"--fig_dir: {tmp_path / name}: cannot be written" in capsys.readouterr().err
-    get_args(["--fig_dir", str(tmp_path / "new" / "figures")], build_parser("", pictures=True))
+    assert f"--{flag}: {tmp_path / name}: cannot be written" in capsys.readouterr().err
+    parse(weights_parser("", pictures=True, numbers=True), [f"--{flag}", str(tmp_path / "new" / "name")])
     assert not (tmp_path / "new").exists()
+
+
+def test_tables_of_results_have_a_line_for_each_entry():
+    first, second = {"level": 0, "a": {"b": 1.23456789, "c": None}}, {"level": 12, "a": {"b": [1, 2.0], "c": "x"}}
+    assert results.table([first, second]) == ["level       0    12", "a b    1.2346  1, 2", "a c         –     x"]
+
+
+def test_numbers_in_words():
+    assert results.in_words([1.0]) == "1.000" and results.in_words([1.0, None]) == "–"
+    assert results.in_words([1.0, 3.0], 1) == "2.0 ± 1.4"
 
 
 def test_what_is_not_finite_is_null(tmp_path):

@@ -4,55 +4,38 @@ import json
 
 import pytest
 
+import effects
+import evaluate
+import pinwheel
+import plot_factors
 import tables
+from args import get_args
+from utils.results import inpainting_rows, row
 
-CONFIG = {
-    "data": "msds1",
-    "prior": "laplace",
-    "subnet": "rnvp",
-    "kernel_size": 4,
-    "nlayers": [4, 4, 4, 4],
-    "nresblocks": 4,
-    "nmlp": 2,
-    "nhidden": 512,
-    "share_levels": False,
-    "batch_size": 64,
-    "lr": 1e-3,
-    "seed": 0,
-}
+CONFIG = vars(get_args(["--data", "msds1", "--nlayers", "4"]))
 BITS = {"bpd": 3.14159, "bpd_stderr": 0.0018, "bpd_draws": [3.1, 3.2], "images": 10_000}
-FID = {
-    "fid": 31.27,
-    "kid_mean": 0.0123,
-    "kid_std": 0.0004,
-    "precision": 0.61,
-    "recall": 0.42,
-    "fid_settings": {
-        "samples": 50_000,
-        "temperature": 0.9,
-        "split": "train",
-        "library": "torch-fidelity",
-        "version": "0.4.0",
-        "feature_weights": "inception.pth",
-    },
-}
+FID = {"fid": 31.27, "kid_mean": 0.0123, "kid_std": 0.0004, "precision": 0.61, "recall": 0.42}
+FID["fid_settings"] = {"samples": 50_000, "images": 9, "temperature": 0.9, "split": "train", "version": "0.4.0"}
+FID["fid_settings"] |= {"library": "torch-fidelity", "feature_weights": "inception.pth"}
+ABOUT = {"command": "python evaluate.py --weights a|b.state", "machine": "a fast one", "commit": "abc1234"}
+STRUCTURE, ROUND_TRIP = "Structure of MSDS samples", "Largest round-trip errors, model space"
+LAPLACE = "RG-Flow, Laplacian prior"
 
 
-def record(results=BITS, kind="evaluation", seconds=3661.2, step=3000, **config):
-    return {
-        "kind": kind,
-        "command": "python evaluate.py --weights a|b.state",
-        "machine": "a fast one",
-        "commit": "abc1234",
-        "weights": "a|b.state",
-        "parameters": 185516800,
-        "epoch": 1,
-        "step": step,
-        "train_seconds": seconds,
-        "trained_on": "a slow one",
-        "config": {**CONFIG, **config},
-        "results": results,
-    }
+def record(results=BITS, kind="evaluation", rows=evaluate.rows, seconds=3661.2, step=3000, **config):
+    trained = {"weights": "a|b.state", "parameters": 185516800, "epoch": 1, "step": step, "train_seconds": seconds}
+    whole = {"kind": kind, **ABOUT, **trained, "trained_on": "a slow one", "config": {**CONFIG, **config}}
+    whole["results"] = {"warnings": [], **results} if isinstance(results, dict) else results
+    return {**whole, "rows": list(rows(whole))}
+
+
+def of_flows(results, rows, **settings):
+    """A record of several flows, each a pair of its configuration and its results."""
+    whole = record()
+    trained = {key: whole[key] for key in ("weights", "parameters", "step")}
+    results = [{**trained, "config": {**CONFIG, **config}, "network": "n", **result} for config, result in results]
+    whole = {**ABOUT, "results": results, **settings}
+    return {**whole, "rows": list(rows(whole))}
 
 
 @pytest.fixture
@@ -100,6 +83,11 @@ def parse(text):
     return header, rows
 
 
+def filled(cells):
+    """Our numbers in the paper's columns."""
+    return [pair[1] for each in cells.values() for line in each.values() for pair in line.values() if pair[1:] > [""]]
+
+
 def test_the_papers_numbers_beside_empty_cells(make):
     cells, sources, warnings = make()
     assert cells["Table B1"]["RG-Flow, Gaussian prior"]["MSDS2 BPD"] == ["1.53", ""]
@@ -112,201 +100,132 @@ def test_the_papers_numbers_beside_empty_cells(make):
 
 
 @pytest.mark.parametrize(
-    "config, table, row, column",
+    "config, table, name, column",
     [
-        ({}, "Table B1", "RG-Flow, Laplacian prior", "MSDS1"),
-        ({"data": "msds2", "prior": "gaussian", "model": "rgflow"}, "Table B1", "RG-Flow, Gaussian prior", "MSDS2"),
+        ({}, "Table B1", LAPLACE, "MSDS1"),
+        ({"data": "msds2", "prior": "gaussian"}, "Table B1", "RG-Flow, Gaussian prior", "MSDS2"),
         ({"model": "realnvp"}, "Table B1", "Real NVP", "MSDS1"),
         ({"model": "realnvp", "prior": "gaussian", "data": "cifar10"}, "Table G1", "Real NVP", "CIFAR-10"),
         ({"data": "celeba32"}, "Table G1", "RG-Flow", "CelebA"),
         ({"data": "chair600"}, "Table G1", "RG-Flow", "3D Chairs"),
     ],
 )
-def test_the_cell_of_an_evaluation(make, config, table, row, column):
+def test_the_cell_of_an_evaluation(make, config, table, name, column):
     cells, sources, warnings = make(one=record({**BITS, **FID}, **config))
-    assert cells[table][row][f"{column} BPD"][1] == "3.142 [1]"
-    assert cells[table][row][f"{column} FID"][1] == "31.3 [1]"
-    filled = [pair[1] for each in cells.values() for line in each.values() for pair in line.values() if pair[1]]
-    assert len(filled) == 2
-    assert sum(map(len, sources.values())) == 1
-    assert warnings == []
-
-
-def test_another_coupling_has_rows_of_its_own(make):
-    errors = {"round_trip": {"float32": {"data": {"image": 1e-5, "levels": [2e-5]}}}, "round_trip_images": 100}
-    cells, _, _ = make(
-        a=record({**BITS, **errors}, subnet="spline"), b=record(data="celeba32", subnet="spline"), c=record()
-    )
-    assert cells["Table B1"]["RG-Flow, Laplacian prior"]["MSDS1 BPD"] == ["0.906", "3.142 [2]"]
-    assert cells["Table B1"]["RG-Flow with spline, Laplacian prior"]["MSDS1 BPD"] == ["", "3.142 [1]"]
-    assert cells["Table G1"]["RG-Flow with spline"]["CelebA BPD"] == ["", "3.142 [1]"]
-    assert list(cells["Largest round-trip errors, model space"]) == ["MSDS1: RG-Flow with spline, Laplacian prior"]
+    assert cells[table][name][f"{column} BPD"][1] == "3.142 [1]"
+    assert cells[table][name][f"{column} FID"][1] == "31.3 [1]"
+    assert len(filled(cells)) == 2 and sum(map(len, sources.values())) == 1 and warnings == []
 
 
 def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
-    cells, _, _ = make(a=record(data="mnist32"), b=record(data="celeba32", prior="gaussian"))
+    spline = record({**BITS, "bpd": 1.0}, subnet="spline")
+    faces = record(data="celeba32", prior="gaussian")
+    cells, _, _ = make(a=spline, b=record(), c=record(data="mnist32"), d=faces)
+    assert list(cells["Table B1"])[2:] == ["Real NVP", "RG-Flow with spline, Laplacian prior"]
+    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"] == ["0.906", "3.142 [2]"]
+    assert cells["Table B1"]["RG-Flow with spline, Laplacian prior"]["MSDS1 BPD"] == ["", "1.000 [1]"]
     assert list(cells["Table G1"]) == ["RG-Flow", "Real NVP", "RG-Flow, Gaussian prior"]
     assert cells["Table G1"]["RG-Flow"]["MNIST BPD"] == ["3.142 [1]"]
     assert cells["Table G1"]["RG-Flow, Gaussian prior"]["CelebA BPD"] == ["", "3.142 [2]"]
 
 
 def test_structure_and_round_trip(make):
-    structure = {
-        "score": 0.4321,
-        "failure": None,
-        "share": 0.95,
-        "share_real": 0.99,
-        "between": 0.8765,
-        "samples": 2000,
-        "temperature": 1.0,
-        "calibration": {"degrees": 1.3, "levels": 2.5},
-    }
+    structure = {"score": 0.4321, "failure": None, "share": 0.95, "share_real": 0.99, "between": 0.8765}
+    structure |= {"samples": 2000, "temperature": 1.0, "calibration": {"degrees": 1.3, "levels": 2.5}}
     errors = {"data": {"image": 1e-5, "levels": [2e-5, 3e-4]}, "samples": {"image": 2e-5, "levels": [1e-6, None]}}
+    failed = {**structure, "score": None, "failure": "all alike", "between": None}
     cells, sources, warnings = make(
         one=record({"structure": structure, "round_trip": {"float32": errors}, "round_trip_images": 1000}),
-        two=record({"structure": {**structure, "score": None, "failure": "all alike"}}, data="msds2", model="realnvp"),
+        two=record({"structure": failed}, data="msds2", model="realnvp"),
     )
-    row = cells["Structure of MSDS samples"]["RG-Flow, Laplacian prior"]
-    assert row["MSDS1 score"] == ["0.432 [1]"]
-    assert row["MSDS1 cells with an oval"] == ["95.0% [1]"]
-    assert row["MSDS1 spread between images / real"] == ["0.88 [1]"]
-    assert cells["Structure of MSDS samples"]["Real NVP, Laplacian prior"]["MSDS2 score"] == ["none [2]"]
-    details = [line[1] for line in sources["Structure of MSDS samples"]]
+    line = cells[STRUCTURE][LAPLACE]
+    assert line["MSDS1 score"] == ["0.432 [1]"] and line["MSDS1 cells with an oval"] == ["95.0% [1]"]
+    assert line["MSDS1 of real images"] == ["99.0% [1]"]
+    assert line["MSDS1 spread between images / real"] == ["0.88 [1]"]
+    assert cells[STRUCTURE]["Real NVP, Laplacian prior"]["MSDS2 score"] == ["none [2]"]
+    details = [line[1] for line in sources[STRUCTURE]]
     assert "off by 1.3° and 2.5 of 256 levels" in details[0] and "all alike" in details[1]
-    row = cells["Largest round-trip errors, model space"]["MSDS1: RG-Flow, Laplacian prior"]
-    assert (row["float32, images"], row["float32, latents"]) == (["2.0e-05 [1]"], ["not finite [1]"])
+    line = cells[ROUND_TRIP][f"MSDS1: {LAPLACE}"]
+    assert (line["float32, images"], line["float32, latents"]) == (["2.0e-05 [1]"], ["not finite [1]"])
     assert warnings == []
 
 
 def test_factors_are_averaged_over_seeds(make):
-    def levels(probe, ratio):
-        rows = [(0, probe, ratio), (1, 0.01, None)]
-        return [{"factor": "global", "level": h, "probe": p, "ratio": r} for h, p, r in rows]
+    def result(seed, probe, ratio):
+        levels = [(0, probe, ratio), (1, 0.01, None)]
+        levels = [{"factor": "global", "level": h, "probe": p, "ratio": r} for h, p, r in levels]
+        return {}, {"data": "msds1", "seed": seed, "levels": levels}
 
-    whole = record()
-    seeds = [
-        {
-            **{key: whole[key] for key in ("weights", "parameters", "step", "config")},
-            "network": "n",
-            "seed": seed,
-            "levels": rows,
-        }
-        for seed, rows in ((3, levels(0.7, 0.2)), (5, levels(0.9, 0.4)))
-    ]
-    about = {key: whole[key] for key in ("command", "machine", "commit")}
-    about |= {"data": "msds1", "images": 4000, "held_out": 2000}
-    cells, sources, warnings = make(one={"kind": "factors", **about, "results": seeds})
-    row = cells["Factors of MSDS"]["MSDS1 global, RG-Flow, Laplacian prior"]
-    assert row == {"h = 0": ["0.80 ± 0.14 / 0.30 ± 0.14 [1]"], "h = 1": ["0.01 ± 0.00 / – [1]"]}
+    results = [result(3, 0.7, 0.2), result(5, 0.9, 0.4)]
+    cells, sources, warnings = make(one=of_flows(results, plot_factors.rows, images=4000, held_out=2000))
+    line = cells["Factors of MSDS"][f"MSDS1 global, {LAPLACE}"]
+    assert line == {"h = 0": ["0.80 ± 0.14 / 0.30 ± 0.14 [1]"], "h = 1": ["0.01 ± 0.00 / – [1]"]}
     assert sources["Factors of MSDS"][0][1] == "seeds 3, 5, 4,000 training and 2,000 test images"
     assert warnings == []
 
 
 def test_effects_are_averaged_over_seeds_and_kept_apart_by_data(make):
-    whole = record()
-
     def result(seed, ovals, weight, score, data="msds1"):
-        colour = {"ovals": ovals, "size": 80.0, "common": 0.9, "most": ovals + 1, "most_latent": "1:0:0:0"}
-        none = {"ovals": 0.0, "size": None, "common": None, "most": 0.0, "most_latent": "1:0:0:0"}
-        mixing = {"theta": 3, "found": 0.875, "score": score, "failure": None}
+        colour = {"ovals": ovals, "common": 0.9, "most": ovals + 1}
+        none = {"ovals": 0.0, "common": None, "most": 0.0}
+        mixing = {"theta": 3, "found": 0.875, "score": score}
         mixing |= {"global": {"high": weight, "low": 1 - weight}, "local": {"high": None, "low": None}}
-        return {
-            **{key: whole[key] for key in ("weights", "parameters", "step", "config")},
-            **{"data": data, "network": "n", "seed": seed, "mixing": [mixing]},
-            "levels": [{"level": 1, "latents": 8, "colour": colour, "orientation": none}],
+        levels = [{"level": 1, "latents": 8, "colour": colour, "orientation": none}]
+        return {"data": data}, {
+            "data": data,
+            "weights": f"{data}.state",
+            "seed": seed,
+            "mixing": [mixing],
+            "levels": levels,
         }
 
-    about = {key: whole[key] for key in ("command", "machine", "commit")}
-    about |= {"images": 16, "pairs": 200, "range": [-3, 3], "thresholds": {"colour": 20, "orientation": 10}}
+    settings = {"images": 16, "pairs": 200, "range": [-3, 3], "thresholds": {"colour": 20, "orientation": 10}}
     results = [result(3, 12.0, 0.75, 0.5), result(5, 14.0, 0.25, None), result(3, 2.0, 1.0, 0.9, "msds2")]
-    cells, sources, warnings = make(one={"kind": "effects", **about, "results": results})
+    cells, sources, warnings = make(one=of_flows(results, effects.rows, **settings))
     rows = cells["Latents of MSDS that are moved"]
-    assert rows["MSDS1 colour, RG-Flow, Laplacian prior"] == {"h = 1": ["13.0 ± 1.4 / 14.0 ± 1.4 / 0.90 ± 0.00 [1]"]}
-    assert rows["MSDS1 orientation, RG-Flow, Laplacian prior"]["h = 1"] == ["0.0 ± 0.0 / 0.0 ± 0.0 / – [1]"]
-    assert rows["MSDS2 colour, RG-Flow, Laplacian prior"]["h = 1"] == ["2.0 / 3.0 / 0.90 [1]"]
-    (line,) = sources["Latents of MSDS that are moved"]
-    assert line[1].startswith(
-        "seeds 3, 5, moved from -3 to 3 in 16 test images; changed: by more than 20 of 256 levels"
-    )
-    assert "8 latents a level" in line[1]
+    assert rows[f"MSDS1 colour, {LAPLACE}"] == {"h = 1": ["13.0 ± 1.4 / 14.0 ± 1.4 / 0.90 ± 0.00 [1]"]}
+    assert rows[f"MSDS1 orientation, {LAPLACE}"]["h = 1"] == ["0.0 ± 0.0 / 0.0 ± 0.0 / – [1]"]
+    assert rows[f"MSDS2 colour, {LAPLACE}"]["h = 1"] == ["2.0 / 3.0 / 0.90 [2]"]
+    details = [line[1] for line in sources["Latents of MSDS that are moved"]]
+    moves = "moved from -3 to 3 in 16 test images; changed: by more than 20 of 256 levels or 10°; 8 latents a level"
+    assert details == [f"seeds 3, 5, {moves}", f"seed 3, {moves}"]
     rows = cells["Mixing of MSDS"]
-    assert rows["MSDS1 global factor, RG-Flow, Laplacian prior"]["Θ = 3"] == ["0.50 ± 0.35 / 0.50 ± 0.35 [1]"]
-    assert rows["MSDS1 local factor, RG-Flow, Laplacian prior"]["Θ = 3"] == ["– / – [1]"]
-    assert rows["MSDS1 structure score, RG-Flow, Laplacian prior"]["Θ = 3"] == ["– [1]"]
-    assert rows["MSDS2 structure score, RG-Flow, Laplacian prior"]["Θ = 3"] == ["0.90 [1]"]
-    assert rows["MSDS2 cells with an oval, %, RG-Flow, Laplacian prior"]["Θ = 3"] == ["87.5 [1]"]
+    assert rows[f"MSDS1 global factor, {LAPLACE}"]["Θ = 3"] == ["0.50 ± 0.35 / 0.50 ± 0.35 [1]"]
+    assert rows[f"MSDS1 local factor, {LAPLACE}"]["Θ = 3"] == ["– / – [1]"]
+    assert rows[f"MSDS1 structure score, {LAPLACE}"]["Θ = 3"] == ["– [1]"]
+    assert rows[f"MSDS2 structure score, {LAPLACE}"]["Θ = 3"] == ["0.90 [2]"]
+    assert rows[f"MSDS2 cells with an oval, %, {LAPLACE}"]["Θ = 3"] == ["87.5 [2]"]
     assert "200 pairs of test images" in sources["Mixing of MSDS"][0][1]
     assert warnings == []
 
 
 def test_pinwheel(make):
     results = [{"prior": "laplace", "quadrants": q, "axes": 0.5, "best": 0.75} for q in (0.5, 0.7)]
-    about = {"command": "python pinwheel.py", "machine": "a fast one", "commit": None}
-    cells, sources, warnings = make(one={"kind": "pinwheel", **about, "config": {"steps": 3000}, "results": results})
-    row = cells["Pinwheel (figure E1)"]["Laplacian prior"]
-    assert row["quadrants"] == ["0.600 ± 0.141 [1]"]
-    assert row["best of all turned quadrants"] == ["0.750 ± 0.000 [1]"]
-    assert sources["Pinwheel (figure E1)"][0][1] == "2 seeds, 3,000 steps each"
+    whole = {**ABOUT, "commit": None, "config": {"steps": 3000}, "results": results}
+    cells, sources, warnings = make(one={**whole, "rows": list(pinwheel.rows(whole))})
+    (line,) = cells["Pinwheel (figure E1)"].values()
+    assert line["quadrants"] == ["0.600 ± 0.141 [1]"]
+    assert line["best of all turned quadrants"] == ["0.750 ± 0.000 [1]"]
+    assert sources["Pinwheel (figure E1)"][0][1:4] == ["2 seeds, 3,000 steps each", "", ""]
     assert warnings == []
 
 
-def test_the_source_of_a_number(make):
-    results = {**BITS, **FID, "warnings": ["another fingerprint"]}
-    _, sources, _ = make(one=record(results))
-    (line,) = sources["Table B1"]
-    text = " # ".join(line)
-    for word in (
-        "[1]",
-        "BPD 3.1416 ± 0.0018, 10,000 images, 2 draws",
-        "FID 31.27, KID 0.0123 ± 0.0004, precision 0.610, recall 0.420",
-        "50,000 samples at T = 0.9 against the train split, torch-fidelity 0.4.0, inception.pth",
-        "another fingerprint",
-        "laplace_nl4_nr4_nm2_nh512, batch 64, lr 0.001, seed 0",
-        "185,516,800 # 3,000 # 1:01:01 # a slow one # a fast one # abc1234",
-        "`python evaluate.py --weights a¦b.state`",
-    ):
-        assert word in text
-
-
-def test_most_training_seconds_win_a_cell_and_the_list_has_all(make):
-    cells, sources, _ = make(
-        a=record({**BITS, "bpd": 4.0}, seconds=500),
-        b=record({**BITS, "bpd": 2.0}, seconds=9000, step=10),
-        c=record({**BITS, "bpd": 3.0, **FID}, seconds=800, step=9999),
-        d=record({**BITS, "bpd": 1.0}, seconds=None, step=99999),
-    )
-    line = cells["Table B1"]["RG-Flow, Laplacian prior"]
-    assert line["MSDS1 BPD"] == ["0.906", "2.000 [2]"]
-    assert line["MSDS1 FID"] == ["1.16", "31.3 [3]"]
-    assert [each[0] for each in sources["Table B1"]] == ["[1]", "[2]", "[3]", "[4]"]
-    assert "BPD 4.0000" in sources["Table B1"][0][1]
-
-
-def test_steps_then_file_names_break_ties(make):
-    cells, _, _ = make(
-        a=record({**BITS, "bpd": 4.0}, step=30),
-        b=record({**BITS, "bpd": 3.0}, step=20),
-        c=record({**BITS, "bpd": 2.0}, step=20),
-    )
-    assert cells["Table B1"]["RG-Flow, Laplacian prior"]["MSDS1 BPD"][1] == "4.000 [1]"
-    cells, _, _ = make(a=record({**BITS, "bpd": 4.0}, step=10))
-    assert cells["Table B1"]["RG-Flow, Laplacian prior"]["MSDS1 BPD"][1] == "2.000 [3]"
-
-
 def test_inpainting(make):
-    def results(images=15, config=CONFIG, names=None):
+    def results(images=15, names=None, **config):
         common = {"psnr_image": 36.66, "psnr_region": 26.56, "images": images, "names": names or list(range(images))}
         common |= {"region": [[0, 1, 10, 10]] * images, "lr": 0.1, "steps": 300, "draws": 200}
         nvp = {**common, "weights": "nvp.state", "parameters": 5, "step": 7, "train_seconds": 60}
-        nvp |= {"config": {**config, "model": "realnvp"}}
+        nvp |= {"config": {**CONFIG, **config, "model": "realnvp"}}
         return [
-            {**common, "method": "rgflow", "free_latents": 1200, "config": config},
+            {**common, "method": "rgflow", "free_latents": 1200, "config": {**CONFIG, **config}},
             {**nvp, "method": "realnvp_constrained", "free_latents": 1200},
             {**nvp, "method": "realnvp", "free_latents": 3072, "psnr_image": 31.0},
         ]
 
-    faces = {**CONFIG, "data": "celeba32"}
-    cells, sources, warnings = make(one=record(results(config=faces), "inpainting", data="celeba32"))
+    def inpainting(results):
+        return record(results, "inpainting", inpainting_rows)
+
+    cells, sources, warnings = make(one=inpainting(results(data="celeba32")))
     assert cells["Table F1"]["RG-Flow"] == {
         "PSNR": ["38.7", "36.7 [1]"],
         "Inception-PSNR": ["24.9", ""],
@@ -322,45 +241,91 @@ def test_inpainting(make):
     assert "realnvp_laplace" in sources["Table F1"][1][2]
     assert sources["Table F1"][1][3:6] == ["5", "7", "0:01:00"]
     assert warnings == []
-    # More images win a cell, files of a user's own belong in none.
+    # More images win a cell, files of a user's own and measurements of speed belong in none.
     one = {**results(1)[0], "psnr_image": 50.0}
-    own = [{**one, "names": ["photo.png"], "psnr_image": 60.0}]
-    cells, _, warnings = make(
-        one=record(results()[:1], "inpainting"), two=record([one], "inpainting"), own=record(own, "inpainting")
-    )
+    own = inpainting([{**one, "names": ["photo.png"], "psnr_image": 60.0}])
+    speed = record([{"L": 32}], "inpainting_speed", inpainting_rows)
+    cells, _, warnings = make(one=inpainting(results()[:1]), two=inpainting([one]), own=own, speed=speed)
     assert cells["Table F1"]["RG-Flow"]["PSNR"] == ["38.7", ""]
     assert cells["Table F1"]["RG-Flow, MSDS1"]["PSNR"] == ["", "36.7 [1]"]
     assert cells["Table F1"]["RG-Flow, MSDS1"]["free latents"] == ["1,200 [1]"]
-    assert len(warnings) == 1 and "own.json" in warnings[0]
+    assert len(warnings) == 2 and "own.json" in warnings[0] and "speed.json" in warnings[1]
+
+
+def test_the_source_of_a_number(make):
+    _, sources, _ = make(one=record({**BITS, **FID, "warnings": ["another fingerprint"]}))
+    (line,) = sources["Table B1"]
+    text = " # ".join(line)
+    for word in (
+        "[1]",
+        "BPD 3.1416 ± 0.0018, 10,000 images, 2 draws",
+        "FID 31.27, KID 0.0123 ± 0.0004, precision 0.610, recall 0.420",
+        "50,000 samples at T = 0.9 against the train split, torch-fidelity 0.4.0, inception.pth",
+        "; warning: another fingerprint",
+        "laplace_nl4_nr4_nm2_nh512, batch 64, lr 0.001, seed 0",
+        "185,516,800 # 3,000 # 1:01:01 # a slow one # a fast one # abc1234",
+        "`python evaluate.py --weights a¦b.state`",
+    ):
+        assert word in text
+
+
+def test_most_training_seconds_win_a_cell_then_steps_then_file_names(make):
+    results = {
+        "a": record({**BITS, "bpd": 4.0}, seconds=500),
+        "b": record({**BITS, "bpd": 2.0}, seconds=9000, step=10),
+        "c": record({**BITS, "bpd": 3.0, **FID}, seconds=800, step=9999),
+        "d": record({**BITS, "bpd": 1.0}, seconds=None, step=99999),
+    }
+    cells, sources, _ = make(**results)
+    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"] == ["0.906", "2.000 [2]"]
+    assert cells["Table B1"][LAPLACE]["MSDS1 FID"] == ["1.16", "31.3 [3]"]
+    assert [each[0] for each in sources["Table B1"]] == ["[1]", "[2]", "[3]", "[4]"]
+    assert "BPD 4.0000" in sources["Table B1"][0][1]
+    cells, _, _ = make(e=record({**BITS, "bpd": 5.0}, seconds=9000, step=9), f=record(seconds=9000, step=11))
+    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"][1] == "3.142 [6]"
+    cells, _, _ = make(g=record({**BITS, "bpd": 7.0}, seconds=9000, step=11))
+    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"][1] == "7.000 [7]"
+
+
+def damaged(**changes):
+    """A record whose row is not as it should be."""
+    return {**record(), "rows": [{**row("B1", "Real NVP", {"MSDS1 BPD": "1"}, ""), **changes}]}
+
+
+def without(whole, key):
+    return {name: each for name, each in whole.items() if name != key}
 
 
 @pytest.mark.parametrize(
-    "content",
+    "content, words",
     [
-        "",
-        "{",
-        "[1, 2]",
-        '{"kind": 3}',
-        "[" * 100_000,
-        {"kind": "speed", "results": []},
-        {"kind": "evaluation"},
-        {**record(), "config": []},
-        {**record(), "results": 3},
-        record({**BITS, "bpd": "3.1"}),
-        record({**BITS, "bpd": float("nan")}),
-        record({**BITS, "bpd_draws": 3}),
-        record(seconds=1e300),
-        record(model="glow"),
-        record([{"method": "magic"}], "inpainting"),
-        record([3], "inpainting"),
+        ("", ""),
+        ("{", ""),
+        ('{"kind": "evaluation", "rows": [{"tab', ""),
+        ("[1, 2]", "nothing in it belongs in a table"),
+        ("[" * 100_000, "nested too deeply"),
+        ({"kind": "speed", "results": []}, "nothing in it belongs in a table"),
+        ({**record(), "rows": 3}, ""),
+        ({**record(), "rows": ["text"]}, ""),
+        (damaged(table="Z9"), "'Z9' is missing or not known"),
+        (damaged(table=[]), ""),
+        (damaged(cells="3.1"), ""),
+        (damaged(result=1), ""),
+        (damaged(weight="heavy"), ""),
+        ({**record(), "rows": [without(record()["rows"][0], "details")]}, "'details' is missing"),
+        ({**record(), "config": []}, ""),
+        (without(record(), "config"), "'config' is missing"),
+        (without(record(), "machine"), "'machine' is missing"),
+        ({**record(), "parameters": "many"}, ""),
+        ({**record(), "step": None}, ""),
+        (record(seconds=1e300), ""),
     ],
 )
-def test_other_files_are_skipped_with_one_sentence(make, content):
+def test_other_files_are_skipped_with_one_sentence(make, content, words):
     cells, _, warnings = make(bad=content, good=record())
     (warning,) = warnings
-    assert warning.startswith("warning: ") and "bad.json: skipped" in warning
-    filled = [pair[1] for each in cells.values() for line in each.values() for pair in line.values() if pair[1]]
-    assert filled == ["3.142 [1]"]
+    assert warning.startswith("warning: ") and "bad.json: skipped, " in warning and words in warning
+    assert filled(cells) == ["3.142 [1]"]
 
 
 def test_a_file_that_is_no_text(make, tmp_path):
@@ -370,33 +335,28 @@ def test_a_file_that_is_no_text(make, tmp_path):
     assert len(warnings) == 1 and "bad.json: skipped" in warnings[0]
 
 
-def test_out_writes_what_stdout_shows(make, tmp_path, capsys):
-    make(good=record())
-    tables.main([str(tmp_path / "results")])
-    shown = capsys.readouterr().out
-    tables.main([str(tmp_path / "results"), "--out", str(tmp_path / "tables.md")])
-    assert (tmp_path / "tables.md").read_text("utf-8") == shown
-
-
-def test_out_keeps_the_prose_above_its_line(make, tmp_path, capsys, monkeypatch):
+def test_out_writes_what_stdout_shows_and_keeps_the_prose_above_its_line(make, tmp_path, capsys, monkeypatch):
     make(good=record())
     tables.main([str(tmp_path / "results")])
     shown = capsys.readouterr().out.encode()
-    file, line = tmp_path / "results.md", b"<!-- tables.py writes what follows -->\n"
+    file, line = tmp_path / "new" / "results.md", b"<!-- tables.py writes what follows -->\n"
+    command = [str(tmp_path / "results"), "--out", str(file)]
+    tables.main(command)
+    assert file.read_bytes() == shown
     file.write_bytes(b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n" + line + b"old\n" + line + b"older\n")
     for _ in range(2):
-        tables.main([str(tmp_path / "results"), "--out", str(file)])
+        tables.main(command)
         assert file.read_bytes() == b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n" + line + b"\n" + shown
     before = file.read_bytes()
     make(good=record({**BITS, "bpd": 1.0}))
     monkeypatch.setattr("utils.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
-        tables.main([str(tmp_path / "results"), "--out", str(file)])
+        tables.main(command)
     assert file.read_bytes() == before
 
 
 def write_log(path, *rows):
-    """Rows: kind, step, BPD, seconds (None: left out)."""
+    """Rows: kind, step, BPD, seconds (None: left out); the last line is cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [dict(zip(("kind", "step", "bpd", "seconds"), row, strict=True)) for row in rows]
     lines = [json.dumps({key: value for key, value in each.items() if value is not None}) for each in records]

@@ -1,12 +1,13 @@
-"""Checkpoint files: one dict of tensors, numbers and strings, written atomically, verified before they are read.
+"""Checkpoint files: one dict of tensors, numbers and strings, written atomically, verified before it is read.
 
-A run folder holds `{e}.state` after e finished epochs and `last.state` for a save inside an epoch. Full files hold all
-that training needs to go on; slim ones lack the optimiser's state, two thirds of the bytes.
+A run folder holds `{e}.state` after e finished epochs and `last.state` for a save inside an epoch. Training resumes
+from full files. Slim files lack the optimiser's state, two thirds of the bytes.
 """
 
 import math
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,24 +17,24 @@ from .files import replacing
 
 FORMAT = 2
 LAST = "last.state"
-TRAINING = ("optimizer", "window")  # what a slim file lacks
+TRAINING = ("optimizer", "window")  # not in slim files
 
 
 def save(path, state):
-    """Write the dict `state` to `path`, replacing it only when the new file is complete on disk. Raises OSError."""
+    """Write the dict `state` to `path`, whose old content stays until the new one is on disk. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as file:
         try:
             torch.save({"format": FORMAT, **state}, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # of the write; torch hides it behind one of its own
+            if isinstance(error.__context__, OSError):  # of the write; torch raises an error of its own instead
                 raise error.__context__ from error
             raise
 
 
 def slim(state):
-    """What a slim file holds of a state: weights and configuration."""
+    """A state without what only training needs."""
     return {name: value for name, value in state.items() if name not in TRAINING}
 
 
@@ -46,15 +47,14 @@ def read(path, device="cpu"):
 
     Raises UserError if the file is missing, damaged (its checksums are verified) or of another kind or format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     try:
         with open(path, "rb") as file:
             verify(file)
             file.seek(0)
             state = torch.load(file, map_location=device, weights_only=True)
-    except Exception as error:  # whatever reading a damaged file raises, it means damage
+    except Exception as error:  # any error here means damage
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"checkpoint {path}: damaged, or not a checkpoint of this program ({cause})") from error
     if not isinstance(state, dict) or "config" not in state or not isinstance(state.get("format"), int):
@@ -64,15 +64,15 @@ def read(path, device="cpu"):
     kinds = {"config": dict, "epoch": int, "step": int, "model": dict}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()) or state["step"] < 0:
         raise UserError(f"checkpoint {path}: incomplete, it must hold config, epoch, step and model")
-    state["config"].setdefault("model", "rgflow")  # files from before there was another
+    state["config"].setdefault("model", "rgflow")  # missing in early files
     return state
 
 
 def verify(file):
-    """Raises zipfile.BadZipFile, or whatever zipfile raises on damage, unless all of a torch.save archive is sound."""
+    """Raises zipfile.BadZipFile, or another error of zipfile, if a part of a torch.save archive is damaged."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        # What no checksum covers: where an attribute bit makes a member a folder, torch reads nothing and says nothing.
+        # No checksum covers this: where an attribute bit makes a member a folder, torch reads nothing, silently.
         if any(info.external_attr or info.compress_type or info.file_size != info.compress_size for info in members):
             raise zipfile.BadZipFile("members are not stored as torch.save stores them")
         if len(set(archive.namelist())) < len(members):
@@ -85,41 +85,31 @@ def verify(file):
 
 
 def newest(folder, full=False):
-    """(path, state, warnings) of the checkpoint with most steps in a run folder, or None if it holds none.
+    """(path, state, warnings) of the checkpoint with most steps in a run folder, or None if it has no checkpoint.
 
-    A file that cannot be read is passed over, with a warning. With `full`, so are slim files, unless there are only
-    such. Raises UserError if there are files and none can be read.
+    Unreadable files are passed over, with a warning. With `full`, slim files are passed over unless all are slim.
+    Raises UserError if no file can be read.
     """
-    folder, warnings, slim_ones, gone = Path(folder), [], [], []
-
-    def attempt(path):
+    folder, warnings, usable, slim_one = Path(folder), [], [], None
+    last = [(math.inf, folder / LAST)] if (folder / LAST).exists() else []
+    for epoch, path in last + sorted(epoch_files(folder).items(), reverse=True):
+        if usable and usable[-1][1]["epoch"] >= epoch:  # finished epochs: `path` has no more steps
+            break
         try:
             state = read(path)
         except UserError as error:
+            if not os.path.lexists(path):  # a run in progress has replaced it
+                return newest(folder, full)
             warnings.append(f"{error}; passed over")
-            gone.extend([path] * (not os.path.lexists(path)))
-            return None
-        if full and not is_full(state):
-            slim_ones[:] = slim_ones or [(path, state)]
-            return None
-        return path, state
-
-    last = attempt(folder / LAST) if (folder / LAST).exists() else None
-    found = None
-    for epoch, path in sorted(epoch_files(folder).items(), reverse=True):
-        if last and last[1]["epoch"] >= epoch:  # finished epochs: its step is beyond that of `path`, or the same
-            break
-        found = attempt(path)
-        if found:
-            break
-    if gone:  # a run in progress has replaced them meanwhile
-        return newest(folder, full)
-    found = found or last or next(iter(slim_ones), None)
-    if found:
-        return *found, warnings
-    if warnings:
+            continue
+        if not full or is_full(state):
+            usable.append((path, state))
+        else:
+            slim_one = slim_one or (path, state)
+    found = max(usable, key=lambda each: each[1]["step"], default=slim_one)
+    if warnings and not found:
         raise UserError(f"{warnings[0].removesuffix('; passed over')}; no other file in {folder} can be used")
-    return None
+    return (*found, warnings) if found else None
 
 
 def epoch_files(folder):
@@ -128,11 +118,11 @@ def epoch_files(folder):
 
 
 def save_run(folder, state, keep_epoch):
-    """Save `state` under its name in a run folder, then remove or slim what it replaces. Returns the path.
+    """Save `state` in a run folder, then delete or slim what it replaces. Returns the path.
 
-    state["epoch"] finished epochs and state["mid_epoch"] give the name. When `{e}.state` is written, the one before it
-    goes unless its epoch is a multiple of `keep_epoch` (0 keeps all), and `last.state` goes. Of those that stay, the
-    newest and, among the kept ones, the best by state["test_bpds"] ({finished epochs: bits per dimension}) are full.
+    The name is `last.state` with state["mid_epoch"], else `{state["epoch"]}.state`. The latter deletes `last.state` and
+    the `{e}.state` before it, unless e is a multiple of `keep_epoch` (0 keeps all). It slims all other files but the
+    best of the kept ones by state["test_bpds"], {finished epochs: bits per dimension}.
     """
     folder = Path(folder)
     if state["mid_epoch"]:
@@ -150,45 +140,39 @@ def save_run(folder, state, keep_epoch):
 
 
 def remove_replaced(folder, state):
-    """Remove the file whose place that of `state` has taken; again at a start, lest a process was killed before it."""
+    """Delete the checkpoint that `state` replaces. Repeated at start-up in case a process was killed first."""
     (Path(folder) / f"{state.get('replaces', -1)}.state").unlink(missing_ok=True)
 
 
 def slim_down(folder, state, keep_epoch):
-    """Make the files of earlier epochs than that of `state` slim, but for the best of those that are kept."""
+    """Slim the files of epochs before that of `state`, except the best of those that are kept."""
     earlier = {epoch: path for epoch, path in epoch_files(folder).items() if epoch < state["epoch"]}
     kept = [*earlier] if keep_epoch and state["epoch"] % keep_epoch else [*earlier, state["epoch"]]
     bpds = state.get("test_bpds", {})
     best = min(kept, key=lambda epoch: (bpds.get(epoch, math.inf), -epoch), default=None)
     for epoch, path in earlier.items():
         if epoch != best and holds_optimizer(path):
-            try:
+            with suppress(UserError):  # damaged, which is for its next reader to report
                 save(path, slim(read(path)))
-            except UserError:  # damaged: whoever reads it will say so
-                continue
 
 
 def holds_optimizer(path):
-    """Whether a file looks full, without reading its tensors or verifying it."""
+    """Whether a file looks full. Neither reads its tensors nor verifies it."""
     try:
         return is_full(torch.load(path, mmap=True, map_location="cpu", weights_only=True))
-    except Exception:  # whatever reading a damaged file raises
+    except Exception:  # damaged
         return False
 
 
 def remove_leftovers(folder):
-    """Remove the incomplete files of a process that was killed during a save."""
+    """Delete the incomplete files of a process that was killed during a save."""
     for path in Path(folder).glob(".*.state.tmp"):
         path.unlink(missing_ok=True)
 
 
 def disk_space(weights, kept):
-    """The most bytes that the files of a run take together.
-
-    weights: bytes of all parameters
-    kept: number of files that `save_run` keeps over the run
-    """
-    slim_size = weights + 2**20  # with what else is in a file
+    """The most bytes that the files of a run take, from the bytes of all parameters and the number of kept files."""
+    slim_size = weights + 2**20  # and configuration
     full_size = 2 * weights + slim_size  # AdamW has two moments per parameter
     together = 3 + (kept > 0)  # the newest, last.state, the one being written, the best
     return together * full_size + max(0, kept - 1) * slim_size

@@ -1,4 +1,4 @@
-"""What every command line shares: parser, types of flags, checks, and errors that end in one sentence."""
+"""What the command lines share: the parser, types of flags, checks, and errors in one sentence."""
 
 import argparse
 import math
@@ -12,10 +12,11 @@ from .memory import keep_freed_memory
 from .signals import leave_on_signals
 
 MIXED = 0.2, 0.6  # temperatures of level 0 and of the levels above in figure 6 (Appendix D)
+PER_LEVEL = "one for all levels or one per level from h = 0 up, comma separated"
 
 
 class UserError(Exception):
-    """What the user can mend; the message is one sentence that names the flag or file, the value and the rule.
+    """An error of the user's: one sentence that names the flag or file, the value and the rule.
 
     status: exit status of the script, 2 for a flag
     """
@@ -31,7 +32,7 @@ def flag_error(flag, value, rule):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of every flag that has one and does not explain it itself."""
+    """Appends the default of each flag that has one, unless its help explains it."""
 
     def _get_help_string(self, action):
         explained = "(default" in (action.help or "") or action.default in (None, "", False)
@@ -39,9 +40,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence and whose @FILEs hold flags with their values, and # comments.
+    """A parser whose errors are one sentence, and whose @FILEs hold flags with their values, and # comments.
 
-    description: its first line is shown by --help, so that a script can give its docstring
+    description: --help shows the first line, so a script can give its docstring
     """
 
     def __init__(self, description):
@@ -53,7 +54,7 @@ class Parser(argparse.ArgumentParser):
             epilog="@FILE reads flags from a file: one flag with its value per line, quotes round a value with spaces,"
             " a comment after # and a space or at the start of a line; later flags win.",
         )
-        self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, wrong as they may be
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, not flags
 
     def convert_arg_line_to_args(self, arg_line):
         lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", arg_line.lstrip("\ufeff")), posix=True)
@@ -143,51 +144,41 @@ def gpu_list(text):
     """The numbers of `--cuda`, a tuple; empty is the CPU."""
     from torch.cuda import device_count  # here: processes that draw images do without torch
 
-    numbers = text.split(",") if text else []
-    for number in numbers:
-        if not number.isdecimal():
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: must be numbers of GPUs, comma separated, or empty for the CPU"
-            )
-        if int(number) >= device_count():
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: no GPU {number}, the number of GPUs that can be used here is {device_count()}"
-            )
-    if len(set(map(int, numbers))) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{text!r}: names a GPU twice")
-    return tuple(map(int, numbers))
+    refuse, numbers = argparse.ArgumentTypeError, text.split(",") if text else []
+    if not all(number.isdecimal() for number in numbers):
+        raise refuse(f"{text!r}: must be numbers of GPUs, comma separated, or empty for the CPU")
+    numbers = tuple(map(int, numbers))
+    if max(numbers, default=-1) >= device_count():
+        raise refuse(f"{text!r}: no GPU {max(numbers)}, the number of GPUs that are available is {device_count()}")
+    if len(set(numbers)) < len(numbers):
+        raise refuse(f"{text!r}: names a GPU twice")
+    return numbers
 
 
-def add_temperature(group, default=(1.0,)):
-    """The flag --temperature; its value is for `check_temperature`."""
-    group.add_argument(
-        "--temperature",
-        type=number_list(non_negative),
-        default=default,
-        metavar="T[,T…]",
-        help=f"one for all levels or one per level from h = 0 up, comma separated (default: {listing(default)})",
-    )
+def add_temperature(group):
+    """The flag --temperature, for `check_temperature`."""
+    kind, explained = number_list(non_negative), f"{PER_LEVEL} (default: 1)"
+    group.add_argument("--temperature", type=kind, default=(1.0,), metavar="T[,T…]", help=explained)
 
 
 def add_temperatures(add):
     """The flag --temperatures, for `check_temperatures`."""
-    explained = "one for all levels or one per level from h = 0 up, comma separated"
-    explained += f" (default: {MIXED[0]} at h = 0, {MIXED[1]} above)"
+    explained = f"{PER_LEVEL} (default: {MIXED[0]} at h = 0, {MIXED[1]} above)"
     add("--temperatures", type=number_list(non_negative), metavar="T[,T…]", help=explained)
 
 
 def add_range(add):
-    """The flag --range of a latent, by default that of `flow.latents.papers_range`."""
+    """The flag --range; its default is `flow.latents.papers_range`."""
     explained = "of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)"
     add("--range", type=number_list(finite, 2), metavar="LOW,HIGH", help=explained)
 
 
 def add_field_flags(add):
-    """--levels, for `check_levels`, and --draws and --per_level, of receptive fields."""
+    """The flags of receptive fields: --levels, for `check_levels`, --draws and --per_level."""
     add("--levels", type=counts, metavar="H[,H…]", help="only these levels (default: all)")
     add("--draws", type=positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of")
-    subset = "compute the fields of N random latents of each level, and find the strongest among these (default: all"
-    subset += " of rgflow up to 1 GiB; otherwise 16)"
+    subset = "fields of N random latents of each level, to find the strongest (default: all of rgflow up to 1 GiB,"
+    subset += " otherwise 16)"
     add("--per_level", type=positive, metavar="N", help=subset)
 
 
@@ -215,16 +206,14 @@ def check_levels(levels, flow, latents=None):
 
 
 def check_temperature(temperatures, flow, flag="--temperature"):
-    """One temperature for all levels, or one per level: as a tuple, one per level.
+    """A tuple of one temperature per level, from one for all or one per level.
 
     Raises UserError, naming `flag`, for another number of them.
     """
-    if len(temperatures) == 1:
-        temperatures *= flow.num_levels
-    if len(temperatures) != flow.num_levels:
+    if len(temperatures) not in (1, flow.num_levels):
         rule = f"must be one number or {flow.num_levels}, one per level of the flow"
         raise flag_error(flag, listing(temperatures), rule)
-    return temperatures
+    return temperatures * flow.num_levels if len(temperatures) == 1 else temperatures
 
 
 def check_temperatures(temperatures, flow):
@@ -250,14 +239,14 @@ def check_latents(latents, flow, flag="--latents"):
 
 
 def check_output(parser, args):
-    """Ends with one sentence, before anything is computed, if a file or folder that a flag names cannot be written."""
-    for flag in ("json", "out", "fig_dir"):
-        path = getattr(args, flag, None)
-        if path is not None:
-            try:
+    """Exits with one sentence, before any computation, if a file or folder named by a flag cannot be written."""
+    given = {flag: getattr(args, flag, None) for flag in ("json", "out", "fig_dir")}
+    for flag, path in given.items():
+        try:
+            if path is not None:
                 check_writable(Path(path) / "picture" if flag == "fig_dir" else path)
-            except OSError as error:
-                parser.error(f"argument --{flag}: {getattr(args, flag)}: cannot be written ({error.strerror})")
+        except OSError as error:
+            parser.error(f"argument --{flag}: {path}: cannot be written ({error.strerror})")
 
 
 def script(main):
@@ -272,7 +261,7 @@ def script(main):
     except OSError as error:
         sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        words = "out of memory", "can't allocate memory"  # of PyTorch's errors for a GPU and a CPU
-        if not isinstance(error, MemoryError) and not any(each in str(error) for each in words):
+        # PyTorch's words for a GPU and for a CPU.
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         sys.exit(f"error: out of memory, try a smaller batch or network ({str(error).splitlines()[0]})")

@@ -1,7 +1,7 @@
-"""The processes that train one flow together, as torchrun starts them. A process on its own has no peers, and nothing
-here communicates then."""
+"""The processes that train one flow together, started by torchrun. A single process does not communicate."""
 
 import os
+import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -14,30 +14,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .cli import UserError
 
-PATIENCE = timedelta(days=7)  # for those that wait while another one prepares data
+PATIENCE = timedelta(days=7)  # of processes that wait until the data are prepared
 
 
 class Peers:
-    """rank, local_rank: number of this process among all and among those of this machine
-    size: number of processes
+    """All processes of the run, as this one sees them.
 
+    rank, local_rank, size: number of this process among all and among those of its machine, number of all
     device: where this process computes
     """
 
     def __init__(self, device):
-        launched = is_torchelastic_launched()
-        self.rank, self.local_rank, self.size = (
-            int(os.environ[name]) if launched else alone
-            for name, alone in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-        )
-        self.device = device
-        self._agreement = None
+        self.device, self._agreement = device, None
+        self.rank, self.local_rank, self.size = 0, 0, 1
+        if is_torchelastic_launched():
+            names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+            self.rank, self.local_rank, self.size = (int(os.environ[name]) for name in names)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if self.size > 1:
             store, rank, size = next(dist.rendezvous("env://"))
-            if os.environ["GROUP_WORLD_SIZE"] == "1":  # one machine; elsewhere the numbers of restarts may differ
-                # A restarted job gets the same store, with the addresses of processes that are no more.
+            if os.environ["GROUP_WORLD_SIZE"] == "1":  # one machine; between machines, numbers of restarts may differ
+                # A restarted job gets the old store, with the addresses of ended processes.
                 store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -50,10 +48,7 @@ class Peers:
         return self.rank == 0
 
     def rows(self, batch_size, rank=None):
-        """The part of a global batch, a slice, of process `rank`, or of this one.
-
-        Raises UserError unless all parts are equal.
-        """
+        """The slice of a global batch for process `rank`, by default this one. Raises UserError for unequal slices."""
         part, rest = divmod(batch_size, self.size)
         if rest:
             raise UserError(f"--batch_size {batch_size}: must be divisible by the {self.size} processes")
@@ -61,9 +56,8 @@ class Peers:
         return slice(rank * part, (rank + 1) * part)
 
     def one_per_machine_first(self, function):
-        """function() in the first process of each machine, then in the others."""
-        if self.local_rank == 0:
-            result = function()
+        """function(), in the first process of each machine before the others."""
+        result = function() if self.local_rank == 0 else None
         if self.size > 1:
             dist.barrier(self._waiting)
         return result if self.local_rank == 0 else function()
@@ -76,33 +70,34 @@ class Peers:
         return values[0]
 
     def check_equal(self, own):
-        """Raises UserError unless the dict `own`, which says what this process trains, is that of the first process."""
+        """Raises UserError unless the dict `own`, the settings of this process, is that of the first process."""
         first = self.broadcast(own)
         different = [f"{name} {first[name]} -> {own[name]}" for name in own if own[name] != first[name]]
         if different:
             raise UserError(f"process {self.rank}: not the run of process 0 ({'; '.join(different)})")
 
     def broadcast_(self, tensors):
-        """With peers: make each tensor that of the first process."""
+        """Overwrite tensors by those of the first process. Only with several processes."""
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
     def sum_(self, tensor):
-        """Make a tensor on the device the sum over all processes; returns it."""
+        """Overwrite a tensor on the device by its sum over all processes; returns it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def parallel(self, module):
-        """With peers: a module whose gradients are means over all processes, with the first one's parameters."""
-        with warnings.catch_warnings():
-            # From torch 2.14 on the first flag has another name, which 2.8 does not know.
+        """The module with gradients that are means over all processes, and parameters of the first one."""
+        with warnings.catch_warnings():  # torch 2.14 renames the first flag, torch 2.8 does not know the new name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def agree(self, number):
-        """The largest `number` (None counts as 0) of all processes, None for 0. With peers it is that of their call
-        before this one, so that nobody waits for the message."""
+        """The largest `number` of all processes; None stands for 0.
+
+        With several processes it is that of the previous call, so that no process waits for the message.
+        """
         if self.size == 1:
             return number
         before, largest = self._agreement, torch.tensor(number or 0)
@@ -113,7 +108,7 @@ class Peers:
         return int(before[0]) or None
 
     def leave(self):
-        """Leave the group of processes. All must call it at the same point."""
+        """Leave the group of processes, all at the same point."""
         if self._agreement:
             self._agreement[1].wait()
         if self.size > 1:
@@ -122,15 +117,15 @@ class Peers:
 
 @contextmanager
 def together(device):
-    """The `Peers` of this process. Raises UserError where a message between them fails, since one has ended."""
+    """The `Peers` of this process. Raises UserError if a message between processes fails because one has ended."""
     peers = None
     try:
         peers = Peers(device)
         yield peers
         peers.leave()
     except RuntimeError as error:
-        words = ("gloo", "NCCL", "onnect", "ProcessGroup", "process group")
-        failed_message = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+        words = "gloo|NCCL|onnect|ProcessGroup|process group"
+        failed_message = isinstance(error, dist.DistError) or re.search(words, str(error))
         if (peers and peers.size == 1) or not failed_message:
             raise
         raise UserError(
@@ -140,7 +135,7 @@ def together(device):
 
 
 def launch(processes, argv):
-    """Become torchrun, which runs this script with flags `argv` in `processes` processes on this machine."""
+    """Replace this process by torchrun, which runs the script with flags `argv` in several processes."""
     from torch.distributed.run import get_args_parser
 
     known = get_args_parser().format_help()  # torch 2.8 has neither of these

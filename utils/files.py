@@ -1,4 +1,4 @@
-"""Files that are whole or not there, errors that say which file, and the lock that keeps two runs apart."""
+"""Atomic writes, errors that name the file, and the lock that keeps two runs apart."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ except ImportError:  # Windows
 
 @contextmanager
 def naming(path, temporary=None):
-    """An OSError raised within that names no file, as those of failed writes, or `temporary`, names `path`."""
+    """Makes an OSError raised within name `path` if it names no file, as those of failed writes, or `temporary`."""
     try:
         yield
     except OSError as error:
@@ -25,7 +25,7 @@ def naming(path, temporary=None):
 
 @contextmanager
 def replacing(path):
-    """A binary file to write, which takes the place of `path` when it is complete on disk. Raises OSError."""
+    """A binary file to write, which replaces `path` when it is complete on disk. Raises OSError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path, temporary):
@@ -42,7 +42,7 @@ def replacing(path):
 
 
 def sync_folder(folder):
-    """Make renames in a folder last through a power cut, where the system can."""
+    """Make renames in a folder survive a power cut, where the system can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -52,9 +52,9 @@ def sync_folder(folder):
 
 
 def lock(path):
-    """An open file, `path`, locked until it is closed or this process ends, however it ends.
+    """The open file `path`, locked until it is closed or this process ends; None where there are no such locks.
 
-    None where the system or the file system has no such locks. Raises BlockingIOError if another process holds it.
+    Raises BlockingIOError if another process holds the lock.
     """
     if fcntl is None:
         return None
@@ -70,7 +70,7 @@ def lock(path):
 
 
 def check_writable(path):
-    """Raises OSError, before anything is computed, if `path` cannot be written; missing folders are made later."""
+    """Raises OSError if `path` cannot be written. Missing folders are fine: they are made later."""
     path = Path(path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     with naming(path):

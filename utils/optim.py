@@ -1,6 +1,6 @@
-"""One step of training: learning rate, gradient, clipping, AdamW; and the step as one CUDA graph.
+"""One step of training: learning rate, gradient, clipping, AdamW. On a GPU the step can be one CUDA graph.
 
-A step reads nothing from the device, so that it can be a graph. An update with anything not finite is never made.
+A step reads nothing from the device, as a graph requires. It never applies an update that is not finite.
 """
 
 import math
@@ -8,12 +8,11 @@ import warnings
 
 import torch
 
-WARMUP = 3  # plain calls before a graph is recorded, in which libraries set themselves up and kernels are compiled
+WARMUP = 3  # plain calls before a graph is recorded: libraries start, kernels are compiled
 
 
 def learning_rate(step, peak, warmup, schedule, total_steps):
-    """The rate of a step (from 0): a linear rise over `warmup` steps, then "constant" or a "cosine" that ends with the
-    run."""
+    """The rate of a step (from 0): a linear rise over `warmup` steps, then "constant", or "cosine" down to 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
@@ -25,30 +24,21 @@ def learning_rate(step, peak, warmup, schedule, total_steps):
 class Descent:
     """AdamW (betas and eps of PyTorch, decay on all parameters) on the mean of `loss` over all processes.
 
-    loss: a module, called with the tensors of a step, each a part of a batch, of equal shapes in every step; its value
-        is the mean over that part
+    loss: a module, called with the tensors of a step; its value is the mean over this process's part of the batch
     clip: largest norm of the gradient, 0 for no limit
-    graph: run a step as one CUDA graph; needs a GPU and no peers
+    graph: run a step as one CUDA graph; needs a GPU, one process and equal shapes in every step
     """
 
     def __init__(self, loss, weight_decay, clip, peers, graph=False):
-        self.loss = loss
+        self.loss, self.clip, self.peers, device = loss, clip, peers, peers.device
         self.parameters = list(loss.parameters())
-        self.clip = clip
-        self.peers = peers
-        device = peers.device
         self.learning_rate = torch.zeros((), device=device)
         self.step = torch.zeros((), dtype=torch.long, device=device)
         # The first step whose loss or gradient was not finite, -1 for none. From there on the weights do not change.
         self.failed_step = torch.full((), -1, device=device)
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of losses since a print
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=self.learning_rate,
-            weight_decay=weight_decay,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
+        ways = {"fused": True, "capturable": device.type == "cuda"}
+        self.optimizer = torch.optim.AdamW(self.parameters, self.learning_rate, weight_decay=weight_decay, **ways)
         self.run = CapturedFunction(self.update) if graph else self.update
 
     def __call__(self, step, learning_rate, *inputs):
@@ -78,12 +68,12 @@ class Descent:
         return norm
 
     def state(self):
-        """What a checkpoint holds of it."""
+        """Its part of a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "window": self.window}
 
     def load(self, state):
-        """Resume from `state()` of a checkpoint. Raises LookupError, TypeError, ValueError, … where it does not fit."""
-        own = self.optimizer.state_dict()["param_groups"]  # the flags count, not the old values
+        """Resume from `state()` of a checkpoint. Raises LookupError, TypeError, ValueError, … if it does not fit."""
+        own = self.optimizer.state_dict()["param_groups"]  # of the flags, which may have changed
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate  # loading made a copy
@@ -95,7 +85,7 @@ class Descent:
         self.window.copy_(state["window"])
 
     def join(self):
-        """Give all processes the weights and the state of the first one. From here on gradients are means over all."""
+        """Copy weights and state from the first process to all. From now on gradients are means over all processes."""
         if self.peers.size == 1:
             return
         self.loss = self.peers.parallel(self.loss)
@@ -109,25 +99,23 @@ class Descent:
 
 
 def why_not_compiled(device):
-    """Why torch.compile makes no kernels for a device here (no C++ compiler, an old GPU, …), None where it does."""
+    """Why torch.compile does not work here for a device (no C++ compiler, an old GPU, …), None if it works."""
     try:
         torch.compile(lambda x: x.sigmoid() + 1)(torch.ones(8, device=device))
-    except Exception as error:  # whatever the compilers raise
+    except Exception as error:  # of any of the compilers
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
 
 
 class CapturedFunction:
-    """Calls `function(*tensors)` as a CUDA graph, after a few plain calls, which count as calls like any other.
+    """Calls `function(*tensors)` as a CUDA graph. The first WARMUP calls are plain ones.
 
     The shapes must be the same in every call, and `function` must read nothing from the device. The next call
-    overwrites what it returned. If recording fails, it warns once and continues with plain calls.
+    overwrites the returned tensors. If recording fails, it warns once and makes plain calls.
     """
 
     def __init__(self, function):
-        self.function = function
-        self.calls = 0
-        self.graph = None
+        self.function, self.calls, self.graph = function, 0, None
         self.stream = torch.cuda.Stream()
 
     def __call__(self, *inputs):
@@ -142,7 +130,7 @@ class CapturedFunction:
         return self.output
 
     def plain(self, inputs):
-        """A call on a stream of its own, which recording requires."""
+        """A call on its own stream, as recording requires."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             output = self.function(*inputs)

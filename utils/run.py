@@ -1,4 +1,4 @@
-"""How a run starts: its folder, its disk space, and the checkpoint from which it resumes or starts."""
+"""How a run starts: its folder, its disk space, and the checkpoint that it resumes or starts from."""
 
 import math
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from . import checkpoint
 from .cli import UserError
 from .files import lock
 
-# A run resumes only with the same values of these; all other flags may change between starts.
+# A run resumes only with the same values of these. All other flags may change.
 NETWORK = ("model", "L", "nchannels", "subnet", "prior", "kernel_size", "nlayers", "nresblocks", "nmlp", "nhidden")
 NETWORK += ("share_levels", "dtype")
 FIXED = (*NETWORK, "data", "fingerprint", "seed", "batch_size")
@@ -21,9 +21,8 @@ def open_folder(base, out_dir):
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(f"{base}.lock")
     except BlockingIOError as error:
-        raise UserError(
-            f"{base}.lock: another process is training this run, set --out_infix to start another"
-        ) from error
+        message = f"{base}.lock: another process is training this run, set --out_infix to start another"
+        raise UserError(message) from error
     except OSError as error:
         raise UserError(f"--out_dir {out_dir}: cannot be written ({error.strerror})") from error
     checkpoint.remove_leftovers(folder)
@@ -31,9 +30,9 @@ def open_folder(base, out_dir):
 
 
 def find(folder, config):
-    """(path, state, notes) of the checkpoint from which a run with this configuration resumes, None if there is none.
+    """(path, state, notes) of the checkpoint that a run with this configuration resumes from, None if there is none.
 
-    Raises UserError if the checkpoint has no optimiser state or its run had other settings.
+    Raises UserError if the checkpoint is slim or of a run with other settings.
     """
     found = checkpoint.newest(folder, full=True) if folder else None
     if found is None:
@@ -46,16 +45,15 @@ def find(folder, config):
         )
     different = differences(state["config"], config, FIXED)
     if different:
-        raise UserError(
-            f"{path} was trained with other settings ({'; '.join(different)}): set --out_infix to start a new run"
-        )
+        settings = "; ".join(different)
+        raise UserError(f"{path} was trained with other settings ({settings}): set --out_infix to start a new run")
     changed = differences(state["config"], config, config)
     notes += [f"continuing from {path}, step {state['step']}" + (", --init is not used" if config["init"] else "")]
     return path, state, notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
 
 
 def read_initial(path, config):
-    """The state in the file of --init. Raises UserError if it is of another network."""
+    """The state in the file of --init. Raises UserError if its network is another one."""
     state = checkpoint.read(path)
     different = differences(state["config"], config, NETWORK)
     if different:
@@ -64,14 +62,14 @@ def read_initial(path, config):
 
 
 def differences(old, new, names):
-    """What differs between two configurations, in words."""
-    pairs = {name: (str(old.get(name)), str(new[name])) for name in names}  # a file may hold anything
-    return [f"{name} {before} -> {now}" for name, (before, now) in pairs.items() if before != now]
+    """The differences between two configurations, in words."""
+    # As text: a file may hold anything.
+    return [f"{name} {old.get(name)} -> {new[name]}" for name in names if str(old.get(name)) != str(new[name])]
 
 
 @contextmanager
 def loading(path):
-    """Turns what is raised within, because a state does not fit, into a UserError that names the file."""
+    """Turns the errors of a state that does not fit into a UserError that names the file."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -79,11 +77,9 @@ def loading(path):
 
 
 def check_disk(folder, args, weights, epochs, finished):
-    """The line that says how much disk the checkpoints need. Raises UserError if it is not available.
+    """A line for the log: the disk space that the checkpoints need. Raises UserError if it is not available.
 
-    weights: bytes of all parameters
-    epochs: that the run has
-    finished: whether nothing will be written any more
+    weights, epochs, finished: bytes of all parameters, epochs of the whole run, whether nothing remains to be written
     """
     kept = epochs // math.lcm(args.save_epoch, args.keep_epoch or 1) if args.save_epoch else min(epochs, 1)
     present = sum(path.stat().st_size for path in folder.glob("*.state"))

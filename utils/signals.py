@@ -1,4 +1,4 @@
-"""Signals that end a run in good order."""
+"""Signals that stop a run after a save."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ STOP = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if ha
 
 
 class StopSignals:
-    """Within this context a signal of `STOP` only sets `number`, the first one's; None until then. Main thread only."""
+    """In this context a signal of `STOP` only sets `number`, None before. The first one counts. Main thread only."""
 
     swallowed = None  # a signal whose SystemExit somebody has caught
 
@@ -25,9 +25,9 @@ class StopSignals:
 
 
 def leave_on_signals():
-    """From here on a signal of `STOP` raises SystemExit with status 128 + its number, so that there is a clearing up.
+    """From now on a signal of `STOP` raises SystemExit(128 + its number), so that `finally` clauses run.
 
-    Libraries have blanket excepts, torch's imports among them: what they catch ends the next `StopSignals` context.
+    A library may catch that, as torch does while it is imported: then the signal counts in the next `StopSignals`.
     """
 
     def leave(number, _):
