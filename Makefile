@@ -16,7 +16,7 @@ demo: $(VENV)/requirements.done
 test: $(VENV)/requirements-dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
