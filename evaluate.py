@@ -30,7 +30,6 @@ import args as flags
 from data import msds
 from data.msds_structure import calibration, structure_scores
 from flow import evaluation
-from flow.preprocess import to_model
 from utils import cli, metrics
 from utils.cli import UserError, flag_error
 from utils.results import DATA_NAMES, about, flow_names, row, save, table
@@ -65,9 +64,7 @@ def bits_of_split(flow, images, seed, draws):
         values.append(evaluation.bits_per_dim_of_all(flow, images, seed, draw))
         bad = evaluation.first_nonfinite(values[-1])
         if bad is not None:
-            batch, noise = evaluation.noisy_batch(flow, images, bad, seed, draw)
-            level = flow.first_nonfinite_level(to_model(batch, noise=noise, dtype=noise.dtype)[0])
-            where = "in the sum over all levels" if level is None else f"first at level h = {level}"
+            where = evaluation.level_that_fails(flow, *evaluation.noisy_batch(flow, images, bad, seed, draw))
             raise FloatingPointError(f"BPD of test images is not finite, {where}")
     bpd, stderr = evaluation.mean_and_stderr(torch.stack(values).mean(0))
     means = [value.mean().item() for value in values]

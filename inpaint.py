@@ -217,7 +217,7 @@ def write_pictures(args, config, images, regions, inpainted):
     save_figure(figure, name)
     for method, filled in inpainted.items() if args.files else ():
         for k, (file, image) in enumerate(zip(args.files, filled.cpu(), strict=True)):
-            print(save_pixels(image, f"{name}_{method}_{k}_{Path(file).stem}"))
+            save_pixels(image, f"{name}_{method}_{k}_{Path(file).stem}")
 
 
 def bench(args, network):

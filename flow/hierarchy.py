@@ -1,9 +1,9 @@
 """The geometry of RG-Flow: levels, blocks and causal cones (section 3.2, equations 6-9, figure 3). No parameters.
 
-The variables that are alive at level h sit on the pixels whose row and column are multiples of 2^h. They are kept as
-one compact square of edge L / 2^h. On it the disentangler acts on m x m blocks that start at m / 2 and wrap round at
-the border (equation 8), then the decimator on m x m blocks that start at 0 (equation 9). Of what the decimator gives,
-even rows and columns go on to level h + 1; the rest are the latents of level h.
+The variables of level h sit on the pixels whose row and column are multiples of 2^h. They are kept as one compact
+square of edge L / 2^h. The disentangler acts on its m x m blocks that start at m / 2 and wrap round at the border
+(equations 6 and 8), then the decimator on those that start at 0 (equations 7 and 9). The even rows and columns of the
+result go on to level h + 1; the rest are the latents of level h.
 """
 
 import torch
@@ -65,11 +65,11 @@ def touched(region, m, offset):
 
 
 def cone_blocks(regions, kernel_size):
-    """The blocks that changed regions of pixels alter on their way up: (B, L, L) bool -> a list with, per level, which
-    disentangler and which decimator blocks, (B (l/m)^2) bool each in the order of `to_blocks`.
+    """The blocks that a change of these regions alters: (B, L, L) bool -> a list with, per level, which disentangler
+    blocks and which decimator blocks, (B (l/m)^2) bool each, in the order of `to_blocks`.
 
-    With S_0 the region: disentangler blocks D_h that touch S_h, decimator blocks E_h that touch D_h, and S_(h+1) what
-    goes on of E_h. On the way down, S_0 needs just these blocks, and no latent outside E_h.
+    S_0 is the region, D_h the disentangler blocks that touch S_h, E_h the decimator blocks that touch D_h, and S_(h+1)
+    the part of E_h that goes on. To generate S_0 takes the same blocks, and no latent outside E_h.
     """
     m, blocks = kernel_size, []
     for _ in range(num_levels(regions.shape[-1], m)):

@@ -106,7 +106,7 @@ class BlocksOfCone:
     around: (N, C, m, m) the blocks of the corrupted images
     changed: positions in the flattened `around` of the variables that change, as they come from below
     image: (N,) the image that each block belongs to
-    goes_on: (m, m) bool, the positions of which the next layer makes use; `stays`: the others, latents
+    goes_on: (m, m) bool, the positions that the next layer acts on; the others, latents, are `stays`
     """
 
     def __init__(self, bijector, around, changed, image, goes_on):
@@ -120,7 +120,7 @@ class BlocksOfCone:
         return blocks.flatten(2), log_det
 
     def decode(self, z, values):
-        """The latents of the blocks above and what goes on of them, flat -> the variables that change, flat."""
+        """The latents of the blocks above and their variables that go on, flat -> the variables that change, flat."""
         blocks = self.around.flatten(2)
         for places, part in ((self.stays, z), (self.goes_on, values)):
             if len(places):
@@ -138,10 +138,10 @@ def random_latents(counts, num_latents, generators):
 def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None):
     """Maximise `problem.log_prob`, of a `WholeFlow` or `CausalCone`, over the free latents, for each image by itself.
 
-    rate, steps: of Adam; draws: at temperature 1, of which the most likely is the start; progress: called after each of
-    the draws and steps.
-    Returns the best values met (F,), log p that they give (B,) and log p of the best draw (B,). Raises
-    FloatingPointError if no draw has a finite log p.
+    rate, steps: of Adam; draws: how many at temperature 1, the most likely is the start
+    progress: called after each draw, after each step and at the end
+    Returns the best values met (F,), their log p (B,) and log p of the best draw (B,). Raises FloatingPointError if no
+    draw has a finite log p.
     """
     best = problem.x.new_zeros(problem.free.shape)
     log_prob = best.new_full((len(problem.x),), -torch.inf)

@@ -64,18 +64,16 @@ def by_passes(flow, z, advance, units):
 
 
 def by_layers(flow, z, advance):
-    """The same as a function of `units`, by the Jacobian (P, C m^2, C m^2), output by input, of each layer of the
-    generator for each of its P patches on the way from z to the image."""
-    jacobians = []
+    """The same as a function of `units`, by the layers of the generator: their Jacobians at z are computed once."""
+    jacobians = []  # of each layer for each of its P patches, (P, C m^2, C m^2), output by input
 
     def layer(bijector, blocks):
         outputs, _ = bijector.inverse(blocks)
         parts = []
         for before, after in zip(blocks.split(PATCHES), outputs.split(PATCHES), strict=True):
-            if bijector.inverse_passes == 1:
-                parts.append(block_jacobians(bijector.inverse, before))
-            else:  # the forward map at the same points is the cheaper one
-                parts.append(torch.linalg.inv(block_jacobians(bijector, after)))
+            direct = bijector.inverse_passes == 1  # otherwise the forward map at the same points is cheaper
+            own = block_jacobians(bijector.inverse, before) if direct else block_jacobians(bijector, after).inverse()
+            parts.append(own)
             advance(len(before))
         jacobians.append(torch.cat(parts))
         return outputs

@@ -93,7 +93,7 @@ def fold_block(group, k):
     skip, n = blocks[0].skip, one.scale.shape[1]
     settings = Settings(one.ngroups, one.dtype or one.scale.dtype, one.compile_kernels)
     beta, gain, bias = (joined([getattr(block, name) for block in blocks]) for name in ("beta", "gain", "bias"))
-    beta = beta + (torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta) - beta).detach()
+    beta = beta - beta.detach() + torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta).detach()
     factor = joined([networks.scale for networks in group])
     if k < len(one.blocks) - 1:  # only the last block is scaled
         factor = torch.ones_like(factor)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_inception import install
-from runs import SMALL, command, make_images, records
+from runs import SMALL, call, command, make_images, records
 
 import args
 import evaluate
@@ -16,7 +16,7 @@ import main
 from data import msds
 from flow import evaluation, load
 from flow.preprocess import to_uint8
-from utils import checkpoint, cli, metrics
+from utils import checkpoint, metrics
 from utils.cli import UserError
 from utils.random import generator
 
@@ -180,15 +180,10 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         ("--batch_size 8", 2, ["unrecognized arguments: --batch_size"]),
     ],
 )
-def test_bad_input(flags, status, words, weights, tmp_path, monkeypatch, capsys):
+def test_bad_input(flags, status, words, weights, tmp_path):
     (tmp_path / "text.state").write_text("not a checkpoint")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(cli, "leave_on_signals", lambda: None)
-    argv = ["--weights", weights["rgflow"], *flags.format(tmp=tmp_path).split()]
-    with pytest.raises(SystemExit) as stop:
-        cli.script(lambda: evaluate.main(argv))
-    assert stop.value.code == status
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
+    done = call(evaluate, "--weights", weights["rgflow"], *flags.format(tmp=tmp_path).split())
+    assert done.returncode == status and done.stderr.count("\n") == 1
     for word in words:
-        assert word in message
+        assert word in done.stderr

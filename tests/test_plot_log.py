@@ -5,7 +5,6 @@ import pytest
 
 import plot_log
 from utils.cli import UserError
-from utils.logging import run_name
 
 LOG = """{"kind": "train", "step": 1, "bpd": 8.0, "seconds": 1800}
 {"kind": "train", "step": 3, "bpd": 6.0, "seconds": 3600}
@@ -70,11 +69,6 @@ def test_a_file_that_is_no_log(tmp_path, content):
     (tmp_path / "out.jsonl").write_text(content)
     with pytest.raises(UserError, match=r"out\.jsonl: no record with bits per dimension"):
         plot_log.main([str(tmp_path / "out.jsonl"), "--fig_dir", str(tmp_path)])
-
-
-def test_names_of_runs(tmp_path):
-    assert run_name(tmp_path / "msds1" / "nl4" / "out_b.jsonl") == "msds1/nl4_b"
-    assert run_name(tmp_path / "weights" / "msds1_laplace.jsonl") == "msds1_laplace"
 
 
 def log_of(kind, bpds, **more):

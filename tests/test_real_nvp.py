@@ -99,7 +99,7 @@ def test_squeeze_and_factor_out():
 
 
 def test_level_map_of_figure_c1():
-    """Four groups for L = 32; a position is followed by hand from square to square."""
+    """Four levels for L = 32; a position is followed by hand from square to square."""
     level_map = small(nchannels=3, L=32).level_map
     assert [int((level_map == h).sum()) for h in range(4)] == [1536, 768, 384, 384]
     for i in range(32):
@@ -110,7 +110,7 @@ def test_level_map_of_figure_c1():
             assert (level_map[:, i, j] == h).all()
 
 
-def test_level_map_names_the_groups():
+def test_level_map_names_the_levels_of_latents():
     """A change of scale h's parameters moves the latents of h and above, and no other."""
     flow = randomise(small(L=16), 0.3)
     x = torch.randn(1, 1, 16, 16)
