@@ -382,14 +382,14 @@ def fill_disk(budget):
 
 def poison(at):
     """Let a weight be NaN from step `at` on. In this process."""
-    step = main.Run.train_step
+    rate = main.Run.rate  # called before each step
 
-    def train_step(run):
-        if run.step == at:
+    def poisoned(run, step):
+        if step == at:
             next(run.flow.parameters()).data.view(-1)[0] = float("nan")
-        return step(run)
+        return rate(run, step)
 
-    main.Run.train_step = train_step
+    main.Run.rate = poisoned
 
 
 def noise(size, mode, kind):
