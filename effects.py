@@ -6,17 +6,13 @@
 
 Ovals are read from the pixels (`data.msds_structure`) of images that are generated from changed latents of test images.
 
-Latents: the strongest of each level, by receptive fields, are moved over a range of values, one at a time. Measured:
-how many of the 16 ovals change their colour, and their orientation, by more than `THRESHOLDS`, how much, and how far
-all ovals of an image change alike: 1 if all do the same, 0 if one changes alone or the changes are unrelated. The paper
-claims that a latent of the top level changes the global factor (colour in MSDS1, orientation in MSDS2) of all ovals,
-and one of a low level the local factor, the other one, of one oval. Of Real NVP only a few random latents of each level
-are compared.
+Latents: the strongest of each level, by receptive fields, are moved one at a time (`moved`). The paper claims that a
+latent of the top level changes the global factor (colour in MSDS1, orientation in MSDS2) of all ovals, and one of a low
+level the local factor, the other one, of one oval. Of Real NVP only a few random latents of each level are compared.
 
 Mixing: levels h >= theta of one test image with levels h < theta of another (equation 15). Measured: least squares of
 the mixed image's global factor, the mean over its ovals, on those of both images, and of each oval's local factor on
-those of the two ovals in its cell. The weight of an image is 1 where the factor is all of it and 0 where it is none of
-it. Also whether the mixed images still are MSDS images: cells with an oval, structure score.
+those of the two ovals in its cell; whether the mixed images still are MSDS images (cells with an oval, score).
 
 Receptive fields are kept in --fig_dir, shared with plot_receptive_fields.py.
 """
@@ -47,10 +43,7 @@ MIN_ROWS = 20  # images, or ovals, that a regression needs
 
 
 def read_ovals(images):
-    """Images in [0, 1] (..., 3, 32, 32) -> colours (..., 16, 3), angles (..., 16), found (..., 16), of `find_ovals`.
-
-    Raises FloatingPointError for images that are not finite.
-    """
+    """`find_ovals` for images in [0, 1] (..., 3, 32, 32). Raises FloatingPointError for images that are not finite."""
     if not images.isfinite().all():
         raise FloatingPointError("it generates images that are not finite")
     parts = find_ovals(to_bytes(images.flatten(0, -4)).numpy())
@@ -66,8 +59,8 @@ def moved(images):
     colours, angles, found = read_ovals(images)
     found = found.all(0)
     angles = np.unwrap(angles, axis=0, period=180)  # turns add up from value to value, so that none has two signs
-    changes = {"colour": colours[1:] - colours[0], "orientation": (angles[1:] - angles[0])[..., None]}
-    changes = {name: change(vectors, found, THRESHOLDS[name]) for name, vectors in changes.items()}
+    factors = {"colour": colours, "orientation": angles[..., None]}
+    changes = {name: change(each[1:] - each[0], found, THRESHOLDS[name]) for name, each in factors.items()}
     return {"found": float(found.mean()), **changes}
 
 
@@ -82,9 +75,8 @@ def change(vectors, found, threshold):
     vectors = vectors * found[..., None]
     size = np.linalg.norm(vectors, axis=-1).max(0)
     changed = size > threshold
-    result = {"ovals": float(changed.sum(1).mean()), "size": None, "common": None}
-    if changed.any():
-        result["size"] = float(size[changed].mean())
+    mean_size = float(size[changed].mean()) if changed.any() else None
+    result = {"ovals": float(changed.sum(1).mean()), "size": mean_size, "common": None}
     others = found.sum(1) - 1  # ovals of the image beside one
     if changed[others > 0].any():
         own = np.square(vectors).sum((0, 2, 3))  # (B,)
@@ -95,8 +87,7 @@ def change(vectors, found, threshold):
 
 def of_latents(flow, fields, levels, number, z, values):
     """Results for the `number` strongest latents of each level, moved in z (B, C, L, L): a dict each."""
-    chosen = [k for h in levels for k in fields.strongest(h, number).tolist()]
-    results = []
+    chosen, results = [k for h in levels for k in fields.strongest(h, number).tolist()], []
     for k in tqdm(chosen, desc="move", unit="latent", leave=False, disable=None):
         named = {"level": int(fields.levels[k]), "latent": fields.name(k), "strength": fields.strengths[k].item()}
         results.append({**named, **moved(vary(flow, z, tuple(fields.latents[k].tolist()), values))})
@@ -106,30 +97,27 @@ def of_latents(flow, fields, levels, number, z, values):
 def of_levels(latents):
     """Means of the results of `of_latents` over the latents of each level; sizes and common shares over those with any.
     `most` is the largest number of ovals that a latent changes, `most_latent` its name."""
+
+    def means(results, *names):
+        values = {name: [each[name] for each in results if each[name] is not None] for name in names}
+        return {name: statistics.mean(own) if own else None for name, own in values.items()}
+
     results = []
-    for h in dict.fromkeys(each["level"] for each in latents):
-        own = [each for each in latents if each["level"] == h]
-        result = {"level": h, "latents": len(own)} | {name: mean(own, name) for name in ("strength", "found")}
+    for h, own in groupby(latents, lambda each: each["level"]):
+        own = list(own)
+        result = {"level": h, "latents": len(own), **means(own, "strength", "found")}
         for factor in THRESHOLDS:
-            changes = [each[factor] for each in own]
-            result[factor] = {name: mean(changes, name) for name in ("ovals", "size", "common")}
-            most = max(range(len(own)), key=lambda k, changes=changes: changes[k]["ovals"])
-            result[factor] |= {"most": changes[most]["ovals"], "most_latent": own[most]["latent"]}
+            most = max(own, key=lambda each, factor=factor: each[factor]["ovals"])
+            result[factor] = means([each[factor] for each in own], "ovals", "size", "common")
+            result[factor] |= {"most": most[factor]["ovals"], "most_latent": most["latent"]}
         results.append(result)
     return results
-
-
-def mean(results, name):
-    """Of the values of this name that are not None; None without any."""
-    values = [each[name] for each in results if each[name] is not None]
-    return statistics.mean(values) if values else None
 
 
 def of_mixing(flow, high, low, variant):
     """Results for each theta, 0 … h_L + 1, of mixing uint8 images high and low (P, 3, 32, 32): a dict each."""
     z = encode(flow, torch.cat((high, low))).chunk(2)
-    sources = [find_ovals(images.numpy()) for images in (high, low)]
-    results = []
+    sources, results = [find_ovals(images.numpy()) for images in (high, low)], []
     for theta in range(flow.num_levels + 1):
         images = decode(flow, mix(flow, *z, theta))
         readings = [read_ovals(images), *sources]
@@ -207,27 +195,21 @@ def measure(args, flow, config, variant):
     dataset, warnings = flags.open_data(config, args.data_path)
     for flag, needed in (("images", args.images), ("pairs", 2 * args.pairs)):
         if needed > len(dataset.test):
-            given = getattr(args, flag)
-            rule = f"must be at most {len(dataset.test) * given // needed} for {config['data']}"
-            raise flag_error(f"--{flag}", given, rule)
+            most = len(dataset.test) // (2 if flag == "pairs" else 1)
+            raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level)
     z = encode(flow, torch.from_numpy(dataset.test[: args.images]))
     values = torch.linspace(*args.range, args.steps, dtype=torch.float64)
     latents = of_latents(flow, fields, levels, args.strongest, z, values)
     images = torch.from_numpy(dataset.test[: 2 * args.pairs])
-    return {
-        "levels": of_levels(latents),
-        "mixing": of_mixing(flow, *images.chunk(2), variant),
-        "latents": latents,
-        "calibration": calibration(images.numpy(), msds.read_labels(dataset.path, "test", len(images))[0]),
-        "warnings": warnings,
-    }
+    errors = calibration(images.numpy(), msds.read_labels(dataset.path, "test", len(images))[0])
+    result = {"levels": of_levels(latents), "mixing": of_mixing(flow, *images.chunk(2), variant), "latents": latents}
+    return {**result, "calibration": errors, "warnings": warnings}
 
 
 def effects_parser():
-    what = "What latents and mixing do to MSDS1 or MSDS2, as numbers (sections 4.1 and 4.5)."
-    parser = flags.weights_parser(what, pictures=True, numbers=True, images=True, several=True)
+    parser = flags.weights_parser(__doc__, pictures=True, numbers=True, images=True, several=True)
     add = parser.add_argument_group("effects").add_argument
     add("--strongest", type=cli.positive, default=8, metavar="N", help="latents moved at each level")
     limits = "of a moved latent, whose prior has variance 1 (default: -3,3)"

@@ -5,21 +5,15 @@
     python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
     python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
 
-The JSON file is of kind "evaluation". Its results are, as far as they were asked for,
+Results in the JSON file, of those that were asked for:
     bpd                 bits per dimension of the test split, mean over images and draws of the dequantisation noise
     bpd_stderr          standard error over images, of their means over the draws
     bpd_draws           mean over the images for each draw; with --draw_seed 0 the first is that of main.py's log
     bpd_stderr_draws    standard error over draws, null for a single one
-    images              number of test images
-    round_trip          `flow.evaluation.round_trip_errors` in "float32" and "float64"
-    round_trip_images   number of test images, and of samples, that these errors are the largest of
-    structure           samples of an MSDS flow compared with as many test images: `structure_scores` and, of these
-                        images, `calibration` of `data.msds_structure`; samples, temperature, seed
-    fid, kid_mean, …    `utils.metrics.image_distances` of samples and a split, whose settings have split,
-                        temperature and seed too
-    data_fingerprint    of the data set that was opened
+    round_trip          `flow.evaluation.round_trip_errors`, the largest of so many test images and samples
+    structure           `structure_scores` of samples and as many test images, and `calibration` on these images
+    fid, kid_mean, …    `utils.metrics.image_distances` of samples and a split
     compile, amp        how the networks ran, except for the round trip, which uses neither
-    warnings            a list of sentences
 """
 
 import sys
@@ -38,7 +32,7 @@ MIN_SAMPLES = 100  # for structure scores
 
 
 def build_parser():
-    parser = flags.weights_parser(__doc__.split("\n")[0], numbers=True, images=True)
+    parser = flags.weights_parser(__doc__, numbers=True, images=True)
     group = parser.add_argument_group("what to measure")
     add = group.add_argument
     add("--draws", type=cli.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD")
@@ -69,25 +63,7 @@ def bits_of_split(flow, images, seed, draws):
     bpd, stderr = evaluation.mean_and_stderr(torch.stack(values).mean(0))
     means = [value.mean().item() for value in values]
     spread = evaluation.mean_and_stderr(torch.tensor(means, dtype=torch.float64))[1] if draws > 1 else None
-    results = {"bpd": bpd, "bpd_stderr": stderr, "bpd_draws": means, "bpd_stderr_draws": spread}
-    return {**results, "images": len(images)}
-
-
-def structure(args, flow, dataset, variant):
-    """Results of the structure scores. Raises FloatingPointError if samples are not numbers."""
-    real = dataset.test[: args.structure]
-    samples = evaluation.sample_uint8(flow, args.structure, args.temperature, args.draw_seed).numpy()
-    errors = calibration(real, msds.read_labels(dataset.path, "test", len(real))[0])
-    settings = {"samples": len(samples), "temperature": args.temperature, "seed": args.draw_seed}
-    return {**structure_scores(samples, variant, real), "calibration": errors, **settings}
-
-
-def distances(args, flow, images, weights):
-    """Results of --fid: samples against images (N, C, L, L). Raises FloatingPointError if samples are not numbers."""
-    samples = evaluation.sample_uint8(flow, args.samples, args.temperature, args.draw_seed)
-    results = metrics.image_distances(samples, images, weights, args.cuda, verbose=sys.stderr.isatty())
-    settings = {"split": args.split, "temperature": args.temperature, "seed": args.draw_seed}
-    return {**results, "fid_settings": {**settings, **results["fid_settings"]}}
+    return {"bpd": bpd, "bpd_stderr": stderr, "bpd_draws": means, "bpd_stderr_draws": spread, "images": len(images)}
 
 
 def rows(record):
@@ -105,9 +81,7 @@ def rows(record):
         details.append(f"{words} {{feature_weights}}".format(**{**results, **results["fid_settings"]}))
     if cells:
         details += [f"warning: {each}" for each in results["warnings"]]
-        on_msds = (
-            config["data"] in msds.VARIANTS
-        )  # there the paper has both priors, of RG-Flow; otherwise the Laplacian
+        on_msds = config["data"] in msds.VARIANTS  # the paper has both priors there, otherwise the Laplacian alone
         with_prior = config["model"] == "rgflow" and (on_msds or config["prior"] == "gaussian")
         yield row("B1" if on_msds else "G1", flow if with_prior else model, cells, "; ".join(details))
     if "structure" in results:
@@ -147,20 +121,25 @@ def check(args, data):
 
 
 def measure(args, flow, dataset, variant, feature_weights):
-    """The results that the flags ask for, dict by dict. Raises FloatingPointError if the flow gives no numbers."""
+    """The results that the flags ask for, dict by dict. Raises FloatingPointError for what is not finite."""
+    settings = {"temperature": args.temperature, "seed": args.draw_seed}
     if args.draws:
         yield bits_of_split(flow, dataset.test, args.draw_seed, args.draws)
     if args.round_trip:
-        images = dataset.test[: args.round_trip]
-        dtypes = {"float32": torch.float32, "float64": torch.float64}
-        errors = {
-            name: evaluation.round_trip_errors(flow, images, dtype, args.draw_seed) for name, dtype in dtypes.items()
-        }
-        yield {"round_trip": errors, "round_trip_images": len(images)}
+        images, dtypes = dataset.test[: args.round_trip], (torch.float32, torch.float64)
+        errors = [evaluation.round_trip_errors(flow, images, dtype, args.draw_seed) for dtype in dtypes]
+        yield {"round_trip": dict(zip(("float32", "float64"), errors, strict=True)), "round_trip_images": len(images)}
     if args.structure:
-        yield {"structure": structure(args, flow, dataset, variant)}
+        real = dataset.test[: args.structure]
+        samples = evaluation.sample_uint8(flow, args.structure, args.temperature, args.draw_seed).numpy()
+        errors = calibration(real, msds.read_labels(dataset.path, "test", len(real))[0])
+        scores = structure_scores(samples, variant, real)
+        yield {"structure": {**scores, "calibration": errors, "samples": len(samples), **settings}}
     if args.fid:
-        yield distances(args, flow, getattr(dataset, args.split), feature_weights)
+        samples = evaluation.sample_uint8(flow, args.samples, args.temperature, args.draw_seed)
+        images = getattr(dataset, args.split)
+        results = metrics.image_distances(samples, images, feature_weights, args.cuda, verbose=sys.stderr.isatty())
+        yield {**results, "fid_settings": {"split": args.split, **settings, **results["fid_settings"]}}
 
 
 def main(argv=None):
@@ -169,9 +148,7 @@ def main(argv=None):
     check(args, config["data"])
     temperatures = cli.check_temperature(args.temperature, flow)
     args.temperature = temperatures if len(set(temperatures)) > 1 else temperatures[0]
-    feature_weights, notes = (None, metrics.HASH), []
-    if args.fid:
-        feature_weights = metrics.inception_weights(args.feature_weights)
+    feature_weights, notes = metrics.inception_weights(args.feature_weights) if args.fid else (None, metrics.HASH), []
     if not feature_weights[1].startswith(metrics.HASH):
         other = f"not those of the FID literature, whose SHA-256 is {metrics.HASH}…"
         notes.append(f"--feature_weights {feature_weights[0]}: {other}")

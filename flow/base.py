@@ -25,13 +25,15 @@ class Flow(nn.Module):
     (C, L, L). All other code finds the level of a latent there.
     """
 
-    def __init__(self, nchannels, L, level_map, num_levels, prior):
+    def __init__(self, nchannels, L, level_map, num_levels, prior, **sizes):
+        """Raises ValueError for an unknown prior, and unless all sizes are at least 1."""
         super().__init__()
+        for name, size in {"nchannels": nchannels, **sizes}.items():
+            if size < 1:
+                raise ValueError(f"{name} {size}: must be at least 1")
         if prior not in PRIORS:
             raise ValueError(f"prior {prior!r}: must be one of {', '.join(PRIORS)}")
-        self.num_levels = num_levels
-        self.nchannels = nchannels
-        self.L = L
+        self.nchannels, self.L, self.num_levels = nchannels, L, num_levels
         self.prior = PRIORS[prior]()
         self.register_buffer("level_map", level_map.expand(nchannels, L, L).clone(), persistent=False)
 
@@ -49,9 +51,8 @@ class Flow(nn.Module):
 
     def check_shape(self, images):
         """Raises ValueError unless `images` are (B, C, L, L) with the flow's C and L."""
-        shape = self.nchannels, self.L, self.L
-        if images.dim() != 4 or images.shape[1:] != shape:
-            raise ValueError(f"shape {tuple(images.shape)}: must be (B, {', '.join(map(str, shape))})")
+        if images.dim() != 4 or images.shape[1:] != self.level_map.shape:
+            raise ValueError(f"shape {tuple(images.shape)}: must be (B, {self.nchannels}, {self.L}, {self.L})")
 
     def log_prob(self, x):
         """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equation 10.
@@ -90,23 +91,21 @@ class Flow(nn.Module):
         if bad.any():
             return int(self.level_map[bad].min())
         for h in reversed(range(self.num_levels)):
-            gradients = [parameter.grad for parameter in self.level_parameters(h) if parameter.grad is not None]
-            if not all(gradient.norm().isfinite() for gradient in gradients):
+            gradients = (parameter.grad for parameter in self.level_parameters(h))
+            if not all(gradient is None or gradient.norm().isfinite() for gradient in gradients):
                 return h
-        return None
 
     def temperature_map(self, temperature):
         """The temperature T_l of each latent, a tensor that broadcasts to (C, L, L).
 
         The factors of the prior (equation D.1) become p(z_l)^(1 / T_l), up to a constant (equation D.4).
         """
-        device = self.level_map.device
-        if isinstance(temperature, (list, tuple)):
-            if len(temperature) != self.num_levels:
-                given, rule = ",".join(map(str, temperature)), f"must be one number or {self.num_levels}, one per level"
-                raise ValueError(f"temperature {given}: {rule}")
-            temperature = torch.tensor(temperature, dtype=torch.float64, device=device)[self.level_map]
-        temperature = torch.as_tensor(temperature, dtype=torch.float64, device=device)
+        several, given = isinstance(temperature, (list, tuple)), temperature
+        if several and len(given) != self.num_levels:
+            rule = f"must be one number or {self.num_levels}, one per level"
+            raise ValueError(f"temperature {','.join(map(str, given))}: {rule}")
+        temperature = torch.as_tensor(given, dtype=torch.float64, device=self.level_map.device)
+        temperature = temperature[self.level_map] if several else temperature
         if not ((temperature >= 0) & (temperature < math.inf)).all():
             raise ValueError(f"temperature {temperature.min().item():g}: must be finite and at least 0")
         return temperature
@@ -119,16 +118,7 @@ def per_level(nlayers, num_levels, share_levels=False):
     """
     length = 1 if share_levels else num_levels
     nlayers = (nlayers,) * length if isinstance(nlayers, int) else tuple(nlayers)
-    if len(nlayers) != length:
-        rule = "one number with share_levels" if share_levels else f"one number or {num_levels}, one per level"
-        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be {rule}")
-    if min(nlayers) < 1:
-        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be at least 1 at every level")
+    rule = "one number with share_levels" if share_levels else f"one number or {num_levels}, one per level"
+    if len(nlayers) != length or min(nlayers) < 1:
+        raise ValueError(f"nlayers {','.join(map(str, nlayers))}: must be {rule}, and at least 1")
     return nlayers
-
-
-def check_sizes(**sizes):
-    """Raises ValueError unless all sizes are at least 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} {size}: must be at least 1")

@@ -18,18 +18,12 @@ BATCH = 250
 
 
 def starts(length, name, quiet, part=0, parts=1):
-    """The first indices of batches, those of part `part` of `parts`, behind a progress bar.
-
-    quiet: tqdm's `disable`, None shows the bar on terminals
-    """
+    """The first indices of batches, those of part `part` of `parts`; quiet: no progress bar, None for on terminals."""
     return tqdm(range(part * BATCH, length, parts * BATCH), desc=name, leave=False, disable=quiet)
 
 
 def noisy_batch(flow, images, index, seed=0, draw=0):
-    """The batch that holds image number `index`, on the flow's device, and its dequantisation noise.
-
-    images: numpy array, uint8 (N, C, L, L)
-    """
+    """The batch of images, numpy (N, C, L, L), that holds number `index`, and its noise, on the flow's device."""
     like = next(flow.parameters())
     start = index // BATCH * BATCH
     batch = torch.from_numpy(images[start : start + BATCH]).to(like.device)
@@ -41,9 +35,7 @@ def noisy_batch(flow, images, index, seed=0, draw=0):
 def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=None):
     """Bits per dimension of each image, float64 (N,) on the flow's device; 0 for those of other parts.
 
-    images: numpy array, uint8 (N, C, L, L)
-    draw: number of the dequantisation noise
-    part, parts, quiet: see `starts`
+    images: numpy array, uint8 (N, C, L, L); draw: number of the dequantisation noise; part, parts, quiet: see `starts`
     """
     values = torch.zeros(len(images), dtype=torch.float64, device=next(flow.parameters()).device)
     for start in starts(len(images), "test", quiet, part, parts):
@@ -83,17 +75,17 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
     flow = copy.deepcopy(flow).to(dtype).eval()
     flow.accelerate()
     largest = torch.zeros(2, 1 + flow.num_levels, dtype=torch.float64)
-    name = f"round trip {dtype}".replace("torch.", "")
-    for start in starts(len(images), name, quiet):
+    for start in starts(len(images), f"round trip {dtype}".replace("torch.", ""), quiet):
         batch, noise = noisy_batch(flow, images, start, seed)
         x, _ = to_model(batch, noise=noise, dtype=dtype)
         image, latent = there_and_back(flow.forward, flow.inverse, x)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
         latent_of_sample, sample = there_and_back(flow.inverse, flow.forward, z)
-        errors = [largest_errors(flow, *pair) for pair in ((image, latent), (sample, latent_of_sample))]
-        largest = torch.maximum(largest, torch.tensor(errors, dtype=torch.float64))  # keeps NaN
-    values = [[error if math.isfinite(error) else None for error in row] for row in largest.tolist()]
-    return {name: {"image": row[0], "levels": row[1:]} for name, row in zip(("data", "samples"), values, strict=True)}
+        for row, images_off, latents_off in zip(largest, (image, sample), (latent, latent_of_sample), strict=True):
+            levels = [latents_off[:, flow.level_map == h].max() for h in range(flow.num_levels)]
+            row.copy_(torch.maximum(row, torch.stack([images_off.max(), *levels]).to(row)))  # keeps NaN
+    data, samples = ([error if math.isfinite(error) else None for error in row] for row in largest.tolist())
+    return {name: {"image": row[0], "levels": row[1:]} for name, row in (("data", data), ("samples", samples))}
 
 
 def there_and_back(there, back, start):
@@ -102,13 +94,6 @@ def there_and_back(there, back, start):
     start_again, _ = back(end)
     end_again, _ = there(start_again)
     return (start_again - start).abs(), (end_again - end).abs()
-
-
-def largest_errors(flow, image_errors, latent_errors):
-    """The largest of errors (B, C, L, L) of the images, then of the latents of each level: a list."""
-    latent_errors = latent_errors.amax(0)
-    levels = [latent_errors[flow.level_map == h].max().item() for h in range(flow.num_levels)]
-    return [image_errors.max().item(), *levels]
 
 
 @torch.no_grad()

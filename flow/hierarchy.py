@@ -10,17 +10,13 @@ import torch
 
 
 def num_levels(L, kernel_size):
-    """h_L + 1 = log2(L / m) + 1.
-
-    Raises ValueError unless m is even and L / m a power of two.
-    """
+    """h_L + 1 = log2(L / m) + 1. Raises ValueError unless m is even and L / m a power of two."""
     if kernel_size < 2 or kernel_size % 2:
         raise ValueError(f"kernel_size {kernel_size}: must be even and at least 2")
     ratio, rest = divmod(L, kernel_size)
     if rest or ratio < 1 or ratio & (ratio - 1):
-        raise ValueError(
-            f"L {L}: must be kernel_size times a power of two: {kernel_size}, {2 * kernel_size}, {4 * kernel_size}, …"
-        )
+        sizes = f"{kernel_size}, {2 * kernel_size}, {4 * kernel_size}, …"
+        raise ValueError(f"L {L}: must be kernel_size times a power of two: {sizes}")
     return ratio.bit_length()
 
 
@@ -37,15 +33,13 @@ def to_blocks(x, m, offset):
     B, C, l, _ = x.shape
     if offset:
         x = x.roll((-offset, -offset), (2, 3))
-    x = x.reshape(B, C, l // m, m, l // m, m).permute(0, 2, 4, 1, 3, 5)  # (B, l/m, l/m, C, m, m)
-    return x.reshape(-1, C, m, m)
+    return x.reshape(B, C, l // m, m, l // m, m).permute(0, 2, 4, 1, 3, 5).reshape(-1, C, m, m)
 
 
 def from_blocks(blocks, l, offset):
     """The inverse of `to_blocks`: (B (l/m)^2, C, m, m) -> (B, C, l, l)."""
     _, C, m, _ = blocks.shape
-    x = blocks.reshape(-1, l // m, l // m, C, m, m).permute(0, 3, 1, 4, 2, 5)  # (B, C, l/m, m, l/m, m)
-    x = x.reshape(-1, C, l, l)
+    x = blocks.reshape(-1, l // m, l // m, C, m, m).permute(0, 3, 1, 4, 2, 5).reshape(-1, C, l, l)
     return x.roll((offset, offset), (2, 3)) if offset else x
 
 
@@ -59,11 +53,6 @@ def block_positions(chosen, l, m, offset):
     return from_blocks(chosen[:, None, None, None].expand(-1, 1, m, m), l, offset)[:, 0]
 
 
-def touched(region, m, offset):
-    """(l, l) bool -> (l, l) bool: all positions of the blocks that hold a position of the region."""
-    return block_positions(touched_blocks(region[None], m, offset), len(region), m, offset)[0]
-
-
 def cone_blocks(regions, kernel_size):
     """The blocks that a change of these regions alters: (B, L, L) bool -> a list with, per level, which disentangler
     blocks and which decimator blocks, (B (l/m)^2) bool each, in the order of `to_blocks`.
@@ -71,10 +60,9 @@ def cone_blocks(regions, kernel_size):
     S_0 is the region, D_h the disentangler blocks that touch S_h, E_h the decimator blocks that touch D_h, and S_(h+1)
     the part of E_h that goes on. To generate S_0 takes the same blocks, and no latent outside E_h.
     """
-    m, blocks = kernel_size, []
-    for _ in range(num_levels(regions.shape[-1], m)):
-        l = regions.shape[-1]
-        disentangled = touched_blocks(regions, m, m // 2)
+    L, m, blocks = regions.shape[-1], kernel_size, []
+    for h in range(num_levels(L, m)):
+        l, disentangled = L >> h, touched_blocks(regions, m, m // 2)
         decimated = touched_blocks(block_positions(disentangled, l, m, m // 2), m, 0)
         blocks.append((disentangled, decimated))
         regions = block_positions(decimated, l, m, 0)[:, ::2, ::2]
@@ -86,8 +74,8 @@ def inference_cone(region, kernel_size):
     region = torch.as_tensor(region, dtype=torch.bool)
     cone = torch.zeros_like(region)
     for h, (_, decimated) in enumerate(cone_blocks(region[None], kernel_size)):
-        positions = block_positions(decimated, len(region) >> h, kernel_size, 0)[0]
-        cone[:: 2**h, :: 2**h] = positions  # the next level writes its own positions over these
+        # The next level writes its own positions over these.
+        cone[:: 2**h, :: 2**h] = block_positions(decimated, len(region) >> h, kernel_size, 0)[0]
     return cone
 
 
@@ -95,12 +83,11 @@ def generation_cone(i, j, L, kernel_size):
     """The pixels that latent (i, j) can affect (section 3.4, figure 3 (c)): row, column -> (L, L) bool."""
     if not (0 <= i < L and 0 <= j < L):
         raise ValueError(f"latent ({i}, {j}): row and column must lie in 0..{L - 1}")
-    level = int(level_map(L, kernel_size)[i, j])
-    region = torch.zeros(L >> level, L >> level, dtype=torch.bool)
-    region[i >> level, j >> level] = True
+    m, level = kernel_size, int(level_map(L, kernel_size)[i, j])
+    region = torch.zeros(1, L >> level + 1, L >> level + 1, dtype=torch.bool)
+    region[0, i >> level + 1, j >> level + 1] = True
     for h in range(level, -1, -1):
-        if h < level:
-            coarse, region = region, torch.zeros(L >> h, L >> h, dtype=torch.bool)
-            region[::2, ::2] = coarse
-        region = touched(touched(region, kernel_size, 0), kernel_size, kernel_size // 2)
-    return region
+        region = region.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 2 x 2 squares, each in one decimator block
+        for offset in (0, m // 2):
+            region = block_positions(touched_blocks(region, m, offset), L >> h, m, offset)
+    return region[0]

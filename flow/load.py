@@ -46,12 +46,7 @@ def load_trained(path, device="cpu", data=None):
         raise UserError(f"checkpoint {path}: its weights do not fit its configuration ({cause})") from error
     if data not in (None, config["data"]):
         raise UserError(f"--data {data}: {path} was trained on {config['data']}")
-    trained = {
-        "weights": str(path),
-        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        "epoch": state["epoch"],
-        "step": state["step"],
-        "train_seconds": state.get("seconds"),
-        "trained_on": state.get("machine"),
-    }
+    parameters = sum(parameter.numel() for parameter in flow.parameters())
+    trained = {"weights": str(path), "parameters": parameters, "epoch": state["epoch"], "step": state["step"]}
+    trained |= {"train_seconds": state.get("seconds"), "trained_on": state.get("machine")}
     return flow.to(device).eval(), config, trained

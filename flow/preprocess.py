@@ -35,22 +35,15 @@ def to_model(images, generator=None, noise=None, dtype=None):
     return torch.logit(y), -density.log().sum((1, 2, 3))
 
 
-def to_unit(x):
-    """Model space -> the unclamped inverse x = (sigmoid(l) - 0.05) / 0.9, outside [0, 1] where l is extreme."""
-    return (torch.sigmoid(x) - MARGIN) / SPAN
-
-
 def to_image(x):
-    """Model space (B, C, L, L) -> floats in [0, 1] for display."""
-    return to_unit(x).clamp(0, 1)
+    """Model space (B, C, L, L) -> floats in [0, 1], the inverse x = (sigmoid(l) - 0.05) / 0.9 clamped."""
+    return ((torch.sigmoid(x) - MARGIN) / SPAN).clamp(0, 1)
 
 
 def to_uint8(x):
-    """Model space (B, C, L, L) -> uint8 images; undoes `to_model`.
-
-    Exact where u is further from 0 and 1 than the rounding of the logit, about 1e-12 in float64 and 1e-4 in float32.
-    """
-    return to_bytes(to_unit(x))
+    """Model space (B, C, L, L) -> uint8 images; undoes `to_model`, exactly where u is further from 0 and 1 than the
+    rounding of the logit, about 1e-12 in float64 and 1e-4 in float32."""
+    return to_bytes(to_image(x))
 
 
 def to_bytes(images):

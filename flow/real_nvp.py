@@ -17,7 +17,7 @@ from torch import nn
 from layers.convolution import ChannelCouplings, CheckerboardCouplings
 
 from . import hierarchy
-from .base import Flow, check_sizes, per_level
+from .base import Flow, per_level
 
 
 class RealNVP(Flow):
@@ -37,29 +37,19 @@ class RealNVP(Flow):
     """
 
     def __init__(
-        self,
-        nchannels=3,
-        L=32,
-        kernel_size=4,
-        nlayers=(3, 3, 3, 4),
-        nresblocks=4,
-        nmlp=2,
-        nhidden=64,
-        prior="laplace",
+        self, nchannels=3, L=32, kernel_size=4, nlayers=(3, 3, 3, 4), nresblocks=4, nmlp=2, nhidden=64, prior="laplace"
     ):
         num_levels = hierarchy.num_levels(L, kernel_size)
-        super().__init__(nchannels, L, level_map(L, num_levels), num_levels, prior)
-        self.kernel_size = kernel_size
+        sizes = {"nresblocks": nresblocks, "nmlp": nmlp, "nhidden": nhidden}
+        super().__init__(nchannels, L, level_map(L, num_levels), num_levels, prior, **sizes)
         nlayers = per_level(nlayers, num_levels)
-        check_sizes(nchannels=nchannels, nresblocks=nresblocks, nmlp=nmlp, nhidden=nhidden)
-        self.checkerboards = nn.ModuleList(
-            CheckerboardCouplings(2**h * nchannels, nlayers[h], nresblocks, nmlp, 2**h * nhidden)
-            for h in range(num_levels)
-        )
-        self.channels = nn.ModuleList(
-            ChannelCouplings(2 ** (h + 2) * nchannels, nlayers[h], nresblocks, nmlp, 2 ** (h + 1) * nhidden)
-            for h in range(num_levels - 1)
-        )
+
+        def couplings(kind, h, channels, width):
+            return kind(2**h * channels, nlayers[h], nresblocks, nmlp, 2**h * width)
+
+        levels = range(num_levels)
+        self.checkerboards = nn.ModuleList(couplings(CheckerboardCouplings, h, nchannels, nhidden) for h in levels)
+        self.channels = nn.ModuleList(couplings(ChannelCouplings, h, 4 * nchannels, 2 * nhidden) for h in levels[:-1])
 
     @staticmethod
     def default_nlayers(num_levels):
@@ -90,13 +80,12 @@ class RealNVP(Flow):
         self.check_shape(x)
         x, log_det = self.checkerboards[0](x)
         factored_out = []
-        for couplings, checkerboards in zip(self.channels, self.checkerboards[1:], strict=True):
-            x, change = couplings(squeeze(x))
-            log_det = log_det + change
+        for channels, checkerboards in zip(self.channels, self.checkerboards[1:], strict=True):
+            x, change = channels(squeeze(x))
             x, latents = factor_out(x)
             factored_out.append(latents)
-            x, change = checkerboards(x)
-            log_det = log_det + change
+            x, more = checkerboards(x)
+            log_det = log_det + change + more
         for latents in reversed(factored_out):
             x = unsqueeze(factor_in(x, latents))
         return x, log_det
@@ -111,9 +100,8 @@ class RealNVP(Flow):
         x, log_det = self.checkerboards[-1].inverse(x)
         for h in reversed(range(len(self.channels))):
             x, change = self.channels[h].inverse(factor_in(x, factored_out[h]))
-            log_det = log_det + change
-            x, change = self.checkerboards[h].inverse(unsqueeze(x))
-            log_det = log_det + change
+            x, more = self.checkerboards[h].inverse(unsqueeze(x))
+            log_det = log_det + change + more
         return x, log_det
 
 

@@ -1,13 +1,13 @@
 """RG-Flow (section 3.2, figures 2, 3): equations 3, 4 and 5; disentanglers are equation 6, decimators equation 7."""
 
-from functools import reduce
+from functools import partial, reduce
 
 from torch import nn
 
 from layers import PATCH_BIJECTORS
 
 from . import hierarchy
-from .base import Flow, check_sizes, per_level
+from .base import Flow, per_level
 
 
 class RGFlow(Flow):
@@ -40,16 +40,14 @@ class RGFlow(Flow):
         share_levels=False,
     ):
         num_levels = hierarchy.num_levels(L, kernel_size)
-        super().__init__(nchannels, L, hierarchy.level_map(L, kernel_size), num_levels, prior)
+        sizes = {"nresblocks": nresblocks, "nmlp": nmlp, "nhidden": nhidden}
+        super().__init__(nchannels, L, hierarchy.level_map(L, kernel_size), num_levels, prior, **sizes)
         self.kernel_size = kernel_size
         nlayers = per_level(nlayers, num_levels, share_levels)
         if subnet not in PATCH_BIJECTORS:
             raise ValueError(f"subnet {subnet!r}: must be one of {', '.join(PATCH_BIJECTORS)}")
-        check_sizes(nchannels=nchannels, nresblocks=nresblocks, nmlp=nmlp, nhidden=nhidden)
-        build, sizes = PATCH_BIJECTORS[subnet], (nresblocks, nmlp, nhidden)
-        self.disentanglers, self.decimators = (
-            nn.ModuleList(build(nchannels, kernel_size, n, *sizes) for n in nlayers) for _ in range(2)
-        )
+        build = partial(PATCH_BIJECTORS[subnet], nchannels, kernel_size, **sizes)
+        self.disentanglers, self.decimators = (nn.ModuleList(build(nlayers=n) for n in nlayers) for _ in range(2))
 
     @staticmethod
     def default_nlayers(num_levels):
@@ -75,8 +73,8 @@ class RGFlow(Flow):
         return total
 
     def extra_repr(self):
-        C, L, m = self.nchannels, self.L, self.kernel_size
-        return f"{C}x{L}x{L} image, {self.num_levels} levels, {m}x{m} blocks"
+        m = self.kernel_size
+        return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} levels, {m}x{m} blocks"
 
     def forward(self, x):
         """The RG transformation, equation 3 level by level: x (B, C, L, L) -> z of the same shape, log_det (B,)."""

@@ -42,6 +42,8 @@ def test_round_trip_errors_of_a_known_flow(dtype):
     errors = evaluation.round_trip_errors(Leaky(), random_images(), dtype)
     for source in ("data", "samples"):
         assert [errors[source]["image"], *errors[source]["levels"]] == pytest.approx([0.1, 0.2, 0.06], rel=1e-4)
+    errors = evaluation.round_trip_errors(Leaky((0.0, math.inf)), random_images(), dtype)["data"]
+    assert errors == {"image": None, "levels": [0, None]}  # what is not finite
 
 
 def test_the_largest_round_trip_error_of_all_batches(monkeypatch):
@@ -54,16 +56,11 @@ def test_the_largest_round_trip_error_of_all_batches(monkeypatch):
             return x + bright * 0.5 * self.level_map, log_det
 
     monkeypatch.setattr(evaluation, "BATCH", 4)
-    images = random_images() // 2
-    assert evaluation.round_trip_errors(OneBad((0.0, 0.0)), images, torch.float64)["data"]["image"] < 1e-12
-    images[5] = 255
-    errors = evaluation.round_trip_errors(OneBad((0.0, 0.0)), images, torch.float64)["data"]
-    assert [errors["image"], *errors["levels"]] == pytest.approx([0.5, 0, 1])
-
-
-def test_round_trip_errors_that_are_not_finite_are_none():
-    errors = evaluation.round_trip_errors(Leaky((0.0, math.inf)), random_images(), torch.float64)["data"]
-    assert errors == {"image": None, "levels": [0, None]}
+    images, bright = (random_images() // 2 for _ in range(2))
+    bright[5] = 255
+    for given, largest in ((images, [0, 0, 0]), (bright, [0.5, 0, 1])):
+        errors = evaluation.round_trip_errors(OneBad((0.0, 0.0)), given, torch.float64)["data"]
+        assert [errors["image"], *errors["levels"]] == pytest.approx(largest, abs=1e-12)
 
 
 def test_round_trip_leaves_the_flow_as_it_is():
@@ -89,10 +86,8 @@ def test_bits_per_dim_against_the_closed_form(monkeypatch, seed, draw):
 
 def test_parts_make_the_whole(monkeypatch):
     monkeypatch.setattr(evaluation, "BATCH", 4)
-    whole, *parts = (
-        evaluation.bits_per_dim_of_all(Leaky(), random_images(), part=part, parts=parts)
-        for part, parts in ((0, 1), (0, 2), (1, 2))
-    )
+    bpds, places = evaluation.bits_per_dim_of_all, [{}, {"part": 0, "parts": 2}, {"part": 1, "parts": 2}]
+    whole, *parts = (bpds(Leaky(), random_images(), **place) for place in places)
     assert torch.equal(sum(parts), whole)
     assert (parts[1] == 0).tolist() == [True] * 4 + [False] * 4 + [True] * 2
 
@@ -105,14 +100,11 @@ def test_the_first_draw_is_what_training_reports(start):
     assert evaluation.mean_and_stderr(values) == (reported["bpd"], reported["bpd_stderr"])
 
 
-def test_mean_and_stderr():
+def test_statistics_of_values():
     values = torch.randn(50)
     expected = np.mean(values.numpy()), np.std(values.numpy(), ddof=1) / 50**0.5
     assert evaluation.mean_and_stderr(values) == pytest.approx(expected)
     assert evaluation.mean_and_stderr(values[:1]) == (values[0].item(), 0)
-
-
-def test_first_nonfinite():
     for values, expected in (([0.0, 1.0], None), ([0.0, math.inf, math.nan], 1)):
         assert evaluation.first_nonfinite(torch.tensor(values)) == expected
 
@@ -129,8 +121,5 @@ def test_samples_are_8_bit_images_with_the_statistics_of_the_model():
     first, again, other = (evaluation.sample_uint8(flow, 500, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other) and not torch.equal(first[:250], first[250:])
-
-
-def test_samples_that_are_no_numbers_are_refused():
     with pytest.raises(FloatingPointError, match="samples 0 to 2"):
         evaluation.sample_uint8(Leaky((0.0, math.nan)), 3)

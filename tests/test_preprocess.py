@@ -35,9 +35,11 @@ def test_images_come_back_exactly():
     assert x.dtype == torch.float32 and torch.equal(to_uint8(x), every_value())
 
 
-def test_display_is_clamped():
+def test_extremes_are_clamped_and_only_uint8_is_taken():
     assert to_image(torch.tensor([-50.0, 0.0, 50.0])).tolist() == [0, 0.5, 1]
     assert to_uint8(torch.tensor([-50.0, 50.0])).tolist() == [0, 255]
+    with pytest.raises(ValueError, match="float64"):
+        to_model(torch.zeros(1, 1, 4, 4))
 
 
 def test_noise_is_fresh_and_a_function_of_the_generator():
@@ -45,11 +47,6 @@ def test_noise_is_fresh_and_a_function_of_the_generator():
     draws = [to_model(every_value(), generator)[0] for generator in (*generators, generators[0])]
     assert torch.equal(draws[0], draws[1])
     assert not any(torch.equal(draws[0], other) for other in draws[2:])
-
-
-def test_only_uint8_is_taken():
-    with pytest.raises(ValueError, match="float64"):
-        to_model(torch.zeros(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize("prior", ["laplace", "gaussian"])

@@ -1,0 +1,282 @@
+"""The whole flows: bijection, log-determinant, levels, causal cones, samples, contract; the parts of Real NVP."""
+
+import math
+
+import pytest
+import torch
+from checks import check_bijector, jacobian, levels, randomise
+from torch import nn
+from torch.distributions import Laplace, Normal
+from torch.nn.functional import silu
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.flop_counter import FlopCounterMode
+
+from flow import RealNVP, RGFlow
+from flow.base import per_level
+from flow.hierarchy import generation_cone, inference_cone
+from flow.real_nvp import factor_in, factor_out, squeeze, unsqueeze
+from layers import PATCH_BIJECTORS
+from layers.convolution import ChannelCouplings, CheckerboardCouplings, ConvolutionalNetworks, evaluate
+
+both = pytest.mark.parametrize("model", [RGFlow, RealNVP])
+
+
+def small(model=RGFlow, **settings):
+    return model(**{"nchannels": 1, "L": 8, "nlayers": 2, "nresblocks": 1, "nmlp": 1, "nhidden": 8, **settings})
+
+
+@pytest.mark.parametrize("share_levels", [False, True])
+@pytest.mark.parametrize("nchannels, L", [(1, 4), (3, 4), (1, 8), (3, 8), (1, 16)])
+@pytest.mark.parametrize("subnet", PATCH_BIJECTORS)
+def test_bijection_and_log_det(subnet, nchannels, L, share_levels):
+    flow = small(nchannels=nchannels, L=L, subnet=subnet, share_levels=share_levels, nlayers=1 if L == 16 else 2)
+    check_bijector(randomise(flow, 0.3), 2 * torch.randn(2, nchannels, L, L))
+
+
+REAL_NVP = [(RealNVP, C, L, m) for C in (1, 3) for L, m in ((4, 4), (8, 4), (16, 4), (8, 2), (12, 6))]
+
+
+@pytest.mark.parametrize(
+    "model, nchannels, L, m", [(RGFlow, 1, 8, 2), (RGFlow, 1, 12, 6), (RGFlow, 3, 16, 4), *REAL_NVP]
+)
+def test_other_sizes(model, nchannels, L, m):
+    flow = small(model, nchannels=nchannels, L=L, kernel_size=m, nmlp=2, nlayers=1 if L == 16 else 3)
+    check_bijector(randomise(flow, 0.3), torch.randn(2, nchannels, L, L))
+
+
+CASES = [("rnvp", 1, 16), ("rnvp", 2, 16), ("ar", 1, 16), ("ar", 2, 16), ("spline", 1, 16), ("rnvp", 1, 32)]
+
+
+@pytest.mark.parametrize("subnet, nlayers, L", CASES)
+def test_jacobian_fills_the_causal_cones(subnet, nlayers, L):
+    cones = torch.stack([generation_cone(i, j, L, 4).flatten() for i in range(L) for j in range(L)])
+    assert not cones.all(), "every cone is full, nothing to see"
+    flow, x = randomise(small(L=L, subnet=subnet, nlayers=nlayers)), torch.randn(1, 1, L, L)
+    forward = jacobian(lambda value: flow(value)[0], x)
+    inverse = jacobian(lambda value: flow.inverse(value)[0], flow(x)[0])
+    for pattern in (forward != 0, inverse.T != 0):  # both as (latents, pixels)
+        assert not (pattern & ~cones).any()
+        assert torch.equal(pattern, cones) or (subnet, nlayers) == ("ar", 1)
+
+
+def test_a_changed_region_moves_the_latents_of_its_inference_cone():
+    flow = randomise(small(L=16, nchannels=3))
+    region = torch.zeros(16, 16, dtype=bool)
+    region[3:6, 13:16] = True
+    x = torch.randn(1, 3, 16, 16)
+    moved = (flow(x)[0] != flow(x + region)[0])[0].any(0)
+    assert torch.equal(moved, inference_cone(region, 4))
+
+
+@both
+def test_level_map_names_the_levels_of_latents(model):
+    """A change of level h's parameters moves the latents of h and above, and no other."""
+    flow = randomise(small(model, nchannels=3, L=16), 0.3)
+    assert torch.equal(dict(flow.named_buffers())["level_map"], levels(flow).expand(3, 16, 16))
+    x = torch.randn(1, 3, 16, 16)
+    before = flow(x)[0]
+    for h in (2, 1, 0):
+        for parameter in flow.level_parameters(h):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        after = flow.eval()(x)[0]
+        assert torch.equal((after != before)[0], flow.level_map >= h)
+        before = after
+
+
+@both
+def test_every_parameter_matters_at_one_level(model):
+    flow = randomise(small(model, L=16), 0.3).requires_grad_(True)
+    flow.log_prob(torch.randn(30, 1, 16, 16)).sum().backward()
+    for name, parameter in flow.named_parameters():
+        assert (parameter.grad != 0).float().mean() > 0.99, name
+    assert sum(len(flow.level_parameters(h)) for h in range(3)) == len(list(flow.parameters()))
+
+
+def count(flow):
+    return sum(parameter.numel() for parameter in flow.parameters())
+
+
+def test_shared_levels_share_parameters():
+    shared = small(L=16, share_levels=True)
+    assert count(small(L=16)) == 3 * count(shared) and shared.level_parameters(1) == []
+
+
+def test_default_networks_and_their_repr():
+    with torch.device("meta"):
+        flow, baseline, pair = RGFlow(), RealNVP(), (RGFlow(nlayers=4), RealNVP(nlayers=3))
+    assert count(flow) == 185_516_800
+    for ours, theirs in ((flow, baseline), pair):  # of CelebA and MSDS: about as many parameters
+        assert count(theirs) == pytest.approx(count(ours), rel=0.1)
+    text = repr(flow)
+    assert "3x32x32 image, 4 levels, 4x4 blocks" in text and text.count("\n") < 40
+    assert "16 steps x 2 networks of 4 residual blocks 24 -> 512 -> 512 -> 24" in text
+
+
+@both
+@pytest.mark.parametrize("name, prior", [("laplace", Laplace(0.0, 0.5**0.5)), ("gaussian", Normal(0.0, 1.0))])
+def test_log_prob_of_the_untrained_flow_is_the_priors(model, name, prior):
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(small(model, prior=name).log_prob(x), prior.log_prob(x).sum((1, 2, 3)))
+
+
+def test_density_integrates_to_one():
+    """A 2 x 2 one-channel flow: importance sampling from a wide normal distribution gives 1 within its own error."""
+    flow, proposal = randomise(small(L=2, kernel_size=2, prior="gaussian"), 0.2), Normal(0.0, 3.0)
+    x = proposal.sample((200_000, 1, 2, 2))
+    weights = (flow.log_prob(x) - proposal.log_prob(x).sum((1, 2, 3))).exp()
+    error = weights.std() / len(weights) ** 0.5
+    assert error < 0.02 and abs(weights.mean() - 1) < 4 * error
+
+
+def test_sampling_temperatures():
+    """The untrained flow is the identity: the spread of samples per level is the prior's at that temperature."""
+    for prior, power in (("laplace", 1.0), ("gaussian", 0.5)):
+        flow = small(L=16, prior=prior, nlayers=1, nhidden=2)
+        temperatures = (0.25, 1.0, 4.0)
+        x = flow.sample(4000, temperatures, torch.Generator().manual_seed(1))
+        assert not x.requires_grad
+        for h, T in enumerate(temperatures):
+            assert x[:, flow.level_map == h].std().item() == pytest.approx(T**power, rel=0.05)
+    wide = flow.sample(4000, torch.where(flow.level_map == 0, 9.0, 0.0))
+    assert wide[:, flow.level_map == 0].std().item() == pytest.approx(3, rel=0.05)
+    assert (wide[:, flow.level_map > 0] == 0).all() and (flow.sample(2, 0.0) == 0).all()
+
+
+def test_samples_are_a_function_of_the_generator():
+    flow = randomise(small())
+    first, second, other = (flow.sample(3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("temperature, word", [((1.0, 1.0), "3, one per level"), (-1.0, "-1"), (float("nan"), "nan")])
+def test_bad_temperatures_are_refused(temperature, word):
+    with pytest.raises(ValueError, match=f"temperature.*{word}"):
+        small(L=16).sample(1, temperature)
+
+
+BAD = [("L", 12, "L 12"), ("nlayers", (1, 2, 3), "nlayers 1,2,3"), ("nlayers", (1, 0), "nlayers 1,0")]
+BAD += [("nlayers", 0, "nlayers 0,0"), ("nhidden", 0, "nhidden 0"), ("prior", "cauchy", "prior 'cauchy'")]
+BAD = [(model, {name: value}, words) for model in (RGFlow, RealNVP) for name, value, words in BAD]
+BAD += [(RGFlow, {"subnet": "mlp"}, "subnet 'mlp'"), (RGFlow, {"nlayers": (1, 1), "share_levels": True}, "nlayers 1,1")]
+
+
+@pytest.mark.parametrize("model, settings, words", BAD)
+def test_bad_settings_are_refused(model, settings, words):
+    with pytest.raises(ValueError, match=words):
+        small(model, **settings)
+
+
+@both
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 8, 8), (1, 8, 8)])
+def test_images_of_another_shape_are_refused(model, shape):
+    flow = small(model)
+    for function in (flow, flow.inverse):
+        with pytest.raises(ValueError, match=r"must be \(B, 1, 8, 8\)"):
+            function(torch.randn(shape))
+
+
+def test_per_level():
+    assert per_level(3, 4) == (3, 3, 3, 3) and per_level([8, 6], 2) == (8, 6)
+    assert per_level(3, 4, share_levels=True) == (3,)
+
+
+def test_first_nonfinite_level():
+    flow = small(L=16)
+    x = torch.randn(2, 1, 16, 16)
+    flow.log_prob(x).sum().backward()
+    assert flow.first_nonfinite_level(x) is None
+    for h in (1, 0):
+        flow.level_parameters(h)[0].grad.fill_(float("nan"))
+    assert flow.first_nonfinite_level(x) == 1  # backpropagation comes from the top
+    for layer, value, level in ((flow.decimators[1], "inf", 1), (flow.disentanglers[0], "nan", 0)):
+        for parameter in layer.parameters():
+            parameter.data.fill_(float(value))
+        assert flow.first_nonfinite_level(x) == level
+
+
+@pytest.mark.parametrize("couplings", [CheckerboardCouplings, ChannelCouplings])
+@pytest.mark.parametrize("nlayers", [1, 2, 3])
+def test_couplings(couplings, nlayers):
+    check_bijector(randomise(couplings(4, nlayers, 2, 1, 5)), torch.randn(3, 4, 4, 4))
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_what_a_coupling_keeps(k):
+    """The Jacobian of coupling k is the identity on the kept half, and the moved half does not move itself."""
+    positions = torch.arange(4)
+    checkerboard = ((positions[:, None] + positions) % 2 == k).expand(4, 4, 4).flatten()
+    half = (positions // 2 == k).repeat_interleave(16)
+    for couplings, kept in ((CheckerboardCouplings, checkerboard), (ChannelCouplings, half)):
+        bijector = randomise(couplings(4, k + 1, 1, 1, 5))
+        if k:  # the first coupling as the identity
+            bijector.networks.scale[0] = 0
+        matrix = jacobian(lambda value, bijector=bijector: bijector(value)[0], torch.randn(1, 4, 4, 4))
+        assert torch.equal(matrix[kept], torch.eye(64)[kept])
+        block = matrix[~kept][:, ~kept]
+        assert torch.equal(block, block.diag().diag())
+        assert (matrix[~kept][:, kept] != 0).any(1).all()
+
+
+def conv(weight, gain, bias):
+    """torch's weight-normalised convolution; weight: (out, 3, 3, in)."""
+    layer = weight_norm(nn.Conv2d(weight.shape[-1], weight.shape[0], 3, padding=1), dim=0).requires_grad_(False)
+    layer.parametrizations.weight.original0.copy_(gain[:, None, None, None])
+    layer.parametrizations.weight.original1.copy_(weight.permute(0, 3, 1, 2))
+    layer.bias.copy_(bias)
+    return layer
+
+
+@pytest.mark.parametrize("nresblocks, nmlp", [(1, 1), (3, 2)])
+def test_networks_against_weight_norm_of_torch(nresblocks, nmlp):
+    """The same network built of torch's convolutions and weight normalisation, one after the other."""
+    networks = randomise(ConvolutionalNetworks(2, 3, 2, 5, nresblocks, nmlp))
+    x = torch.randn(2, 3, 6, 6)
+    for k, folded in enumerate(networks.steps()):
+        stages = zip(networks.weights, networks.gains, networks.biases, strict=True)
+        (first,), inner, (last,) = ([conv(*each) for each in zip(w[k], g[k], b[k], strict=True)] for w, g, b in stages)
+        y = first(x)
+        for block in range(nresblocks):
+            f = y
+            for layer in inner[block * nmlp : (block + 1) * nmlp]:
+                f = layer(silu(f))
+            y = (y + f) / math.sqrt(2)
+        expected = networks.scale[k][:, None, None] * last(silu(y))
+        torch.testing.assert_close(torch.cat(evaluate(folded, x), 1), expected)
+
+
+def test_float64_whatever_the_default_type():
+    """The folded 1 / sqrt(2) is exact."""
+    networks = randomise(ConvolutionalNetworks(1, 1, 1, 3, 1, 1))
+    expected = networks.fold()
+    torch.set_default_dtype(torch.float32)
+    for one, other in zip(networks.fold()[0], expected[0], strict=True):
+        assert torch.equal(one[0][0], other[0][0])
+
+
+def test_squeeze_and_factor_out():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    squeezed = squeeze(x)
+    kept, latents = factor_out(squeezed)
+    assert squeezed[0, :, 0, 1].tolist() == [2, 3, 6, 7]
+    assert kept[0, :, 0, 1].tolist() == [2, 7] and latents[0, :, 0, 1].tolist() == [3, 6]
+    assert torch.equal(unsqueeze(factor_in(kept, latents)), x)
+
+
+def test_level_map_of_figure_c1():
+    """Four levels for L = 32; a position is followed by hand from square to square."""
+    level_map = small(RealNVP, L=32).level_map[0]
+    assert level_map.flatten().bincount().tolist() == [512, 256, 128, 128]
+    for i in range(32):
+        for j in range(32):
+            h, row, column = 0, i, j
+            while h < 3 and (row + column) % 2 == 0:
+                h, row, column = h + 1, row // 2, column // 2
+            assert level_map[i, j] == h
+
+
+def test_multiply_adds():
+    """As torch counts the operations of the convolutions that run."""
+    flow = small(RealNVP, nchannels=3, L=16, nlayers=3, nmlp=2)
+    with FlopCounterMode(display=False) as counter:
+        flow(torch.randn(1, 3, 16, 16))
+    assert counter.get_total_flops() == 2 * flow.multiply_adds()
