@@ -18,6 +18,7 @@ Receptive fields are kept in --fig_dir, shared with plot_receptive_fields.py.
 """
 
 import statistics
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from flow.latents import decode, encode, mix, vary
 from flow.preprocess import to_bytes
 from utils import cli
 from utils.cli import UserError, flag_error
-from utils.results import about, by_network, in_words, row, save, table
+from utils.results import about, by_network, in_words, means, row, save, table
 
 FACTORS = {1: {"global": "colour", "local": "orientation"}, 2: {"global": "orientation", "local": "colour"}}
 # Distance in RGB, of 256 levels, and degrees. Between two drawings that differ in the other factor alone, the readings
@@ -98,17 +99,17 @@ def of_levels(latents):
     """Means of the results of `of_latents` over the latents of each level; sizes and common shares over those with any.
     `most` is the largest number of ovals that a latent changes, `most_latent` its name."""
 
-    def means(results, *names):
+    def mean(results, *names):
         values = {name: [each[name] for each in results if each[name] is not None] for name in names}
         return {name: statistics.mean(own) if own else None for name, own in values.items()}
 
     results = []
     for h, own in groupby(latents, lambda each: each["level"]):
         own = list(own)
-        result = {"level": h, "latents": len(own), **means(own, "strength", "found")}
+        result = {"level": h, "latents": len(own), **mean(own, "strength", "found")}
         for factor in THRESHOLDS:
             most = max(own, key=lambda each, factor=factor: each[factor]["ovals"])
-            result[factor] = means([each[factor] for each in own], "ovals", "size", "common")
+            result[factor] = mean([each[factor] for each in own], "ovals", "size", "common")
             result[factor] |= {"most": most[factor]["ovals"], "most_latent": most["latent"]}
         results.append(result)
     return results
@@ -182,11 +183,6 @@ def rows(record):
         details = f"{seeds}, {record['pairs']:,} pairs of test images"
         for name, of_name in cells.items():
             yield row("mixing", f"{data} {name}, {flow}", of_name, details, first)
-
-
-def means(results, **digits):
-    """In words, the means over results of some entries, with so many digits each."""
-    return " / ".join(in_words([each[name] for each in results], digits[name]) for name in digits)
 
 
 def measure(args, flow, config, variant):

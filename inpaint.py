@@ -10,6 +10,7 @@ python inpaint.py --bench --nlayers 2 --nhidden 256
 import statistics
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -31,14 +32,16 @@ from utils.timing import timed
 
 METHODS = {"rgflow": ("rgflow",), "realnvp": ("realnvp_constrained", "realnvp")}  # of each model
 LABELS = {"rgflow": "RG-Flow", "realnvp_constrained": "constrained\nReal NVP", "realnvp": "Real NVP"}
-RED = (0.85, 0.1, 0.1)
-COLUMNS = 15  # of the figure
+RED, COLUMNS = (0.85, 0.1, 0.1), 15  # of the figure
+PER_IMAGE = "psnr_image", "psnr_region", "free_latents", "log_prob_best_draw", "log_prob", "log_prob_truth"
 MID_GREY = 0.0  # in model space
-PLACES = ("origin", "centre")
+PLACES = "origin", "centre"
 BENCH_REGION, BENCH_IMAGES = 10, 15  # pixels, images
 # The whole flow is measured on as many images at a time as have this many blocks: 0.75 GB of activations with 2 layers
 # of width 256 and one residual block, 3 GB with four.
 BENCH_BLOCKS = 11_000
+LINE = "{label}: PSNR {psnr_region:.2f} dB in the region, {psnr_image:.2f} dB of the image, "
+LINE += "{free_latents:.0f} free latents of {total}, {seconds:.0f} s"
 SPEED_LINE = "L {L}, {place}: cone {cone_seconds:.3g} s per step, {cone_blocks} blocks, {free_latents} latents;"
 SPEED_LINE += " whole flow {whole_seconds:.3g} s, {whole_blocks} blocks"
 
@@ -55,11 +58,11 @@ def main(argv=None):
 
 def image_numbers(text):
     """An argparse type: "15" is the first 15 images, "3,14" are these two, "3," is this one."""
-    return cli.number_list(cli.count)(text.removesuffix(",")) if "," in text else range(cli.positive(text))
+    return cli.counts(text.removesuffix(",")) if "," in text else range(cli.positive(text))
 
 
 def inpaint_parser():
-    parser = flags.weights_parser(__doc__.split("\n")[0], pictures=True, numbers=True, images=True)
+    parser = flags.weights_parser(__doc__, pictures=True, numbers=True, images=True)
     add = parser.add_argument_group("inpainting").add_argument
     add("--realnvp", metavar="FILE", help="checkpoint of a Real NVP of the same image size, to compare")
     add("--split", choices=["train", "test"], default="test", help="split that the images are from")
@@ -67,8 +70,7 @@ def inpaint_parser():
     add("--images", type=image_numbers, default=range(15), metavar="N[,N…]", help=f"{images} (default: 15)")
     add("--files", nargs="+", metavar="FILE", help="inpaint image files instead, and write each result")
     region = "corrupted rectangle, in pixels; without row and column, at another place in each image (default: 10,10)"
-    sizes = {"type": cli.number_list(cli.count), "default": (10, 10), "metavar": "[ROW,COLUMN,]HEIGHT,WIDTH"}
-    add("--region", **sizes, help=region)
+    add("--region", type=cli.counts, default=(10, 10), metavar="[ROW,COLUMN,]HEIGHT,WIDTH", help=region)
     add("--mask", metavar="FILE", help="image file whose non-zero pixels are the corrupted ones, instead")
     add("--resize", action="store_true", help="fit files of another size to the flow: the central square, resized")
     add("--batch_size", type=cli.positive, default=64, metavar="IMAGES", help="images that are optimised together")
@@ -79,8 +81,8 @@ def inpaint_parser():
     add = parser.add_argument_group("speed").add_argument
     speed = "instead: seconds per step of an untrained RG-Flow, the causal cone compared with the whole flow; takes the"
     add("--bench", action="store_true", help=f"{speed} network flags of main.py, without --weights")
-    sizes = {"type": cli.number_list(cli.positive), "default": (32, 64, 128, 256), "metavar": "L[,L…]"}
-    add("--edges", **sizes, help="edges of the images (default: 32,64,128,256)")
+    edges = "edges of the images (default: 32,64,128,256)"
+    add("--edges", type=cli.number_list(cli.positive), default=(32, 64, 128, 256), metavar="L[,L…]", help=edges)
     add("--repeats", type=cli.positive, default=5, metavar="N", help="measurements, after a warm-up")
     return parser
 
@@ -100,9 +102,7 @@ def inpaint_all(args):
         flows.append((other, its_config, its_trained))
     names, images, warnings = load_images(args, config)
     regions, rectangles = load_regions(args, names, flow.L)
-    images, regions = images.to(args.cuda), regions.to(args.cuda)
-
-    results, inpainted = [], {}
+    images, regions, results, inpainted = images.to(args.cuda), regions.to(args.cuda), [], {}
     for flow, its_config, its_trained in flows:
         for method in METHODS[its_config["model"]]:
             start, label = time.perf_counter(), LABELS[method].replace("\n", " ")
@@ -112,14 +112,11 @@ def inpaint_all(args):
             except FloatingPointError as error:
                 raise UserError(f"{its_trained['weights']}: {error}") from error
             seconds = time.perf_counter() - start
-            means = {key: statistics.fmean(per_image[key]) for key in ("psnr_image", "psnr_region", "free_latents")}
+            means = {key: statistics.fmean(per_image[key]) for key in PER_IMAGE[:3]}
             settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
             results.append({"method": method, **means, "images": len(names), **settings, "seconds": seconds})
             results[-1].update(names=names, per_image=per_image, config=its_config, **its_trained)
-            print(
-                f"{label}: PSNR {means['psnr_region']:.2f} dB in the region, {means['psnr_image']:.2f} dB of the"
-                f" image, {means['free_latents']:.0f} free latents of {images[0].numel()}, {seconds:.0f} s"
-            )
+            print(LINE.format(label=label, total=images[0].numel(), **results[-1]))
     draw = partial(write_pictures, args, config, images, regions, inpainted)
     return {**trained, "config": config, "warnings": warnings, "results": results}, draw
 
@@ -138,7 +135,7 @@ def make_problem(method, flow, kernel_size, seed, x, regions, names):
 
 def inpaint(flow, problem_of, images, regions, names, args, label):
     """uint8 images (N, C, L, L), regions (N, L, L) bool -> inpainted images, a dict of lists with what came out."""
-    filled, lists, dtype = [], {}, next(flow.requires_grad_(False).parameters()).dtype
+    filled, lists, dtype = [], {key: [] for key in PER_IMAGE}, next(flow.requires_grad_(False).parameters()).dtype
     total = len(images) * (args.draws + args.steps + 1)
     with tqdm(total=total, desc=label, unit="image steps", disable=None) as bar:
         for start in range(0, len(images), args.batch_size):
@@ -150,16 +147,11 @@ def inpaint(flow, problem_of, images, regions, names, args, label):
             values, log_prob, log_prob_start = maximise(problem, args.rate, args.steps, args.draws, source, advance)
             pasted, truth = problem.paste(values), to_image(x)
             filled.append(torch.where(region[:, None], to_uint8(pasted), batch))
-            found = {
-                "psnr_image": psnr(to_image(pasted), truth),
-                "psnr_region": psnr(to_image(pasted), truth, region),
-                "free_latents": problem.image.bincount(minlength=len(batch)),
-                "log_prob_best_draw": log_prob_start,
-                "log_prob": log_prob,
-                "log_prob_truth": flow.log_prob(x),
-            }
-            for key, numbers in found.items():
-                lists.setdefault(key, []).extend(numbers.tolist())
+            quality = psnr(to_image(pasted), truth), psnr(to_image(pasted), truth, region)
+            counts = problem.image.bincount(minlength=len(batch))
+            found = *quality, counts, log_prob_start, log_prob, flow.log_prob(x)
+            for key, numbers in zip(PER_IMAGE, found, strict=True):
+                lists[key] += numbers.tolist()
     return torch.cat(filled), lists
 
 
@@ -182,15 +174,14 @@ def load_regions(args, names, L):
             part = " of the central square" if args.resize else ""
             raise UserError(f"--mask {args.mask}: no pixel{part} is corrupted, all are 0")
         return mask.repeat(len(names), 1, 1), None
-    listed = cli.listing(args.region)
+    refuse = partial(flag_error, "--region", cli.listing(args.region))
     if len(args.region) not in (2, 4):
-        raise flag_error("--region", listed, "must be height,width or row,column,height,width")
+        raise refuse("must be height,width or row,column,height,width")
     *corner, height, width = args.region
-    row, column = corner or (0, 0)
     if not height or not width:
-        raise flag_error("--region", listed, "no pixel is corrupted, height and width must be at least 1")
-    if max(row + height, column + width) > L:
-        raise flag_error("--region", listed, f"must lie inside the image of {L}x{L} pixels")
+        raise refuse("no pixel is corrupted, height and width must be at least 1")
+    if any(start + edge > L for start, edge in zip(corner or (0, 0), (height, width), strict=True)):
+        raise refuse(f"must lie inside the image of {L}x{L} pixels")
     rectangles = []
     for name in names:
         source = generator(args.draw_seed, "region", name)
@@ -240,10 +231,9 @@ def bench(args, network):
         for result in measure(flow, x, args):
             results.append(result)
             print(SPEED_LINE.format(**result), flush=True)
-    for L in (args.edges[0] * 2**k for k in range(6)):
-        for place in PLACES:
-            free = C * int(inference_cone(bench_region(L, place), m).sum())
-            counts.append({"L": L, "place": place, "free_latents": free, "latents": C * L**2})
+    for L, place in product([args.edges[0] * 2**k for k in range(6)], PLACES):
+        free = C * int(inference_cone(bench_region(L, place), m).sum())
+        counts.append({"L": L, "place": place, "free_latents": free, "latents": C * L**2})
     draw = partial(write_speed, Path(args.fig_dir) / "inpaint_speed", results, counts)
     return {"network": flags.network_name(runs[-1]), "results": results, "latents": counts}, draw
 
@@ -263,10 +253,8 @@ def measure(flow, x, args):
         cone = CausalCone(flow, x, regions)
         if not whole:
             parts = [(part, regions[: len(part)], cone.free[cone.image < len(part)]) for part in x.split(together)]
-            problems = [WholeFlow(flow, *part) for part in parts]
-            whole = {"whole_seconds": seconds_per_step(problems, args), "whole_blocks": blocks}
-            whole["whole_images_together"] = together
-            del parts, problems
+            seconds = seconds_per_step([WholeFlow(flow, *part) for part in parts], args)
+            whole = {"whole_seconds": seconds, "whole_blocks": blocks, "whole_images_together": together}
         sizes = {"free_latents": len(cone.free) // number, "cone_blocks": cone.num_blocks // number}
         seconds = seconds_per_step([cone], args)
         yield {"L": L, "place": place, "images": number, **sizes, "cone_seconds": seconds, **whole}
@@ -287,10 +275,8 @@ def seconds_per_step(problems, args):
 
 def write_speed(name, results, counts):
     """Draw time per step and number of free latents against the edge of the image."""
-    panels = (
-        (results, "cone_seconds", "whole_seconds", "time per step in s"),
-        (counts, "free_latents", "latents", "latents per image"),
-    )
+    panels = [(results, "cone_seconds", "whole_seconds", "time per step in s")]
+    panels += [(counts, "free_latents", "latents", "latents per image")]
     with style():
         figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
         for axes, (rows, cone, whole, label) in zip(figure.subplots(1, 2), panels, strict=True):
@@ -299,9 +285,8 @@ def write_speed(name, results, counts):
                 k = 0 if key == whole else 1 + PLACES.index(place)
                 text = f"causal cone, region at the {place}" if k else "whole flow"
                 axes.plot(edges, values, "o-" if k else "^-", color=COLOURS[k], label=text)
-            axes.set(xlabel="edge $L$ of the image", ylabel=label)
+            axes.set(xlabel="edge $L$ of the image", ylabel=label, yscale="log")
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
             axes.set_xticks(edges, edges)
             axes.minorticks_off()
             axes.legend()

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Train two-dimensional flows with both priors on a pinwheel (Appendix E, figure E1): do quadrants go to legs?
 
-    python pinwheel.py
     python pinwheel.py --seeds 1 --steps 500 --json pinwheel.json
 
 The number behind the figure: draws from the prior are sorted into four sectors of the latent plane and their images by
@@ -11,7 +10,7 @@ a flow need not lay its legs where the axes are.
 """
 
 import math
-from itertools import permutations
+from itertools import groupby, permutations
 from pathlib import Path
 
 import torch
@@ -25,12 +24,10 @@ from layers.residual import ResidualNetworks
 from utils import cli
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
-from utils.results import PRIOR_NAMES, about, in_words, row, save
+from utils.results import PRIOR_NAMES, about, means, row, save
 
-LEGS = 4
-RADIAL_STD, TANGENTIAL_STD, RATE = 0.3, 0.1, 0.25
-BATCH, LR, CLIP = 512, 1e-2, 1.0
-NLAYERS, NHIDDEN = 4, 32
+LEGS, RADIAL_STD, TANGENTIAL_STD, RATE = 4, 0.3, 0.1, 0.25
+BATCH, LR, CLIP, NLAYERS, NHIDDEN = 512, 1e-2, 1.0, 4, 32
 COLUMNS = {"quadrants": "quadrants", "axes": "sectors about the axes", "best": "best of all turned quadrants"}
 TURNS = range(0, 90, 5)  # degrees
 
@@ -136,18 +133,12 @@ def measure(flow, n, seed):
     return {"nats": nats, "quadrants": accuracy[0], "axes": accuracy[45], "best": accuracy[best], "best_degrees": best}
 
 
-def by_prior(results):
-    """prior -> its results, of all seeds."""
-    priors = dict.fromkeys(each["prior"] for each in results)
-    return {prior: [each for each in results if each["prior"] == prior] for prior in priors}
-
-
 def rows(record):
     """What the table of the pinwheel shows of a record, see `utils.results.row`."""
-    for prior, own in by_prior(record["results"]).items():
-        cells = {column: in_words([each[key] for each in own]) for key, column in COLUMNS.items()}
-        details = f"{len(own)} seeds, {record['config']['steps']:,} steps each"
-        yield row("pinwheel", PRIOR_NAMES[prior], cells, details)
+    for prior, own in groupby(record["results"], lambda each: each["prior"]):
+        own = list(own)
+        cells = {column: means(own, **{key: 3}) for key, column in COLUMNS.items()}
+        yield row("pinwheel", PRIOR_NAMES[prior], cells, f"{len(own)} seeds, {record['config']['steps']:,} steps each")
 
 
 def draw_figure(flows, seed):
@@ -177,7 +168,7 @@ def draw_figure(flows, seed):
 
 
 def main(argv=None):
-    parser = cli.Parser("Train two-dimensional flows on a four-leg pinwheel (Appendix E): do quadrants go to legs?")
+    parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for the picture, PNG and PDF")
     add("--json", metavar="FILE", help="write the results there")
@@ -199,8 +190,7 @@ def main(argv=None):
             words = "{prior:8} seed {seed}: {nats:.3f} nats; accuracy of quadrants {quadrants:.3f}, about the axes"
             words += " {axes:.3f}, best {best:.3f} at {best_degrees} degrees"
             print(words.format(**results[-1]), flush=True)
-    for prior, own in by_prior(results).items():
-        words = ", ".join(f"{key} {in_words([each[key] for each in own])}" for key in ("nats", *COLUMNS))
+        words = ", ".join(f"{key} {means(results[-args.seeds :], **{key: 3})}" for key in ("nats", *COLUMNS))
         print(f"{prior:8} mean of {args.seeds}: {words}")
     x, legs = pinwheel(args.points, generator(args.draw_seed, "test"))
     ceiling = (nearest_arm(x) == legs).double().mean().item()

@@ -4,12 +4,11 @@
     python plot_factors.py --weights saved_model/msds1/…/60.state
     python plot_factors.py --weights SEED0 SEED1 SEED2 GAUSSIAN0 GAUSSIAN1 GAUSSIAN2 --json factors.json
 
-The labels give three factors: the global one of an image, the local one of each oval, and how far an oval deviates from
-the global one (`data.msds.factors`). Measured for each level: R^2 on held-out images of a ridge regression from all its
-latents (the probe), R^2 of the best single latent for each number of the factor, and their ratio. A probe does not
-depend on a rotation of the latents, the ratio does: it is 1 if a factor has latents of its own, and low if the factor
-is spread over many. Pixels can have a high ratio too: compare with a flow that is hardly trained (--max_steps 1). R^2
-of levels with many latents grows with the number of training images. Seeds of one network are averaged.
+The factors (`data.msds.factors`): the global one of an image, the local one of each oval, and how far an oval deviates
+from the global one. Measured for each level: R^2 on held-out images of a ridge regression from all its latents (the
+probe), R^2 of the best single latent for each number of the factor, and their ratio: 1 if a factor has latents of its
+own, low if it is spread over many. Pixels can have a high ratio too: compare with a flow that is hardly trained. R^2 of
+levels with many latents grows with the number of training images. Seeds of one network are averaged.
 """
 
 from itertools import cycle
@@ -29,7 +28,7 @@ from utils.cli import UserError, flag_error
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
-from utils.results import about, by_network, in_words, mean_and_deviation, row, save, table
+from utils.results import about, by_network, mean_and_deviation, means, row, save, table
 
 TITLES = {
     "msds1": ("global: base colour", "local: orientation of each oval", "each oval's colour minus the base"),
@@ -51,11 +50,6 @@ def encode(flow, images, noise):
     return torch.cat([flow(to_model(batch.to(device), noise, dtype=dtype)[0])[0].flatten(1) for batch in batches])
 
 
-def in_parts(train, test):
-    """What training images determine; what the first half of held-out ones chooses; what the second half scores."""
-    return Parts(train, *test.tensor_split(2))
-
-
 def probe_levels(flow, latents, factors):
     """Rows of results, a dict for each factor and level.
 
@@ -63,8 +57,7 @@ def probe_levels(flow, latents, factors):
     mean over ovals and the D numbers of a factor.
     """
     results, widths = [], [part.fit[0].numel() for part in factors.values()]
-    together = zip(*factors.values(), strict=True)
-    labels = Parts(*(torch.cat([each.flatten(1) for each in part], 1) for part in together))
+    labels = Parts(*(torch.cat([each.flatten(1) for each in part], 1) for part in zip(*factors.values(), strict=True)))
     for h in range(flow.num_levels):
         of_level = Parts(*(part[:, flow.level_map.flatten() == h] for part in latents))
         probes, singles = ridge_r2(of_level, labels).split(widths), single_r2(of_level, labels).split(widths)
@@ -94,16 +87,17 @@ def probe_positions(flow, latents, factors):
 
 def probe(flow, dataset, variant, images, held_out, seed):
     """What `probe_levels` and `probe_positions` find in a flow. Raises FloatingPointError for its latents."""
-    device, latents, factors = flow.level_map.device, [], []
+    device, values = flow.level_map.device, {}
     for split, number in (("train", images), ("test", held_out)):
-        latents.append(encode(flow, getattr(dataset, split)[:number], generator(seed, split, device=device)))
+        latents = encode(flow, getattr(dataset, split)[:number], generator(seed, split, device=device))
+        if not latents.isfinite().all():
+            raise FloatingPointError("its latents are not finite")
         labels = msds.factors(variant, *msds.read_labels(dataset.path, split, number))
-        factors.append({name: torch.from_numpy(value).to(device) for name, value in labels.items()})
-    latents = in_parts(*latents)
-    if not all(part.isfinite().all() for part in latents):
-        raise FloatingPointError("its latents are not finite")
-    factors = {name: in_parts(factors[0][name], factors[1][name]) for name in factors[0]}
-    return probe_levels(flow, latents, factors), probe_positions(flow, latents, factors)
+        for name, each in {"latents": latents, **labels}.items():
+            each = torch.as_tensor(each, device=device)
+            values[name] = Parts(*values[name], *each.tensor_split(2)) if split == "test" else (each,)
+    latents = values.pop("latents")
+    return probe_levels(flow, latents, values), probe_positions(flow, latents, values)
 
 
 def grouped(results):
@@ -116,21 +110,12 @@ def grouped(results):
     return groups
 
 
-def averages(seeds):
-    """What is printed of a level, a dict."""
-    names = {key: in_words([each[key] for each in seeds]) for key in ("probe", "single", "ratio")}
-    return {"level": seeds[0]["level"], "latents": seeds[0]["latents"], "seeds": len(seeds), **names}
-
-
 def rows(record):
     """What the table of factors shows of a record, see `utils.results.row`."""
     for first, results, data, flow, seeds in by_network(record["results"]):
         details = f"{seeds}, {record['images']:,} training and {record['held_out']:,} test images"
         for (_, factor), levels in grouped(results).items():
-            cells = {
-                f"h = {h}": " / ".join(in_words([each[name] for each in own], 2) for name in ("probe", "ratio"))
-                for h, own in levels.items()
-            }
+            cells = {f"h = {h}": means(own, probe=2, ratio=2) for h, own in levels.items()}
             yield row("factors", f"{data} {factor}, {flow}", cells, details, first)
 
 
@@ -167,13 +152,11 @@ def draw_figure(groups, results, titles):
 
 
 def main(argv=None):
-    what = "Linear probes from latents to the global and local factors of MSDS1 or MSDS2, by level and position."
-    parser = flags.weights_parser(what, pictures=True, numbers=True, images=True, several=True)
+    parser = flags.weights_parser(__doc__, pictures=True, numbers=True, images=True, several=True)
     add = parser.add_argument_group("probes").add_argument
     many = cli.number(int, 100, cli.LARGEST, f"a whole number of at least 100 and at most {cli.LARGEST}")
     add("--images", type=many, default=20_000, metavar="N", help="training images, to fit the probes")
-    held_out = "test images; half to choose by, half to score"
-    add("--held_out", type=many, default=2000, metavar="N", help=held_out)
+    add("--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score")
     args = flags.parse(parser, argv)
     record = {"kind": "factors", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
     results, dataset = [], None
@@ -195,7 +178,10 @@ def main(argv=None):
     groups = grouped(results)
     print(f"{data}: {args.images} training and {args.held_out} test images; R^2, mean over seeds")
     for (network, factor), levels in groups.items():
-        print(f"{network}, {factor}", *table([averages(own) for own in levels.values()]), sep="\n")
+        lines = [{"level": h, "latents": own[0]["latents"], "seeds": len(own)} for h, own in levels.items()]
+        for line, own in zip(lines, levels.values(), strict=True):
+            line |= {name: means(own, **{name: 3}) for name in ("probe", "single", "ratio")}
+        print(f"{network}, {factor}", *table(lines), sep="\n")
     record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
         save(args.json, record, rows)

@@ -1,26 +1,23 @@
 #!/usr/bin/env python3
 """Turn results (--json files of other scripts) and logs of runs into the paper's tables and more, in Markdown.
 
-    python tables.py results
     python tables.py results weights --out docs/results.md
 
 Each number of the paper stands beside ours. The number in brackets is that of a line in the list below the table, which
-says how the flow was trained (the seconds of that run alone, without those before an --init) and measured. A cell
-without a measurement stays empty. Of several results for one cell, the table shows the one with most seconds of
-training, of equals the one with most steps, then the one whose file name comes last; the list has all. Data sets and
-priors that a table of the paper lacks get columns and rows at its end.
+says how the flow was trained (the seconds of that run alone, without those before an --init) and measured. Of several
+results for one cell, the table shows the one with most seconds of training, of equals the one with most steps, then the
+one whose file name comes last; the list has all. Data sets and priors that the paper lacks come at the end of a table.
 
 A result brings its rows along: the entry "rows" of the file, see `utils.results.row`. Logs (`.jsonl`) make the last
 table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
-
-Prose in the file of --out stays: what is above its line `<!-- tables.py writes what follows -->`.
 """
 
 import json
+import re
 import sys
 from argparse import Namespace
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 import args as flags
@@ -40,24 +37,19 @@ F1 = """              | PSNR | Inception-PSNR
 RG-Flow              | 38.7 |           24.9
 Constrained Real NVP | 23.2 |           15.7
 Real NVP             | 37.0 |           24.8"""
-TABLES = {  # title, and what the paper has of it
-    "B1": ("Table B1: synthetic data", B1),
-    "G1": ("Table G1: real images", G1),
-    "F1": ("Table F1: inpainting, dB", F1),
-    "structure": ("Structure of MSDS samples: 1 for real images, 0 for ovals that share nothing", ""),
-    "factors": ("Factors of MSDS: R² of the probe / ratio of the best single latent, per level", ""),
-    "moved": (
-        "Latents of MSDS that are moved: of 16 ovals, how many change, mean of the strongest latents / by the one that"
-        " changes most / how far all ovals change alike, 1 for the same, 0 for one alone",
-        "",
-    ),
-    "mixing": (
-        "Mixing of MSDS: weight of the image that gives levels h ≥ Θ / of the one that gives h < Θ; global are the"
-        " colour of MSDS1 and the orientation of MSDS2, local the other one",
-        "",
-    ),
-    "pinwheel": ("Pinwheel (figure E1): share of draws in the leg of their sector", ""),
-    "round trip": ("Largest round-trip errors, model space", ""),
+PAPER = {"B1": B1, "G1": G1, "F1": F1}
+TITLES = {
+    "B1": "Table B1: synthetic data",
+    "G1": "Table G1: real images",
+    "F1": "Table F1: inpainting, dB",
+    "structure": "Structure of MSDS samples: 1 for real images, 0 for ovals that share nothing",
+    "factors": "Factors of MSDS: R² of the probe / ratio of the best single latent, per level",
+    "moved": "Latents of MSDS that are moved: of 16 ovals, how many change, mean of the strongest latents / by the one"
+    " that changes most / how far all ovals change alike, 1 for the same, 0 for one alone",
+    "mixing": "Mixing of MSDS: weight of the image that gives levels h ≥ Θ / of the one that gives h < Θ; global are"
+    " the colour of MSDS1 and the orientation of MSDS2, local the other one",
+    "pinwheel": "Pinwheel (figure E1): share of draws in the leg of their sector",
+    "round trip": "Largest round-trip errors, model space",
 }
 LIST = "measured", "network", "parameters", "steps", "training time", "trained on", "measured on", "commit", "command"
 MARKER = "<!-- tables.py writes what follows -->"
@@ -75,7 +67,7 @@ def read_rows(path):
         raise ValueError("nothing in it belongs in a table")
     found = []
     for row in record["rows"]:
-        if row["table"] not in TABLES:
+        if row["table"] not in TITLES:
             raise KeyError(row["table"])
         cells = {str(column): str(text) for column, text in row["cells"].items()}
         rank, line = source(record if row["result"] is None else {**record, **record["results"][row["result"]]})
@@ -91,17 +83,15 @@ def source(record):
         config = record["config"]
         network = f"{flags.network_name(Namespace(**config))}, batch {config['batch_size']}, lr {config['lr']:g},"
         network += f" seed {config['seed']}; `{record['weights']}`"
-    cells = (
-        network,
-        f"{record['parameters']:,}" if "parameters" in record else "",
-        f"{step:,}" if step else "",
-        "" if seconds is None else timedelta(seconds=round(seconds)),
-        record.get("trained_on") or "",
-        record["machine"],
-        record["commit"] or "",
-        f"`{record['command']}`",
-    )
-    return (float(seconds or 0), float(step)), tuple(map(str, cells))
+    parameters = f"{record['parameters']:,}" if "parameters" in record else ""
+    cells = network, parameters, f"{step:,}" if step else "", "" if seconds is None else clock(seconds)
+    machines = record.get("trained_on") or "", record["machine"], record["commit"] or ""
+    return (float(seconds or 0), float(step)), tuple(map(str, (*cells, *machines, f"`{record['command']}`")))
+
+
+def clock(seconds):
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def read_all(paths, read):
@@ -126,9 +116,10 @@ def markdown(header, rows):
     yield ""
 
 
-def render(title, paper, rows):
+def render(table, rows):
     """A table and the list of its sources as lines of Markdown; rows: of `read_rows`, without the table."""
-    (_, *printed), *lines = ([cell.strip() for cell in line.split("|")] for line in paper.splitlines() or [""])
+    paper = PAPER.get(table, "").splitlines() or [""]
+    (_, *printed), *lines = ([cell.strip() for cell in line.split("|")] for line in paper)
     papers = {name: dict(zip(printed, cells, strict=True)) for name, *cells in lines}
     columns = dict.fromkeys([*printed, *chain(*(cells for _, cells, _, _ in rows))])
     ours = {name: {} for name in [*papers, *(name for name, _, _, _ in rows)]}
@@ -139,7 +130,7 @@ def render(title, paper, rows):
     for name, cells, _, where in sorted(rows, key=lambda row: row[-1][0]):
         ours[name] |= {column: f"{text} [{numbers[where]}]" for column, text in cells.items()}
 
-    yield from (f"## {title}", "", *([] if ours else NOTHING))
+    yield from (f"## {TITLES[table]}", "", *([] if ours else NOTHING))
     if ours:
         names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
         body = []
@@ -160,7 +151,8 @@ def render_logs(logs):
         yield from NOTHING
         return
     records = {path: {each["step"]: each for each in [*log["train"], *log["test"]]} for path, log in logs.items()}
-    marks = sorted(step for step in set().union(*records.values()) if is_mark(step))
+    # 1,000, 2,000, 5,000, 10,000 and so on
+    marks = sorted(step for step in set().union(*records.values()) if re.fullmatch("[125]0{3,}", str(step)))
     rows = []
     for path, of_step in records.items():
         cells, end = {step: bpd_and_time(record) for step, record in of_step.items()}, max(of_step)
@@ -178,33 +170,21 @@ def render_logs(logs):
     yield from ("", f"    python plot_log.py saved_model/…/out.jsonl --against {next(iter(logs))}", "")
 
 
-def is_mark(step):
-    """Whether a step is 1,000, 2,000, 5,000, 10,000 and so on."""
-    return step >= 1000 and str(step).rstrip("0") in ("1", "2", "5")
-
-
 def bpd_and_time(record):
     """The cells of a record of a log: BPD, and hours, minutes and seconds of training, empty if it does not say."""
     bpd = f"{record['bpd']:.3f}" if record["kind"] == "test" else f"*{record['bpd']:.3f}*"
-    return bpd, str(timedelta(seconds=round(record["seconds"]))) if "seconds" in record else ""
-
-
-def files_of(path):
-    """The results and logs of a folder, at any depth, or a file as it is."""
-    return sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) if path.is_dir() else [path]
+    return bpd, clock(record["seconds"]) if "seconds" in record else ""
 
 
 def prose(path):
     """What stands in a file, if there is one, up to the line `MARKER`, with an empty line after it; bytes."""
     lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
-    for n, each in enumerate(lines):
-        if each.strip() == MARKER.encode():
-            return b"".join(lines[:n]) + f"{MARKER}\n\n".encode()
-    return b""
+    above = list(takewhile(lambda line: line.strip() != MARKER.encode(), lines))
+    return b"".join(above) + f"{MARKER}\n\n".encode() if len(above) < len(lines) else b""
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__)
     paths = "results (.json) or the log of a run (.jsonl), or a folder of them, searched at any depth"
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=paths)
     out = f"write the tables there, below its line {MARKER} if any (default: to stdout)"
@@ -214,7 +194,8 @@ def main(argv=None):
         if not path.exists():
             parser.error(f"argument PATH: {path}: no such file or folder")
     cli.check_output(parser, args)
-    files = {path: files_of(path) for path in args.paths}
+    within = {path: sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) for path in args.paths if path.is_dir()}
+    files = {path: within.get(path, [path]) for path in args.paths}
     paths = list(dict.fromkeys(chain(*files.values())))
     results, warnings = read_all((path for path in paths if path.suffix != ".jsonl"), read_rows)
     logs, more = read_all((path for path in paths if path.suffix == ".jsonl"), read_bpds)
@@ -222,11 +203,10 @@ def main(argv=None):
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     rows = list(chain(*results.values()))
-    tables = (render(*TABLES[key], [row for table, *row in rows if table == key]) for key in TABLES)
+    tables = (render(key, [row for table, *row in rows if table == key]) for key in TITLES)
     text = "\n".join(chain(*tables, render_logs(logs)))
     if not args.out:
-        print(text)
-        return
+        return print(text)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     kept = prose(args.out)
     with replacing(args.out) as file:

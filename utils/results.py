@@ -34,13 +34,12 @@ def machine(device, processes=1):
 
 
 def commit():
-    """The commit of the code, or None outside a checkout."""
+    """The commit of the code, or None outside a checkout and without git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:  # no git here
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
         return None
-    return done.stdout.strip() or None
 
 
 def about(script, argv, device):
@@ -65,6 +64,11 @@ def in_words(values, digits=3):
         return "–"
     mean, deviation = mean_and_deviation(values)
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+def means(results, **digits):
+    """`in_words` for some entries of dicts, with so many digits each."""
+    return " / ".join(in_words([each[name] for each in results], digits[name]) for name in digits)
 
 
 def table(results):
@@ -107,9 +111,7 @@ def by_network(results):
 def row(table, name, cells, details, result=None, weight=0):
     """A row for a table of `tables.py`.
 
-    table: a key of `tables.TABLES`
-    cells: the text of each column
-    details: what the list below the table says of the measurement
+    table: a key of `tables.TABLES`; cells: column -> text; details: for the list below the table
     result: index in record["results"] of what says how the flow was trained; None: the record itself does
     weight: of several rows of this name the heaviest is shown
     """
@@ -125,15 +127,12 @@ def inpainting_rows(record):
         name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method
         if isinstance(result["region"], list):
             regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
-        details = (
-            f"{method}: PSNR {result['psnr_image']:.2f} dB, {result['psnr_region']:.2f} dB in the region,"
-            f" {result['free_latents']:g} free latents; {result['images']} images, {regions}, lr {result['lr']:g},"
-            f" {result['steps']} steps, {result['draws']} draws"
-        )
+        words = "PSNR {psnr_image:.2f} dB, {psnr_region:.2f} dB in the region, {free_latents:g} free latents; {images}"
+        words = f"{method}: {words} images, {regions}, lr {{lr:g}}, {{steps}} steps, {{draws}} draws".format(**result)
         cells = {"PSNR": f"{result['psnr_image']:.1f}", "PSNR of the region": f"{result['psnr_region']:.1f}"}
         cells["free latents"] = f"{result['free_latents']:,.0f}"
         name += "" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}"
-        yield row("F1", name, cells, details, k, result["images"])
+        yield row("F1", name, cells, words, k, result["images"])
 
 
 def save(path, record, rows=None):
