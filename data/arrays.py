@@ -127,10 +127,9 @@ def _prepare(folder, preparation, progress):
         new = Path(temporary) / "new"
         new.mkdir()
         warnings = preparation.build(new, progress)
-        pillow = PIL.__version__ if preparation.pillow else None
         files = {path.name: _sha256(path) for path in sorted(new.iterdir())}
-        record = {"recipe": preparation.recipe, "source": preparation.source, "pillow": pillow, "files": files}
-        record["warnings"] = warnings
+        record = {"recipe": preparation.recipe, "source": preparation.source}
+        record |= {"pillow": PIL.__version__ if preparation.pillow else None, "files": files, "warnings": warnings}
         (new / "fingerprint.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         for path in new.iterdir():
             with open(path, "r+b") as file:

@@ -8,16 +8,12 @@ import hashlib
 import io
 import os
 import zipfile
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-
-from PIL import Image
 
 from utils.cli import UserError
 
-from .arrays import Preparation, write_rows
-from .images import BROKEN, centre_crop, decode, resize, to_channels
+from .arrays import Preparation
+from .images import BROKEN, load_crop, write_split
 
 MISSING = """celeba32: {} not found. The set needs
   {base}/img_align_celeba.zip  (MD5 00d2c5bc6d35e252742224ab0c1e8fcb; read as it is, no need to unpack)
@@ -34,23 +30,17 @@ DAMAGED = *BROKEN, zipfile.BadZipFile
 def prepare(data_path, nchannels, L):
     """The Preparation of celeba32, from files in `data_path`/celeba, as torchvision has them, or `data_path` itself."""
     bases = [data_path / "celeba", data_path]
-    inner = ["img_align_celeba/img_align_celeba", "img_align_celeba", "."]  # the first is Kaggle's
-    partition = _first(bases, ("list_eval_partition.txt", "list_eval_partition.csv"))
-    archive = _first(bases, ["img_align_celeba.zip"])
-    images = _first(bases, inner, _holds_jpegs)
-    complete = partition and (images or archive)
+
+    def first(*patterns):
+        return next((path for base in bases for pattern in patterns for path in base.glob(pattern)), None)
+
+    partition = first("list_eval_partition.txt", "list_eval_partition.csv")
+    archive = first("img_align_celeba.zip")
+    jpeg = first("img_align_celeba/img_align_celeba/*.jpg", "img_align_celeba/*.jpg", "*.jpg")  # the first is Kaggle's
+    complete = partition and (jpeg or archive)
     source = {"partition": hashlib.sha256(partition.read_bytes()).hexdigest()} if complete else None
     recipe = {"name": "celeba32", "version": 1, "nchannels": 3, "L": 32, "crop": 148, "filter": "bicubic"}
-    return Preparation(recipe, source, partial(_build, bases[0], partition, images, archive))
-
-
-def _first(folders, names, suits=Path.is_file):
-    return next((path for folder in folders for name in names if suits(path := folder / name)), None)
-
-
-def _holds_jpegs(path):
-    with os.scandir(path) if path.is_dir() else nullcontext(()) as entries:
-        return any(entry.name.endswith(".jpg") for entry in entries)
+    return Preparation(recipe, source, partial(_build, bases[0], partition, jpeg and jpeg.parent, archive))
 
 
 def _build(base, partition, images, archive, folder, progress):
@@ -78,13 +68,12 @@ def _build(base, partition, images, archive, folder, progress):
                 content = file.read(LARGEST + 1)
             if len(content) > LARGEST:
                 raise ValueError(f"more than {LARGEST:,} bytes")
-            with Image.open(io.BytesIO(content)) as image:
-                return resize(to_channels(centre_crop(image, 148), 3), 32)
+            return load_crop(io.BytesIO(content), 148)
         except DAMAGED as error:
             raise UserError(f"{place / name}: not a readable image of CelebA, fetch it again ({error})") from error
 
     for split, names in splits.items():
-        write_rows(folder / f"{split}.npy", decode(load, names, f"celeba32 {split}", progress), (3, 32, 32))
+        write_split(folder / f"{split}.npy", load, names, (3, 32, 32), f"celeba32 {split}", progress)
     return []
 
 

@@ -8,12 +8,11 @@ import hashlib
 from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from utils.cli import UserError
 
-from .arrays import Preparation, write_rows
-from .images import BROKEN, centre_crop, decode, resize, to_channels
+from .arrays import Preparation
+from .images import BROKEN, load_crop, write_split
 
 MISSING = """{}: no renderings there. The chair600 set needs
   {}/<chair>/renders/*.png  (86,366 images)
@@ -35,8 +34,7 @@ def _build(root, names, folder, progress):
 
     def load(name):
         try:
-            with Image.open(root / name) as image:
-                return resize(to_channels(centre_crop(image, 300), 3), 32)
+            return load_crop(root / name, 300)
         except BROKEN as error:
             raise UserError(f"{root / name}: not a readable rendering ({error})") from error
 
@@ -44,5 +42,5 @@ def _build(root, names, folder, progress):
     parts = np.split(order, [len(names) * 77_730 // 86_366])
     for split, part in zip(("train", "test"), parts, strict=True):
         paths = [names[k] for k in np.sort(part)]
-        write_rows(folder / f"{split}.npy", decode(load, paths, f"chair600 {split}", progress), (3, 32, 32))
+        write_split(folder / f"{split}.npy", load, paths, (3, 32, 32), f"chair600 {split}", progress)
     return []

@@ -10,12 +10,12 @@ from functools import partial
 
 from utils.cli import UserError
 
-from .arrays import FOLDER, Preparation, write_rows
-from .images import BROKEN, decode, load_square
+from .arrays import FOLDER, Preparation
+from .images import BROKEN, load_image, resize, write_split
 
 
 def prepare(data_path, nchannels, L):
-    """The Preparation of the images below `data_path`, at any depth, hidden ones left out, as `load_square` reads them.
+    """The Preparation of the images below `data_path`, at any depth, hidden ones left out; `resize` makes them square.
 
     Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1.
     """
@@ -50,15 +50,14 @@ def _list(folder, prefix, parents):
 
 
 def _build(root, names, nchannels, L, folder, progress):
-    skipped = []
+    skipped, warnings = [], []
 
     def load(name):
         try:
-            return load_square(root / name, nchannels, L)
+            return resize(load_image(root / name, nchannels), L)
         except BROKEN:
             skipped.append(name)
 
-    warnings = []
     folders = [split for split in ("train", "test") if (root / split).is_dir()]
     splits = {"train": [], "test": []}
     for name in names:
@@ -69,8 +68,7 @@ def _build(root, names, nchannels, L, folder, progress):
         warnings.append(f"{root}: only {folders[0]}/ is there, so all images are split 90/10 by a hash of the path")
 
     for split, part in splits.items():
-        rows = (row for row in decode(load, part, f"folder {split}", progress) if row is not None)
-        if not write_rows(folder / f"{split}.npy", rows, (nchannels, L, L)):
+        if not write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}", progress):
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"
             raise UserError(f"--data_path {root}: {rule}")
     if skipped:

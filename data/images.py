@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from utils.cli import UserError
 
-from .arrays import cpu_count
+from .arrays import cpu_count, write_rows
 
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, AttributeError)
@@ -37,18 +37,22 @@ def to_channels(image, nchannels):
     return image.convert("L" if nchannels == 1 else "RGB")
 
 
-def centre_crop(image, edge):
-    """The central edge x edge pixels. Raises ValueError for an image smaller than that."""
+def load_crop(file, edge, L=32):
+    """The central edge x edge pixels of an image file as uint8 (3, L, L). Raises one of `BROKEN`, also if smaller."""
+    with Image.open(file) as image:
+        width, height = image.size
+        if min(width, height) < edge:
+            raise ValueError(f"{width}x{height} pixels, smaller than the crop of {edge}")
+        left, top = (width - edge) // 2, (height - edge) // 2
+        return resize(to_channels(image.crop((left, top, left + edge, top + edge)), 3), L)
+
+
+def resize(image, L, method=Image.Resampling.BICUBIC):
+    """The largest central square of an image -> (C, L, L). Equal to resizing the whole image and then cropping."""
     width, height = image.size
-    if min(width, height) < edge:
-        raise ValueError(f"{width}x{height} pixels, smaller than the crop of {edge}")
-    left, top = (width - edge) // 2, (height - edge) // 2
-    return image.crop((left, top, left + edge, top + edge))
-
-
-def resize(image, L, box=None):
-    """Bicubic: an L or RGB image, or the box (left, top, right, bottom) in it -> uint8 (C, L, L)."""
-    pixels = np.asarray(image.resize((L, L), Image.Resampling.BICUBIC, box))
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    pixels = np.asarray(image.resize((L, L), method, (left, top, left + edge, top + edge)))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
@@ -59,27 +63,12 @@ def load_image(path, nchannels):
         return to_channels(ImageOps.exif_transpose(image), nchannels)
 
 
-def central_square(image):
-    """The box (left, top, right, bottom) of the largest square in the middle."""
-    width, height = image.size
-    edge = min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    return left, top, left + edge, top + edge
-
-
-def load_square(path, nchannels, L):
-    """As `load_image`, but uint8 (nchannels, L, L): the shorter side resized to L and the centre kept."""
-    image = load_image(path, nchannels)
-    return resize(image, L, central_square(image))  # looks beyond the box: resize, then crop
-
-
 def load_single(path, nchannels, L, fit=False):
-    """The image file that a user names as uint8 (nchannels, L, L); with `fit` as `load_square` makes it.
+    """The image file that a user names as uint8 (nchannels, L, L); with `fit` by `resize`.
 
     Raises UserError for a file that is no image and, without `fit`, for an image of another size.
     """
-    image = _load_named(path, nchannels, L, fit)
-    return resize(image, L, central_square(image))
+    return resize(_load_named(path, nchannels, L, fit), L)
 
 
 def load_mask(path, L, fit=False):
@@ -88,7 +77,7 @@ def load_mask(path, L, fit=False):
     Raises UserError as `load_single` does.
     """
     image = Image.fromarray(np.asarray(_load_named(path, 3, L, fit)).any(-1).astype(np.float32))  # bytes would round
-    return np.asarray(image.resize((L, L), Image.Resampling.BOX, central_square(image))) > 0
+    return resize(image, L, Image.Resampling.BOX)[0] > 0
 
 
 def _load_named(path, nchannels, L, fit):
@@ -102,11 +91,16 @@ def _load_named(path, nchannels, L, fit):
     return image
 
 
-def decode(load, items, name, progress):
-    """Yield load(item) for each item of a list, in order, on all processors (Pillow decodes without the GIL)."""
-    bar = tqdm(total=len(items), desc=name, disable=None if progress else True)
-    with ThreadPoolExecutor(cpu_count()) as pool, bar:
-        for start in range(0, len(items), 512):
-            for result in pool.map(load, items[start : start + 512]):
-                yield result
-                bar.update()
+def write_split(path, load, items, shape, name, progress):
+    """Write load(item) of each item of a list, in order, without None, as an .npy file (N, *shape); returns N.
+
+    Loads on all processors (Pillow decodes without the GIL). name: of the progress bar
+    """
+
+    def rows():
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            for start in range(0, len(items), 512):
+                yield from pool.map(load, items[start : start + 512])
+
+    bar = tqdm(rows(), name, len(items), disable=None if progress else True)
+    return write_rows(path, (row for row in bar if row is not None), shape)

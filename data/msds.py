@@ -103,8 +103,8 @@ def generate(variant, seed, start, stop, processes=None, progress=False):
     tasks = [(variant, seed, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
     processes = min(processes or cpu_count(), len(tasks))
     parts = _parallel(tasks, processes) if processes > 1 else (_draw_range(*task) for task in tasks)
-    hidden = None if progress else True
-    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=hidden)
+    hide = None if progress else True
+    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=hide)
     return tuple(map(np.concatenate, zip(*bar, strict=True)))
 
 
@@ -130,7 +130,8 @@ def _draw_range(variant, seed, start, stop):
 
 def _parallel(tasks, processes):
     # "spawn", because forking is not safe once torch has started threads, and is missing on Windows.
-    with ProcessPoolExecutor(processes, get_context("spawn"), _ignore_interrupts) as pool:
+    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is for the parent
+    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignored) as pool:
         main = sys.modules["__main__"]
         try:
             # A spawned process imports the parent's main module again, which may be slow (torch), without an
@@ -144,7 +145,3 @@ def _parallel(tasks, processes):
         finally:
             sys.modules["__main__"] = main
             pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,10 @@ def edit(**changes):
     return change
 
 
+def write(content):
+    return lambda folder: (folder / "fingerprint.json").write_bytes(content)
+
+
 def replace_by(make):
     return lambda folder: (shutil.rmtree(folder), make(folder))
 
@@ -85,31 +90,26 @@ def wrong_shape_well_signed(folder):
     edit(files=files)(folder)
 
 
-DAMAGE = {
-    "truncated": (truncate, "train.npy is not the file"),
-    "bit flipped": (flip_one_bit, "test.npy is not the file"),
-    "labels": (lambda folder: np.save(folder / "train_labels.npy", np.zeros(5)), "train_labels.npy is not the file"),
-    "array missing": (lambda folder: (folder / "test.npy").unlink(), "missing or unreadable"),
-    "json missing": (lambda folder: (folder / "fingerprint.json").unlink(), "missing or unreadable"),
-    "json cut": (lambda folder: os.truncate(folder / "fingerprint.json", 40), "missing or unreadable"),
-    "json of other kind": (lambda folder: (folder / "fingerprint.json").write_text("[1]"), "missing or unreadable"),
-    "json not text": (lambda folder: (folder / "fingerprint.json").write_bytes(b"\xff\xfe\x00"), "unreadable"),
-    "files not listed": (edit(files={}), "missing or unreadable"),
-    "files no table": (edit(files=3), "missing or unreadable"),
-    "empty folder": (replace_by(Path.mkdir), "missing or unreadable"),
-    "no folder": (replace_by(lambda folder: folder.write_text("not a folder")), "missing or unreadable"),
-    "broken link": (replace_by(lambda folder: folder.symlink_to("nowhere")), "missing or unreadable"),
-    "other recipe": (edit(recipe={**RECIPE, "version": 0}), "another recipe"),
-    "other set": (replace_by(lambda folder: Toy(name="other").open(folder.parents[1]).path.rename(folder)), "recipe"),
-    "wrong shape": (wrong_shape_well_signed, "train.npy holds uint8 (5, 3, 4, 4)"),
-}
+UNREADABLE = [
+    *(lambda folder: (folder / "test.npy").unlink(), lambda folder: (folder / "fingerprint.json").unlink()),
+    *map(write, (b'{"recipe": {', b"[1]", b"\xff\xfe\x00")),
+    *(edit(files={}), edit(files=3), replace_by(Path.mkdir), replace_by(lambda folder: folder.symlink_to("nowhere"))),
+    replace_by(lambda folder: folder.write_text("not a folder")),
+]
+DAMAGE = [
+    *(("a file is missing or unreadable", damage) for damage in UNREADABLE),
+    *(("train.npy is not the file", truncate), ("test.npy is not the file", flip_one_bit)),
+    ("train_labels.npy is not the file", lambda folder: np.save(folder / "train_labels.npy", np.zeros(5))),
+    ("another recipe", edit(recipe={**RECIPE, "version": 0})),
+    ("another recipe", replace_by(lambda folder: Toy(name="other").open(folder.parents[1]).path.rename(folder))),
+    ("train.npy holds uint8 (5, 3, 4, 4)", wrong_shape_well_signed),
+]
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_or_foreign_arrays_are_rebuilt(kind, tmp_path):
+@pytest.mark.parametrize("reason, damage", DAMAGE)
+def test_damaged_or_foreign_arrays_are_rebuilt(reason, damage, tmp_path):
     toy = Toy()
     good = toy.open(tmp_path)
-    damage, reason = DAMAGE[kind]
     damage(good.path)
     again = toy.open(tmp_path)
     assert toy.built == 2 and again.fingerprint == good.fingerprint
@@ -126,21 +126,17 @@ def test_changed_source_is_rebuilt_a_vanished_one_is_not(tmp_path):
     assert toy.built == 2 and "source files have changed" in changed.warnings[0]
 
 
-def test_another_pillow_is_one_warning(tmp_path):
-    toy = Toy()
-    folder = toy.open(tmp_path).path
-    edit(pillow="9.1.0")(folder)
-    dataset = toy.open(tmp_path)
-    assert toy.built == 1 and len(dataset.warnings) == 1 and "prepared with Pillow 9.1.0" in dataset.warnings[0]
-    assert toy.open(tmp_path, pillow=False).warnings == []
-
-
-def test_warnings_of_the_preparation_come_again(tmp_path):
+def test_warnings_of_the_preparation_and_of_another_pillow(tmp_path):
     def build(folder, progress):
         Toy().build(folder, progress)
         return ["two files skipped"]
 
-    assert [Toy().open(tmp_path, build=build).warnings for _ in range(2)] == [["two files skipped"]] * 2
+    toy = Toy()
+    assert [toy.open(tmp_path, build=build).warnings for _ in range(2)] == [["two files skipped"]] * 2
+    edit(pillow="9.1.0")(tmp_path / "prepared_arrays" / "toy_3x2x2")
+    first, second = toy.open(tmp_path).warnings
+    assert toy.built == 0 and first == "two files skipped" and "prepared with Pillow 9.1.0" in second
+    assert toy.open(tmp_path, pillow=False).warnings == [first]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), UserError("bad"), KeyboardInterrupt()])
@@ -174,8 +170,7 @@ def test_killed_process_does_not_disturb(tmp_path):
     assert leftover.suffix == ".tmp"
     toy = Toy()
     assert toy.open(tmp_path).warnings == [] and toy.built == 1 and leftover.exists()
-    long_ago = time.time() - 2 * 24 * 3600
-    os.utime(leftover, (long_ago, long_ago))
+    os.utime(leftover, (time.time() - 2 * 24 * 3600,) * 2)
     flip_one_bit(tmp_path / "prepared_arrays" / "toy_3x2x2")
     toy.open(tmp_path)
     assert not leftover.exists()
@@ -186,21 +181,16 @@ def test_two_at_the_same_time_end_well(stale, tmp_path):
     """Who is second finds good arrays and throws its own away."""
     if stale:
         truncate(Toy().open(tmp_path).path)
-    barrier, fingerprints, toy = threading.Barrier(2), [], Toy()
+    barrier = threading.Barrier(2)
 
     def build(folder, progress):
         barrier.wait(10)  # both have found nothing good and are building
         return Toy().build(folder, progress)
 
-    threads = [
-        threading.Thread(target=lambda: fingerprints.append(Toy().open(tmp_path, build=build).fingerprint))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert fingerprints == [toy.open(tmp_path).fingerprint] * 2 and toy.built == 0
+    with ThreadPoolExecutor(2) as pool:
+        opened = [pool.submit(Toy().open, tmp_path, build=build) for _ in range(2)]
+    fingerprints, toy = {future.result(20).fingerprint for future in opened}, Toy()
+    assert fingerprints == {toy.open(tmp_path).fingerprint} and toy.built == 0
     assert names(tmp_path) == ["toy_3x2x2"]
 
 
@@ -225,9 +215,8 @@ def test_rows_are_written_as_they_come(tmp_path):
     assert (np.load(tmp_path / "b.npy", mmap_mode="r")[3] == TRAIN[3].transpose(1, 2, 0)).all()
 
 
-def test_full_disk_is_an_oserror(tmp_path):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disk_is_an_oserror():
     with pytest.raises(OSError, match="No space left"):
         write_rows("/dev/full", [np.zeros(100_000, np.uint8)], (100_000,))
 
@@ -240,16 +229,10 @@ def test_registry():
     assert DATASETS["chair600"].sizes == (77_730, 86_366 - 77_730)
 
 
-@pytest.mark.parametrize(
-    "name, path, nchannels, L, message",
-    [
-        ("lsun", ".", 3, 32, "--data lsun: must be one of celeba32, mnist32"),
-        ("mnist32", ".", 3, 32, "--nchannels 3: must be 1 for mnist32"),
-        ("msds1", ".", 3, 64, "--L 64: must be 32 for msds1"),
-        ("folder", ".", 2, 32, "--nchannels 2: must be 1"),
-        ("folder", ".", 3, 0, "--L 0: must be at least 1"),
-        ("folder", "/does/not/exist", 3, 32, "--data_path /does/not/exist: not a folder"),
-    ],
-)
-def test_bad_input_is_one_sentence(name, path, nchannels, L, message):
-    refused(name, path, message, nchannels=nchannels, L=L)
+def test_bad_input_is_one_sentence():
+    refused("lsun", ".", "--data lsun: must be one of celeba32, mnist32")
+    refused("mnist32", ".", "--nchannels 3: must be 1 for mnist32")
+    refused("msds1", ".", "--L 64: must be 32 for msds1", L=64)
+    refused("folder", ".", "--nchannels 2: must be 1", nchannels=2)
+    refused("folder", ".", "--L 0: must be at least 1", L=0)
+    refused("folder", "/does/not/exist", "--data_path /does/not/exist: not a folder")

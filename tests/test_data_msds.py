@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,23 +14,14 @@ from sets import opened
 from data import msds
 
 
-class Constants:
-    """In place of numpy's Generator: integers and angles as given, by shape."""
+def constants(shift=0, base=128, angle=0.0, colour=0):
+    """In place of numpy's Generator: integers and angles as given, by range."""
+    values = {(-1, 2): shift, (32, 224): base, (-32, 33): colour, (0, 180): angle}
 
-    def __init__(self, shift=0, base=128, angle=0.0, colour=0):
-        self.shift, self.base, self.angle, self.colour = shift, base, angle, colour
+    def draw(low, high, size):
+        return np.broadcast_to(values[low, high], size).copy()
 
-    def integers(self, low, high, size):
-        value = {(-1, 2): self.shift, (32, 224): self.base, (-32, 33): self.colour}[low, high]
-        return np.broadcast_to(value, size).copy()
-
-    def uniform(self, low, high, size):
-        return np.full(size, self.angle)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(msds, "SIZES", (50, 14))
+    return SimpleNamespace(integers=draw, uniform=draw)
 
 
 def literal(ovals):
@@ -51,7 +43,7 @@ def test_images_are_those_of_the_labels(variant):
 
 
 def test_upright_ovals():
-    image, ovals, base = msds.draw_image(1, Constants(base=[200, 100, 50]))
+    image, ovals, base = msds.draw_image(1, constants(base=[200, 100, 50]))
     assert image.shape == (3, 32, 32) and image.dtype == np.uint8
     assert ovals.shape == (16, 6) and ovals.dtype == np.float32 and base.tolist() == [200, 100, 50]
     assert ovals[1].tolist() == [0, 8, 0, 200, 100, 50]  # the second oval is below the first, not beside it
@@ -64,7 +56,7 @@ def test_upright_ovals():
 def test_shift_moves_right_and_down():
     shift = np.zeros((16, 2), int)
     shift[4 * 2 + 1] = 1, -1  # column 2, row 1
-    image, ovals, _ = msds.draw_image(1, Constants(shift=shift, base=90))
+    image, ovals, _ = msds.draw_image(1, constants(shift=shift, base=90))
     assert ovals[9].tolist() == [17, 7, 0, 90, 90, 90]
     columns, rows = image[0, 8:16, 16:26].any(0), image[0, 4:16, 18:24].any(1)
     assert np.flatnonzero(columns).tolist() == [2, 3, 4, 5, 6, 7, 8, 9]  # 18 to 24, and 25 of the next oval
@@ -75,43 +67,41 @@ def test_later_ovals_cover_earlier_ones():
     shift, colour = np.zeros((16, 2), int), np.zeros((16, 3), int)
     shift[0], colour[0] = (1, 0), -30  # its last column is 8
     shift[4], colour[4] = (-1, 0), 30  # its first column is 8 too: the oval of the next column, drawn later
-    image, *_ = msds.draw_image(1, Constants(shift, colour=colour))
+    image, *_ = msds.draw_image(1, constants(shift, colour=colour))
     assert image[0, 4, 7] == 98 and image[0, 4, 8] == 158
 
 
 @pytest.mark.parametrize("angle", [20, 45, 70, 110, 160])
 def test_angles_are_anticlockwise(angle):
-    image, ovals, _ = msds.draw_image(1, Constants(angle=angle, base=200))
+    image, ovals, _ = msds.draw_image(1, constants(angle=angle, base=200))
     assert (ovals[:, 2] == angle).all()
-    weight = image[0, 8:16, 8:16].astype(float)
-    rows, columns = np.mgrid[:8, :8]
-    x, y = columns - np.average(columns, weights=weight), -(rows - np.average(rows, weights=weight))
-    xx, yy, xy = (np.average(product, weights=weight) for product in (x * x, y * y, x * y))
+    rows, columns = np.mgrid[:8, :8].reshape(2, -1)
+    (xx, xy), (_, yy) = np.cov(columns, -rows, aweights=image[0, 8:16, 8:16].flatten())
     measured = np.degrees(np.arctan2(2 * xy, xx - yy) / 2)
     assert abs((measured - angle + 90) % 180 - 90) < 4
 
 
 def labels(variant):
-    """x, y, angle and colour of the ovals, base, of 1,500 images."""
+    """Shift (N, 16, 2), angle and colour of the ovals, base, of 1,500 images."""
     _, ovals, base = msds.generate(variant, 0, 0, 1500, processes=1)
-    return *ovals[..., :3].transpose(2, 0, 1), ovals[..., 3:], base
+    k = np.arange(16)
+    return ovals[..., :2] - 8 * np.stack((k // 4, k % 4), -1), ovals[..., 2], ovals[..., 3:], base
 
 
 def test_label_statistics_of_msds1():
-    x, y, angle, colour, base = labels(1)
-    k = np.arange(16)
-    assert set(np.unique(x - 8 * (k // 4))) == set(np.unique(y - 8 * (k % 4))) == {-1, 0, 1}
-    assert abs((x - 8 * (k // 4)).mean()) < 0.02 and abs((y - 8 * (k % 4)).mean()) < 0.02
+    shift, angle, colour, base = labels(1)
+    for axis in shift.transpose(2, 0, 1):
+        assert set(np.unique(axis)) == {-1, 0, 1} and abs(axis.mean()) < 0.02
     assert 0 <= angle.min() < 0.1 and 179.9 < angle.max() <= 180 and abs(angle.mean() - 90) < 2
     assert base.shape == (1500, 3) and base.min() == 32 and base.max() == 223 and abs(base.mean() - 127.5) < 3
-    shift = colour - base[:, None]
-    assert shift.min() == -32 and shift.max() == 32 and abs(shift.mean()) < 0.5
-    assert abs(shift.std() - np.sqrt((65**2 - 1) / 12)) < 0.2 and (colour == colour.round()).all()
+    own = colour - base[:, None]
+    assert own.min() == -32 and own.max() == 32 and abs(own.mean()) < 0.5
+    assert abs(own.std() - np.sqrt((65**2 - 1) / 12)) < 0.2 and (colour == colour.round()).all()
     assert abs(np.corrcoef(angle[:, 0], angle[:, 1])[0, 1]) < 0.1  # ovals turn freely
 
 
 def test_label_statistics_of_msds2():
-    *_, angle, colour, base = labels(2)
+    _, angle, colour, base = labels(2)
     turn = angle - base
     assert base.shape == (1500, 1) and 0 <= base.min() < 1 and 179 < base.max() <= 180 and abs(base.mean() - 90) < 5
     assert -1e-4 < turn.min() < 0.1 and 44.9 < turn.max() < 45.001 and abs(turn.mean() - 22.5) < 0.5
@@ -150,7 +140,8 @@ print({"torch", "torchvision"} & set(sys.modules))
     assert (run.returncode, run.stdout) == (0, f"main runs\n{expected}\nset()\n"), run.stderr
 
 
-def test_prepared_with_labels(small, tmp_path):
+def test_prepared_with_labels(monkeypatch, tmp_path):
+    monkeypatch.setattr(msds, "SIZES", (50, 14))
     dataset = opened("msds1", tmp_path)
     images, ovals, base = msds.generate(1, 0, 0, 64, processes=1)
     assert (dataset.train == images[:50]).all() and (dataset.test == images[50:]).all()
@@ -158,21 +149,18 @@ def test_prepared_with_labels(small, tmp_path):
     for k, array in enumerate((ovals, base)):
         parts = [msds.read_labels(dataset.path, split, 50)[k] for split in ("train", "test")]
         assert parts[0].dtype == np.float32 and (np.concatenate(parts) == array).all()
+    elsewhere, other = opened("msds1", tmp_path / "a").fingerprint, opened("msds2", tmp_path).fingerprint
+    assert dataset.fingerprint == elsewhere != other and len(other) == 16
 
 
-def test_fingerprint_is_of_content_not_of_place(small, tmp_path):
-    one, two = (opened("msds1", tmp_path / name) for name in "ab")
-    other = opened("msds2", tmp_path / "a")
-    assert one.fingerprint == two.fingerprint != other.fingerprint and len(one.fingerprint) == 16
+def die(*task):
+    os.abort()
 
 
-def test_another_variant_is_refused():
+def test_bad_ends_are_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match="variant 3: must be 1 or 2"):
         msds.draw_image(3, np.random.default_rng(0))
-
-
-def test_dead_worker_is_one_sentence(monkeypatch):
     monkeypatch.setattr(msds, "CHUNK", 10)
-    monkeypatch.setattr(msds, "_ignore_interrupts", os.abort)
+    monkeypatch.setattr(msds, "_draw_range", die)
     with pytest.raises(msds.UserError, match="msds1: a worker process died"):
         msds.generate(1, 0, 0, 20, processes=2)
