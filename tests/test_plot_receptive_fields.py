@@ -176,26 +176,10 @@ def test_long_rows_are_wrapped_and_all_panels_equal():
     assert all(min(x, y) > 0 and x + w < 1 + 1e-9 and y + h < 1 for x, y, w, h in panels)
 
 
-@pytest.mark.parametrize(
-    "flags, name, words",
-    [
-        ("--draws 1", "receptive_fields", ["10 random latents", "mean of 1 draws at T = 1, seed 0"]),
-        ("--draws 1 --strongest --number 12 --levels 1", "receptive_fields_strongest_h1", ["12 strongest latents"]),
-        ("--draws 1 --latents 1:0:0:0", "receptive_fields_chosen", ["1 chosen latents", "1 of "]),
-        ("--draws 1 --per_level 3 --temperature 0.5", "receptive_fields_T0.5", [", 6 of ", "T = 0.5"]),
-        ("--draws 1 --histogram", "strengths", ["histograms", "h = 0: "]),
-        ("--draws 1 --histogram --log_strength --levels 0", "strengths_h0", ["histograms"]),
-    ],
-)
-@pytest.mark.parametrize("model", ["rgflow", "realnvp", "grey"])
-def test_script(draw, tmp_path, model, flags, name, words):
-    paths, text = draw(script, model, f"{flags} --json {tmp_path / 'r.json'}")
-    kind = "realnvp_laplace" if model == "realnvp" else "laplace"
-    stem = str(tmp_path / "f" / f"{name}_folder_{kind}_nl1_nr1_nm1_nh8")
-    assert paths == [f"{stem}.png", f"{stem}.pdf"]
-    assert all(word in text for word in words)
+def test_record(draw, tmp_path):
+    draw(script, "rgflow", f"--draws 1 --json {tmp_path / 'r.json'}")
     record = json.loads((tmp_path / "r.json").read_text())
-    assert record["kind"] == "receptive fields"
+    assert record["kind"] == "receptive fields" and len(record["results"]) == 2
     assert all(len(each["visible"]) <= each["computed"] <= each["latents"] for each in record["results"])
 
 
