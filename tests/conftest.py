@@ -65,7 +65,7 @@ def draw(weights, tmp_path, capsys):
     """Run a script's main with flags; returns the paths of its pictures and the rest of its output."""
 
     def draw(script, name, flags=""):
-        script.main(["--weights", weights[name], "--fig_dir", str(tmp_path / "f"), *flags.split()])
+        script.main([*(["--weights", weights[name]] if name else []), "--fig_dir", str(tmp_path / "f"), *flags.split()])
         lines = capsys.readouterr().out.splitlines()
         paths = [line for line in lines if line.startswith(str(tmp_path / "f"))]
         return paths, "\n".join(line for line in lines if line not in paths)

@@ -19,15 +19,11 @@ def test_digest_tells_apart_what_differs():
 def test_cached(tmp_path):
     results = [torch.rand(50, 50) for _ in range(4)]
     path, remaining = tmp_path / "folder" / "x.cache", iter(results)
-
-    def compute():
-        return next(remaining)
-
-    assert all(torch.equal(cached(path, compute), results[0]) for _ in range(2))
+    assert all(torch.equal(cached(path, remaining.__next__), results[0]) for _ in range(2))
     whole = path.read_bytes()
     for number, damaged in enumerate((whole[:-100], whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:], b""), 1):
         path.write_bytes(damaged)
-        assert torch.equal(cached(path, compute), results[number])
+        assert torch.equal(cached(path, remaining.__next__), results[number])
     assert [each.name for each in path.parent.iterdir()] == ["x.cache"]
 
 

@@ -11,17 +11,19 @@ from checks import levels, randomise
 from PIL import Image
 from runs import SMALL, command
 
+import plot_cones
 import plot_generation
 import plot_latents
 import plot_mix_temperature
 import plot_mixing
-import plot_receptive_fields
+import plot_receptive_fields as fields
 import plot_reconstruct
 import plot_samples
 import plot_walk
 from data import open_dataset
 from flow import RealNVP, RGFlow
-from flow.latents import decode, encode, interpolate, mix, random_walk
+from flow.latents import decode, encode, interpolate, mix, random_walk, vary
+from flow.preprocess import to_image
 from utils.cli import UserError
 from utils.plotting import grid_figure
 
@@ -80,6 +82,11 @@ def test_grid_of_mixtures():
     torch.testing.assert_close(plot_mixing.grid_images(flow, high, low, 1)[2, 2], decode(flow, z[1:2])[0])
 
 
+def test_interpolation():
+    a, b = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(interpolate(a, b, 5)[1], b + 0.75 * (a - b))
+
+
 @MODELS
 def test_encoded_images_come_back_whatever_their_number(model):
     flow, images = small(model, nhidden=4), random_images(35)
@@ -119,26 +126,26 @@ def test_random_walk(model):
         assert steps.max() < min(1.2 * steps.min(), 0.3 * temperature)
 
 
-def test_interpolation():
-    a, b = torch.randn(2, 3, 4, 4)
-    path = interpolate(a, b, 5)
-    assert torch.equal(path[0], a) and torch.equal(path[4], b)
-    torch.testing.assert_close(path[1], b + 0.75 * (a - b))
+@MODELS
+def test_varied_latents(model):
+    flow, latent, values = small(model), (2, 4, 12), torch.tensor([0.0, 0.7, 6.0])
+    z = flow.sample_prior(2)
+    images = vary(flow, z, latent, values)
+    for value, varied in zip(values, images, strict=True):
+        own = z.clone()
+        own[(slice(None), *latent)] = value
+        torch.testing.assert_close(varied, to_image(flow.inverse(own)[0]))
 
 
 @MODELS
 def test_edits(model):
     flow = small(model)
     z, other = torch.randn(2, 1, 3, 16, 16)
-    kept = z.clone()
     values = [((2, 4, 3), 7.0), ((0, 0, 0), -1.0)]
-    edited = plot_reconstruct.edited(flow, z, other, (1,), ((0, 0.5), (1, 0.0), (1, 2.0)), values)
-    expected = torch.where(levels(flow) == 0, 0.5 * z, torch.where(levels(flow) == 1, 0 * other, z))
-    expected[0, 2, 4, 3], expected[0, 0, 0, 0] = 7, -1
+    edited = plot_reconstruct.edited(flow, z, other, (1, 2), ((0, 0.5), (1, 0.0), (1, 2.0)), values)
+    expected = torch.where(levels(flow) == 0, 0.5 * z, torch.where(levels(flow) == 1, 0 * other, other))
+    expected[0, 2, 4, 3], expected[0, 0, 0, 0] = 7, -1  # z itself stays
     assert torch.equal(edited, expected)
-    assert torch.equal(z, kept)
-    swapped = plot_reconstruct.edited(flow, z, other, (1, 2))
-    assert torch.equal(swapped, torch.where(levels(flow) == 0, z, other))
 
 
 def test_energies():
@@ -151,17 +158,8 @@ def test_energies():
     assert [result["nats_per_latent"] for result in results] == pytest.approx(nats)
 
 
-def test_a_grey_image_is_drawn_grey():
-    image = torch.rand(2, 1, 16, 16)
-    (panel,) = grid_figure(image, 2).axes[0].images
-    drawn = np.asarray(panel.get_array())
-    assert (drawn == drawn[..., :1]).all()
-    assert (drawn[:, :16, 0] == image[0, 0].numpy()).all()
-
-
 @pytest.fixture
 def draw(draw, images):
-    """Run a script's main with flags; returns the paths of pictures and the text that it prints."""
     reading = plot_mixing, plot_samples, plot_walk
     return lambda script, name, flags="": draw(script, name, f"--data_path {images} " * (script in reading) + flags)
 
@@ -178,23 +176,27 @@ def draw(draw, images):
         (plot_mixing, "--grid 2,3 --images 5,4,3,2,1", "mixing_grid_theta1_5,4,3,2,1", ["h >= 1 of 5,4", "of 3,2,1"]),
         (plot_mixing, "--grid 2,3 --theta 2", "mixing_grid_theta2", ["h >= 2 of 0,1", "h < 2 of 2,3,4"]),
         (plot_generation, "--samples 2", "generation_T1", ["2 samples", "4x4 at h = 1"]),
+        (fields, "--draws 1", "receptive_fields", ["10 random", "mean of 1 draws at T = 1, seed 0"]),
+        (fields, "--draws 1 --strongest --number 12 --levels 1", "receptive_fields_strongest_h1", ["12 strongest"]),
+        (fields, "--draws 1 --latents 1:0:0:0", "receptive_fields_chosen", ["1 chosen latents", "1 of "]),
+        (fields, "--draws 1 --per_level 3 --temperature 0.5", "receptive_fields_T0.5", [", 6 of ", "T = 0.5"]),
+        (fields, "--draws 1 --histogram", "strengths", ["histograms", "h = 0: "]),
+        (fields, "--draws 1 --histogram --log_strength --levels 0", "strengths_h0", ["histograms"]),
     ],
 )
 @pytest.mark.parametrize("model", ["realnvp", "grey"])
-def test_scripts(draw, model, script, flags, name, words):
+def test_scripts(draw, tmp_path, model, script, flags, name, words):
     if script is plot_generation and model == "realnvp":
         with pytest.raises(UserError, match="realnvp"):
             draw(script, model, flags)
         return
     paths, caption = draw(script, model, flags)
-    kind = "realnvp_laplace" if model == "realnvp" else "laplace"
-    assert [path.rpartition("/")[2] for path in paths] == [
-        f"{name}_folder_{kind}_nl1_nr1_nm1_nh8.{ending}" for ending in ("png", "pdf")
-    ]
+    stem = f"{tmp_path}/f/{name}_folder_{'realnvp_' * (model == 'realnvp')}laplace_nl1_nr1_nm1_nh8"
+    assert paths == [f"{stem}.png", f"{stem}.pdf"]
     assert all(word in caption for word in words)
     pixels = np.asarray(Image.open(paths[0]).convert("RGB")).astype(int)
     assert (pixels.std(axis=(0, 1)) > 5).all()
-    assert (pixels.max(-1) == pixels.min(-1)).all() == (model == "grey")
+    assert (pixels.max(-1) == pixels.min(-1)).all() == (model == "grey" and script is not fields)
 
 
 def test_a_script_has_only_the_flags_that_it_uses(capsys):
@@ -248,8 +250,7 @@ def test_real_images_need_no_flow(draw, images, tmp_path, monkeypatch):
 def test_walks(draw, model, flags, name, frames, words):
     paths, caption = draw(plot_walk, model, flags)
     assert [path.rpartition(".")[2] for path in paths] == ["gif", "png", "pdf"] * (1 + flags.count("0,1:"))
-    assert paths[0].rpartition("/")[2].startswith(f"{name}_folder_")
-    assert words in caption
+    assert f"/{name}_folder_" in paths[0] and words in caption
     with Image.open(paths[0]) as animation:
         assert (animation.n_frames, animation.info["loop"]) == (frames, 0)
 
@@ -283,8 +284,7 @@ def test_reconstruction_script(draw, tmp_path, model, mode):
     paths, _ = draw(plot_reconstruct, model, f"{own} --swap 0,1 --other {tmp_path / 'b.png'}")
     assert (np.asarray(Image.open(paths[-1])) == b).all()
     paths, caption = draw(plot_reconstruct, model, f"{own} --zero 1 --scale 0=0.5 --set 1:0:0:0=-2")
-    assert "edited" in caption
-    assert "reconstruct_a_scale0=0.5_zero1_set1-0-0-0=-2_folder" in paths[-1]
+    assert "edited" in caption and "reconstruct_a_scale0=0.5_zero1_set1-0-0-0=-2_folder" in paths[-1]
     assert not (np.asarray(Image.open(paths[-1])) == a).all()
 
 
@@ -305,16 +305,13 @@ def test_files_of_another_size(draw, tmp_path):
         (plot_generation, "--temperature 1,2,3", r"--temperature: 1,2,3"),
         (plot_mixing, "--images 0,6", r"--images: 6: must be in 0\.\.5"),
         (plot_mixing, "--images 0", r"--images: 0: must be 2 numbers"),
-        (plot_mixing, "--grid", r"--images: 6: must be in 0\.\.5"),
         (plot_mixing, "--grid 2,2 --theta 3", r"--theta: 3: must be in 0\.\.2"),
         (plot_mixing, "--grid 2", r"--grid: '2': must be 2 numbers"),
         (plot_mixing, "--grid 2,2 --linear", "not allowed with"),
         (plot_mixing, "--theta 1", r"--theta: 1: only with --grid"),
         (plot_walk, "--levels 0,2", r"--levels: 2: must be in 0\.\.1"),
         (plot_walk, "--latents 0:4:4:0", r"--latents: 0:4:4:0: row 4, column 4 is at level 1"),
-        (plot_walk, "--latents 1:0:0:3", r"--latents: 1:0:0:3: the channel must be in 0\.\.2"),
         (plot_walk, "--latents 1:2:3", "level:row:column:channel"),
-        (plot_walk, "--latents 1:0:0:0 --range 3", r"--range: '3': must be 2 numbers"),
         (plot_walk, "--images 7,0", r"--images: 7: must be in 0\.\.5"),
         (plot_walk, "--images 7", r"--images: '7': must be 2 numbers"),
         (plot_walk, "--stops 1", "at least 2"),
@@ -322,15 +319,21 @@ def test_files_of_another_size(draw, tmp_path):
         (plot_reconstruct, "--file a.png --zero 2", r"--zero: 2: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --scale 2=1", r"--scale: 2: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --scale 2", "something = a number"),
-        (plot_reconstruct, "--file a.png --scale 2=x", "'x'"),
         (plot_reconstruct, "--file a.png --swap 5 --other b.png", r"--swap: 5: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --swap 1", r"--swap: 1: goes together with --other"),
         (plot_reconstruct, "--file a.png --set 1:9:0:0=1", r"--set: 1:9:0:0: row and column must be in 0\.\.7"),
         (plot_reconstruct, "", "--file"),
-        (plot_receptive_fields, "--levels 2", r"--levels: 2: must be in 0\.\.1"),
-        (plot_receptive_fields, "--latents 0:0:0:0", r"0:0:0:0: row 0, column 0 is at level 1 of 0\.\.1"),
-        (plot_receptive_fields, "--latents 1:0:0:0 --levels 1", r"--levels: 1: must not be given with --latents"),
-        (plot_receptive_fields, "--temperature 1,1,1", r"--temperature: 1,1,1: must be one number or 2"),
+        (plot_cones, "--regions 23:0", r"--regions: 23:0: row and column of a 10 x 10 region must be in 0\.\.22"),
+        (plot_cones, "--region_size 33", r"--region_size: 33: must be at most L, 32"),
+        (plot_cones, "--latents 4:0:0:0", r"row 0, column 0 is at level 3 of 0\.\.3"),
+        (plot_cones, "--latents 0:1:1:1 --nchannels 1", r"the channel must be in 0\.\.0"),
+        (plot_cones, "--L 24", "L 24"),
+        (plot_cones, "--regions 1", "row:column"),
+        (plot_cones, "--kernel_size 3", "kernel_size 3"),
+        (fields, "--levels 2", r"--levels: 2: must be in 0\.\.1"),
+        (fields, "--latents 0:0:0:0", r"0:0:0:0: row 0, column 0 is at level 1 of 0\.\.1"),
+        (fields, "--latents 1:0:0:0 --levels 1", r"--levels: 1: must not be given with --latents"),
+        (fields, "--temperature 1,1,1", r"--temperature: 1,1,1: must be one number or 2"),
         (plot_latents, "--levels 0,5", r"--levels: 5: must be in 0\.\.1"),
         (plot_latents, "--latents 0:4:4:0", r"row 4, column 4 is at level 1"),
         (plot_latents, "--range 1", r"--range: '1': must be 2 numbers"),
@@ -339,7 +342,7 @@ def test_files_of_another_size(draw, tmp_path):
 )
 def test_what_does_not_exist_is_refused(draw, tmp_path, capsys, script, flags, words):
     with pytest.raises((UserError, SystemExit)) as stop:
-        draw(script, "rgflow", flags)
+        draw(script, None if script is plot_cones else "rgflow", flags)
     assert 2 in (getattr(stop.value, "status", None), getattr(stop.value, "code", None))
     assert re.search(words, f"{stop.value} {capsys.readouterr().err}")
     assert not (tmp_path / "f").exists()

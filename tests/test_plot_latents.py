@@ -1,35 +1,11 @@
-"""Latents that are varied: which pixels change, over which values, in which panels."""
+"""Latents that are varied: over which values, in which panels."""
 
 import numpy as np
 import pytest
 import torch
-from checks import randomise
 
 import plot_latents as script
 import plot_receptive_fields
-from flow import RGFlow
-from flow.hierarchy import generation_cone
-from flow.latents import vary
-from flow.preprocess import to_image
-
-
-@pytest.mark.parametrize("latent", [(0, 8, 24), (2, 4, 12), (2, 6, 10), (1, 3, 31), (1, 0, 1), (2, 0, 30)])
-def test_a_varied_latent_changes_its_generation_cone_alone(latent):
-    flow = randomise(RGFlow(3, 32, nlayers=1, nresblocks=1, nmlp=1, nhidden=6), 0.3)
-    z = flow.sample_prior(2)
-    values = torch.tensor([0.0, 0.7, 6.0])
-    images = vary(flow, z, latent, values)
-    assert images.shape == (3, 2, 3, 32, 32)
-    cone = generation_cone(*latent[1:], 32, 4)
-    original = to_image(flow.inverse(z)[0])
-    change = (images - original).abs().amax((0, 1, 2))
-    assert cone.all() == (flow.level_map[latent] >= 2)
-    assert (change[~cone] < 1e-12).all()
-    assert (change[cone] > 1e-12).all()
-    for value, varied in zip(values, images, strict=True):
-        own = z.clone()
-        own[(slice(None), *latent)] = value
-        torch.testing.assert_close(varied, to_image(flow.inverse(own)[0]))
 
 
 @pytest.fixture
@@ -49,8 +25,9 @@ def test_figure(draw, drawn, model):
     assert all(name in text for name, *_ in groups)
     assert all(values.tolist() == [0, 3, 6] for _, _, values, _ in groups)
     assert all(field.shape == (3, 8, 8) for _, field, _, _ in groups)
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [title for name, *_ in groups for title in (name, "z = 0", "", "3", "", "6", "")]
+    assert [axes.get_title() for axes in figure.axes] == [
+        title for name, *_ in groups for title in (name, "z = 0", "", "3", "", "6", "")
+    ]
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
     for g, (_, field, _, images) in enumerate(groups):
         own = shown[7 * g : 7 * g + 7]

@@ -15,15 +15,18 @@ no record
 {"kind": "train", "step": 7"""
 
 
+def log_file(path, text=LOG):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
 def test_curves(tmp_path, monkeypatch):
-    path = tmp_path / "out.jsonl"
-    path.write_text(LOG)
+    path = log_file(tmp_path / "out.jsonl")
     train, test = plot_log.curves(path)
-    assert train.tolist() == [[1, 3, 5], [8, 6, 4]]
-    assert test.tolist() == [[5], [4.5], [0.25]]
+    assert (train.tolist(), test.tolist()) == ([[1, 3, 5], [8, 6, 4]], [[5], [4.5], [0.25]])
     train, test = plot_log.curves(path, time=True)
-    assert train[0].tolist() == [0.5, 1, 2]
-    assert test[0].tolist() == [2]
+    assert (train[0].tolist(), test[0].tolist()) == ([0.5, 1, 2], [2])
     axes = plot_log.log_figure([(train, test)], ["$a"], time=True, bpd=(3, 5)).axes[0]
     assert axes.lines[0].get_xydata().T.tolist() == train.tolist()
     assert axes.get_ylim() == (3, 5)
@@ -32,18 +35,14 @@ def test_curves(tmp_path, monkeypatch):
 
 
 def test_log_script(tmp_path, capsys):
-    for run in ("a", "b_x"):
-        (tmp_path / "msds1" / run).mkdir(parents=True)
-        (tmp_path / "msds1" / run / "out_2.jsonl").write_text(LOG)
-    files = [str(tmp_path / "msds1" / run / "out_2.jsonl") for run in ("a", "b_x")]
+    files = [str(log_file(tmp_path / "msds1" / run / "out_2.jsonl")) for run in ("a", "b_x")]
     plot_log.main([*files, "--fig_dir", str(tmp_path / "f"), "--time", "--name", "c"])
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["c.pdf", "c.png"]
     assert b"/Type3" not in (tmp_path / "f" / "c.pdf").read_bytes()  # fonts that journals refuse
     assert "msds1/b_x_2: " in capsys.readouterr().out
     for content, words in (("", "no record"), (LOG.replace("seconds", "s"), "no seconds")):
-        (tmp_path / "bad.jsonl").write_text(content)
         with pytest.raises(UserError, match=words):
-            plot_log.main([str(tmp_path / "bad.jsonl"), "--time", "--fig_dir", str(tmp_path)])
+            plot_log.main([str(log_file(tmp_path / "bad.jsonl", content)), "--time", "--fig_dir", str(tmp_path)])
     for flags in (["--labels", "one"], ["--bpd", "3"], ["--bpd", "3,3"], ["--labels", "a", "b", "--against", files[0]]):
         with pytest.raises(SystemExit):
             plot_log.main([*files, *flags])
@@ -66,9 +65,8 @@ def test_log_script(tmp_path, capsys):
     ],
 )
 def test_a_file_that_is_no_log(tmp_path, content):
-    (tmp_path / "out.jsonl").write_text(content)
     with pytest.raises(UserError, match=r"out\.jsonl: no record with bits per dimension"):
-        plot_log.main([str(tmp_path / "out.jsonl"), "--fig_dir", str(tmp_path)])
+        plot_log.main([str(log_file(tmp_path / "out.jsonl", content)), "--fig_dir", str(tmp_path)])
 
 
 def log_of(kind, bpds, **more):
@@ -86,8 +84,7 @@ def test_runs_at_the_steps_of_both():
     single = log_of("train", {n + 1: value for n, value in enumerate(values)})
     means = log_of("train", {step: values[step - 10 : step].mean() + 0.5 for step in range(10, 451, 10)})
     kind, steps, bpds = plot_log.compare({**single, "test": tests[0]["test"]}, means)
-    assert kind == "train"
-    assert steps.tolist() == list(range(30, 451, 30))
+    assert (kind, steps.tolist()) == ("train", list(range(30, 451, 30)))
     expected = [values[step - 30 : step].mean() for step in steps]
     np.testing.assert_allclose(bpds, [expected, np.array(expected) + 0.5])
     assert len(plot_log.compare(tests[0], means)[1]) == 0
@@ -102,10 +99,9 @@ def test_verdict():
 
 
 def test_a_log_against_another(tmp_path, capsys):
-    own, other = tmp_path / "msds1" / "net" / "out.jsonl", tmp_path / "msds1_laplace.jsonl"
-    own.parent.mkdir(parents=True)
-    own.write_text(LOG.replace('"bpd": 4.0', '"bpd": 4.0, "lr": 0.001'))
-    other.write_text(LOG.replace('"bpd": 4.0', '"bpd": 4.0, "lr": 0.002').replace("4.5", "4.0"))
+    own = log_file(tmp_path / "msds1" / "net" / "out.jsonl", LOG.replace("4.0", '4.0, "lr": 0.001'))
+    text = LOG.replace("4.0", '4.0, "lr": 0.002').replace("4.5", "4.0")
+    other = log_file(tmp_path / "msds1_laplace.jsonl", text)
     argv = [str(own), "--against", str(other), "--fig_dir", str(tmp_path / "f")]
     plot_log.main(argv)
     *_, head, columns, row, sentence, note = capsys.readouterr().out.splitlines()
@@ -118,8 +114,7 @@ def test_a_log_against_another(tmp_path, capsys):
     other.write_text(LOG.replace('"step": 5', '"step": 4'))
     plot_log.main(argv)
     *_, head, _, first, second, sentence = capsys.readouterr().out.splitlines()
-    assert "of training" in head
-    assert (first.split()[0], second.split()[0]) == ("1", "3")
+    assert "of training" in head and (first.split()[0], second.split()[0]) == ("1", "3")
     assert sentence.startswith("on track: 6.0000 against 6.0000 after 3 steps (+0.0000")
     other.write_text('{"kind": "train", "step": 2, "bpd": 8.0, "seconds": 1}\n')
     with pytest.raises(UserError, match=r"out\.jsonl and .*msds1_laplace\.jsonl: no step at which both"):

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from checks import check_bijector, randomise
@@ -16,33 +17,30 @@ HARD = [0.0, 1e-9, -1e-9, 2.9999999, 3.0, -3.0, 3.0000001, 30.0, -30.0, 1e4, -1e
 
 def bend_in_training(raw, x, limits):
     """`bend` by what training runs: networks that give 0, behind which the curves come from the bias alone."""
-    n = len(x)
-    y, log_slope = CoupleInTraining.apply(x.new_zeros(3, 1, n), x.T, x.new_zeros(n, 9 * n), raw.flatten(), limits)
-    return y.T, log_slope.T
+    outputs, head = x.new_zeros(3, 1, len(x)), x.new_zeros(len(x), 9 * len(x))
+    return [result.T for result in CoupleInTraining.apply(outputs, x.T, head, raw.flatten(), limits)]
 
 
 def knots(raw, limits):
     """The five knots (x, y, slope) of one curve: what `raw`, 9 numbers, stands for, one number after the other."""
-    unit = raw.sigmoid().tolist()
-    fraction = [limits.cut + (1 - 2 * limits.cut) * u for u in unit[:6]]
-    soft = 1 / (limits.steepest - 1)
-    slope = [(u + soft) / (1 - u + soft) for u in unit[6:]]
-    corner, end = (-limits.edge, -limits.edge), (limits.edge, limits.edge)
-
-    def between(lower, upper, knot):
-        return tuple(a + (b - a) * f for a, b, f in zip(lower, upper, fraction[knot::3], strict=True))
-
-    middle = between(corner, end, 0)
-    points = [corner, between(corner, middle, 1), middle, between(middle, end, 2), end]
+    soft, unit = 1 / (limits.steepest - 1), raw.sigmoid().unflatten(0, (3, 3)).numpy()
+    fraction, slope = limits.cut + (1 - 2 * limits.cut) * unit[:2], (unit[2] + soft) / (1 - unit[2] + soft)
+    corner, end = np.full((2, 2), limits.edge) * [[-1], [1]]
+    at_middle, at_left, at_right = fraction.T
+    middle = corner + (end - corner) * at_middle
+    points = [corner, corner + (middle - corner) * at_left, middle, middle + (end - middle) * at_right, end]
     return [(*point, d) for point, d in zip(points, (1, slope[1], slope[0], slope[2], 1), strict=True)]
 
 
 @pytest.mark.parametrize("limits", [LIMITS, Limits(edge=2.0, cut=0.3, steepest=4.0)])
 def test_the_curve_is_the_rational_quadratic_spline_of_its_knots(limits):
-    """Equations 4 and 5 of Durkan et al., piece by piece; the identity with slope 1 outside."""
+    """Equations 4 and 5 of Durkan et al., piece by piece; the identity with slope 1 outside. And its inverse."""
     assert Spline(1, 4, 1, 1, 1, 4, *limits).blocks[0].limits == limits
     raw, x = 2 * torch.randn(9, 300, 1), 2 * torch.randn(300, 1)
     y, log_slope, *_ = bend(raw, x, limits)
+    back, log_slope_back = unbend(raw, y, limits)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-11)
+    torch.testing.assert_close(log_slope_back, log_slope, rtol=0, atol=1e-10)
     pieces = set()
     for n, at in enumerate(x.flatten().tolist()):
         expected = at, 1.0
@@ -58,23 +56,6 @@ def test_the_curve_is_the_rational_quadratic_spline_of_its_knots(limits):
         assert y[n].item() == pytest.approx(expected[0], abs=1e-12)
         assert log_slope[n].exp().item() == pytest.approx(expected[1], rel=1e-10)
     assert pieces == {0, 1, 2, 3}
-
-
-def test_slope_and_inverse_of_the_curve():
-    raw, x = 2 * torch.randn(9, 2000, 1), (2 * torch.randn(2000, 1)).requires_grad_()
-    y, log_slope, *_ = bend(raw, x, LIMITS)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    torch.testing.assert_close(log_slope, slope.log(), rtol=1e-10, atol=1e-10)
-    back, log_slope_back = unbend(raw, y, LIMITS)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-11)
-    torch.testing.assert_close(log_slope_back, log_slope, rtol=0, atol=1e-10)
-
-
-def test_derivative_written_out_is_that_of_finite_differences():
-    given = torch.randn(3, 12, 4), 2 * torch.randn(12, 4), torch.randn(4, 36), torch.randn(36)
-    for each in given:
-        each.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *given: CoupleInTraining.apply(*given, LIMITS), given, eps=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-3), (torch.float64, 1e-9)])
@@ -131,10 +112,8 @@ def test_bad_limits_are_refused():
 
 
 def test_patches_of_edge_6_with_shared_levels():
-    check_bijector(
-        randomise(RGFlow(1, 12, 6, 1, nresblocks=1, nhidden=7, subnet="spline", share_levels=True), 0.2),
-        torch.randn(2, 1, 12, 12),
-    )
+    flow = RGFlow(1, 12, 6, 1, nresblocks=1, nhidden=7, subnet="spline", share_levels=True)
+    check_bijector(randomise(flow, 0.2), torch.randn(2, 1, 12, 12))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
@@ -145,14 +124,12 @@ def test_random_networks_keep_the_round_trip(dtype, tolerance):
     for _ in range(9):
         flow = randomise(RGFlow(3, 8, nlayers=2, nresblocks=1, nhidden=24, subnet="spline"), 0.15).to(dtype)
         x = 3 * torch.randn(4, 3, 8, 8, dtype=dtype)
-        z, _ = flow(x)
-        errors.append((flow.inverse(z)[0] - x).abs().max())
+        errors.append((flow.inverse(flow(x)[0])[0] - x).abs().max())
     assert sorted(errors)[4] < tolerance
 
 
 def test_multiply_adds_count_the_curves():
     """Per patch and coupling of the first block, one network 24 -> 5 -> 24 and a map 24 -> 9 * 24 more than RNVP."""
     count = {name: RGFlow(3, 8, nlayers=2, nresblocks=1, nmlp=1, nhidden=5, subnet=name) for name in PATCH_BIJECTORS}
-    more = count["spline"].multiply_adds() - count["rnvp"].multiply_adds()
-    patches, couplings = (4 + 1) * 2, 2
+    patches, couplings, more = (4 + 1) * 2, 2, count["spline"].multiply_adds() - count["rnvp"].multiply_adds()
     assert more == patches * couplings * (24 * 5 + 5 * 24 + 24 * 9 * 24)
