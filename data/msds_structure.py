@@ -44,15 +44,12 @@ def structure_scores(images, variant, real_images):
     """
     if variant not in (1, 2):
         raise ValueError(f"variant {variant}: must be 1 or 2")
-    factor, found = _shared_factor(images, variant)
-    real_factor, real_found = _shared_factor(real_images, variant)
-    order = np.random.default_rng(0).permuted(np.tile(np.arange(len(found)), (16, 1)), axis=1).T  # (N, 16)
-    cells = np.arange(16)
-
-    within, between = variances(factor, found)
-    within_shuffled, _ = variances(factor[order, cells], found[order, cells])
-    within_real, between_real = variances(real_factor, real_found)
-    share, share_real = found.mean(), real_found.mean()
+    readings = [find_ovals(each) for each in (images, real_images)]
+    (factor, found), real = ((colours if variant == 1 else doubled(a), ovals) for colours, a, ovals in readings)
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(len(found)), (16, 1)), axis=1).T, np.arange(16)
+    (within, between), (within_shuffled, _) = variances(factor, found), variances(factor[order], found[order])
+    within_real, between_real = variances(*real)
+    share, share_real = found.mean(), real[1].mean()
     spread, spread_real, spread_shuffled = np.sqrt([within, within_real, within_shuffled])
     failure = score = None
     if share < MIN_SHARE * share_real:
@@ -62,10 +59,10 @@ def structure_scores(images, variant, real_images):
         failure = f"the {name} of all ovals of the set varies little: {part:.1%} of the variance in real images"
     else:
         score = (spread_shuffled - spread) / (spread_shuffled - spread_real)
-    results = {"score": score, "failure": failure, "share": share, "share_real": share_real, "spread": spread}
-    results |= {"spread_real": spread_real, "spread_shuffled": spread_shuffled}
-    results["between"] = np.sqrt(max(between, 0) / between_real)
-    return {name: _finite(value) for name, value in results.items()}
+    numbers = {"score": score, "share": share, "share_real": share_real, "spread": spread, "spread_real": spread_real}
+    numbers |= {"spread_shuffled": spread_shuffled, "between": np.sqrt(max(between, 0) / between_real)}
+    numbers = {name: None if each is None or not np.isfinite(each) else float(each) for name, each in numbers.items()}
+    return {"score": numbers["score"], "failure": failure, **numbers}
 
 
 def calibration(images, ovals):
@@ -78,12 +75,8 @@ def calibration(images, ovals):
     colours, angles, found = find_ovals(images)
     turn = (angles - ovals[:, :, 2] + 90) % 180 - 90
     error = (colours - ovals[:, :, 3:])[found]
-    return {
-        "share": float(found.mean()),
-        "degrees": float(np.sqrt(np.square(turn[found]).mean())),
-        "levels": float(np.sqrt(np.square(error).mean())),
-        "levels_bias": float(error.mean()),
-    }
+    degrees, levels = (float(np.sqrt(np.square(each).mean())) for each in (turn[found], error))
+    return {"share": float(found.mean()), "degrees": degrees, "levels": levels, "levels_bias": float(error.mean())}
 
 
 def find_ovals(images):
@@ -113,12 +106,6 @@ def variances(factor, found):
     squares = np.square((factor - mean[:, None]) * found[:, :, None]).sum()
     within = squares / (n - 1).sum()
     return within, mean.var(0, ddof=1).sum() - within * (1 / n).mean()
-
-
-def _shared_factor(images, variant):
-    """What all ovals of an image have in common: its values (N, 16, D), and where there are ovals (N, 16)."""
-    colours, angles, found = find_ovals(images)
-    return colours if variant == 1 else doubled(angles), found
 
 
 def _find(images):
@@ -167,10 +154,3 @@ def _drawings():
     pixels = np.stack([draw_ovals(oval[None])[0] for oval in ovals]).astype(np.float32) / grey
     cell = slice(8 - MARGIN, 16 + MARGIN)
     return pixels[:, cell, cell].reshape(len(ovals), -1), ovals[:, 2]
-
-
-def _finite(value):
-    """A number as a float, None if it is not finite; anything else as it is."""
-    if isinstance(value, np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

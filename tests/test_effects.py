@@ -63,7 +63,7 @@ class Drawing(Flow):
 
 def at(z, place):
     """z (..., 3, 32, 32) -> its channels at a row and column, (..., 3), a view."""
-    return z[..., place[0], place[1]]
+    return z[(..., *place)]
 
 
 def draws(number):
@@ -71,6 +71,7 @@ def draws(number):
 
 
 VALUES = torch.linspace(-3, 3, 5)
+UNCHANGED = {"ovals": 0.0, "size": None, "common": None}
 
 
 @pytest.mark.parametrize("variant", [1, 2])
@@ -80,54 +81,41 @@ def test_a_latent_of_all_ovals_changes_16_and_one_of_an_oval_changes_1(variant):
     latents = torch.tensor([(0, *place) for place in named.values()])
     fields = torch.arange(4.0, 0, -1)[:, None, None].expand(4, 32, 32)  # strengths 4, 3, 2, 1
     levels = flow.level_map[latents.unbind(1)]
-    assert levels.tolist() == [3, 2, 0, 3]
     rows = effects.of_latents(flow, Fields(latents, levels, fields, [0] * 4), [3, 2, 1, 0], 2, draws(4), VALUES)
     assert [row["latent"] for row in rows] == [f"3:0:{8 * variant - 8}:0", "3:0:16:0", "2:20:4:0", "0:17:9:0"]
-    assert [row["strength"] for row in rows] == [4, 1, 3, 2]
-    assert all(row["found"] == 1 for row in rows)
+    assert [(row["strength"], row["found"]) for row in rows] == [(4, 1), (1, 1), (3, 1), (2, 1)]
     image, silent, quadrant, oval = rows
     shared, own = effects.FACTORS[variant]["global"], effects.FACTORS[variant]["local"]
     sizes = {"colour": 25 * 6, "orientation": 20 * 6}
-    for row, number, factor in ((image, 16, shared), (quadrant, 4, shared), (oval, 1, own)):
-        assert row[factor]["ovals"] == number
+    for row, number, factor, other in ((image, 16, shared, own), (quadrant, 4, shared, own), (oval, 1, own, shared)):
+        assert row[factor]["ovals"] == number and row[other] == UNCHANGED
         assert row[factor]["size"] == pytest.approx(sizes[factor], rel=0.05)
-        other = row["orientation" if factor == "colour" else "colour"]
-        assert other == {"ovals": 0.0, "size": None, "common": None}
-    assert silent[shared] == silent[own] == {"ovals": 0.0, "size": None, "common": None}
-    assert image[shared]["common"] == pytest.approx(1, abs=0.03)
-    assert quadrant[shared]["common"] == pytest.approx(4 * 3 / (4 * 15), abs=0.03)
-    assert oval[own]["common"] == pytest.approx(0, abs=0.03)
+        assert row[factor]["common"] == pytest.approx((number - 1) / 15, abs=0.03)
+    assert silent[shared] == silent[own] == UNCHANGED
 
     means = effects.of_levels(rows)
     assert [(row["level"], row["latents"]) for row in means] == [(3, 2), (2, 1), (0, 1)]
-    assert means[0]["strength"] == 2.5
-    assert means[0][shared]["ovals"] == 8 and means[0][shared]["most"] == 16
-    assert means[0][shared]["most_latent"] == image["latent"]
-    assert means[0][shared]["size"] == image[shared]["size"]  # of the latent that has one
-    assert means[0][own]["size"] is None
+    assert means[0]["strength"] == 2.5 and means[0][own]["size"] is None
+    # sizes are of the latent that has one
+    expected = {**image[shared], "ovals": 8, "most": 16, "most_latent": image["latent"]}
+    assert means[0][shared] == expected
 
 
 def test_changes_against_closed_forms():
     """Unrelated changes have nothing in common, opposite ones of two ovals -1; what is not found does not count."""
-    rng = np.random.default_rng(0)
-    found = np.ones((50, 16), bool)
-    vectors = 30 * rng.normal(size=(4, 50, 16, 3))
-    assert effects.change(vectors, found, 20)["common"] == pytest.approx(0, abs=0.02)
-    two = np.zeros((1, 1, 16, 1))
+    vectors = 30 * np.random.default_rng(0).normal(size=(4, 50, 16, 3))
+    assert effects.change(vectors, np.ones((50, 16), bool), 20)["common"] == pytest.approx(0, abs=0.02)
+    two, found = np.zeros((1, 1, 16, 1)), np.arange(16)[None] < 2
     two[0, 0, :2, 0] = 30, -50
-    found = np.zeros((1, 16), bool)
-    found[0, :2] = True
-    row = effects.change(two, found, 20)
-    assert row["ovals"] == 2 and row["size"] == 40
-    assert row["common"] == pytest.approx(-2 * 30 * 50 / (30**2 + 50**2))
+    common = -2 * 30 * 50 / (30**2 + 50**2)
+    assert effects.change(two, found, 20) == pytest.approx({"ovals": 2, "size": 40, "common": common})
     assert effects.change(two, found, 40)["ovals"] == 1
-    found[0, 1] = False
-    row = effects.change(two, found, 20)
-    assert row == {"ovals": 1, "size": 30, "common": None}  # nothing beside it to have something in common with
+    found[0, 1] = False  # then the first has none beside it to have something in common with
+    assert effects.change(two, found, 20) == {"ovals": 1, "size": 30, "common": None}
     pair, both = np.concatenate((two, two), 1), np.concatenate((found, found))
     pair[0, 1, :2, 0], both[1, 1] = 30, True
     assert effects.change(pair, both, 20)["common"] == pytest.approx(1)
-    assert effects.change(two, found, 31) == {"ovals": 0.0, "size": None, "common": None}
+    assert effects.change(two, found, 31) == UNCHANGED
 
 
 def test_ovals_turned_by_more_than_90_degrees_turn_alike():
@@ -137,16 +125,13 @@ def test_ovals_turned_by_more_than_90_degrees_turn_alike():
     ovals[..., 2] = 6 * np.arange(16) + np.linspace(0, 1, 5)[:, None, None] * (165 + 2 * np.arange(16))
     images = torch.from_numpy(np.stack([msds.draw_ovals(each) for each in ovals[:, 0]]))[:, None]
     row = effects.moved((images + 0.5) / 256)["orientation"]
-    assert row["ovals"] == 16
-    assert row["size"] == pytest.approx(180, abs=2)
-    assert row["common"] > 0.98
+    assert row["ovals"] == 16 and row["size"] == pytest.approx(180, abs=2) and row["common"] > 0.98
 
 
 def test_an_oval_that_vanishes_is_not_counted_as_changed():
     flow = Drawing(1)
     row = effects.moved(effects.vary(flow, torch.zeros(2, 3, 32, 32), (0, *BREAKS), VALUES))
-    assert row["found"] == 15 / 16
-    assert row["colour"]["ovals"] == 0
+    assert row["found"] == 15 / 16 and row["colour"]["ovals"] == 0
 
 
 @pytest.mark.parametrize("variant", [1, 2])
@@ -159,11 +144,9 @@ def test_mixing_exchanges_each_factor_at_its_level(variant):
     assert [row["theta"] for row in rows] == [0, 1, 2, 3, 4]
     for row, shared, own in zip(rows, (1, 1, 1, 1, 0), (1, 0, 0, 0, 0), strict=True):
         assert row["found"] > 0.99 and row["failure"] is None
-        assert row["global"]["high"] == pytest.approx(shared, abs=0.03)
-        assert row["global"]["low"] == pytest.approx(1 - shared, abs=0.03)
-        assert row["local"]["high"] == pytest.approx(own, abs=0.03)
-        assert row["local"]["low"] == pytest.approx(1 - own, abs=0.03)
-        assert row["global"]["r2"] > 0.97 and row["local"]["r2"] > 0.97
+        for kind, high in (("global", shared), ("local", own)):
+            assert (row[kind]["high"], row[kind]["low"]) == pytest.approx((high, 1 - high), abs=0.03)
+            assert row[kind]["r2"] > 0.97
         assert row["global"]["number"] == 40 and row["local"]["number"] > 600
     assert rows[0]["score"] == pytest.approx(1)
 
@@ -171,9 +154,8 @@ def test_mixing_exchanges_each_factor_at_its_level(variant):
 def test_weights_of_a_known_mixture():
     high, low, noise = (torch.randn(4000, 3).numpy() for _ in range(3))
     result = effects.weights(0.7 * high - 0.2 * low + 0.5 * noise + np.array([1, 2, 3]), high, low)
-    assert result["high"] == pytest.approx(0.7, abs=0.02) and result["low"] == pytest.approx(-0.2, abs=0.02)
-    assert result["r2"] == pytest.approx((0.49 + 0.04) / (0.49 + 0.04 + 0.25), abs=0.02)
-    assert result["number"] == 4000 and result["failure"] is None
+    expected = {"high": 0.7, "low": -0.2, "r2": (0.49 + 0.04) / (0.49 + 0.04 + 0.25), "number": 4000, "failure": None}
+    assert result == pytest.approx(expected, abs=0.02)
 
 
 def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
@@ -183,8 +165,7 @@ def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
     for row in effects.of_mixing(flow, *images.chunk(2), 1):
         assert row["found"] == 0 and row["score"] is None
         for part in (row["global"], row["local"]):
-            assert part["high"] is part["low"] is part["r2"] is None
-            assert "0 rows only" in part["failure"]
+            assert part["high"] is part["low"] is part["r2"] is None and "0 rows only" in part["failure"]
         json.dumps(row, allow_nan=False)
     same = np.ones((30, 3))
     assert effects.weights(same, same, same)["failure"] == "the factor does not vary"
@@ -214,35 +195,32 @@ def test_script(tmp_path, monkeypatch, capsys):
         assert len(result["latents"]) == 8
         assert all(row["latent"].startswith(f"{row['level']}:") for row in result["latents"])
         for row, weight in ((result["mixing"][0], 1), (result["mixing"][-1], 0)):  # the two images themselves
-            assert row["global"]["high"] == pytest.approx(weight, abs=0.02)
-            assert row["local"]["low"] == pytest.approx(1 - weight, abs=0.02)
+            found = row["global"]["high"], row["local"]["low"]
+            assert found == pytest.approx((weight, 1 - weight), abs=0.02)
         assert result["calibration"]["share"] > 0.98
     # After one step the flow is nearly the identity, and the latents of level 3 are single pixels, one of a cell each.
     assert all(row["colour"]["ovals"] <= 4 for row in record["results"][0]["latents"])
-    assert [(row["table"], row["result"]) for row in record["rows"]] == [
-        (table, k) for k in (0, 1) for table in ["moved"] * 2 + ["mixing"] * 4
-    ]
+    expected = [(table, k) for k in (0, 1) for table in ["moved"] * 2 + ["mixing"] * 4]
+    assert [(row["table"], row["result"]) for row in record["rows"]] == expected
     output = capsys.readouterr().out
     assert "msds1, laplace nl1_nr1_nm1_nh4, 1 step, seed 0" in output and "msds2, laplace realnvp_nl1" in output
 
-    effects.main([*f"{prepared} {FEW} --levels 0,2 --weights {files[0]}".split()])
+    effects.main(f"{prepared} {FEW} --levels 0,2 --weights {files[0]}".split())
     again = json.loads((tmp_path / "e.json").read_text())["results"][0]
     assert again["levels"] == [row for row in record["results"][0]["levels"] if row["level"] in (0, 2)]
-    with pytest.raises(UserError, match="--pairs: 31: must be at most 30 for msds1"):
-        effects.main([*f"{prepared} {FEW} --pairs 31 --weights {files[0]}".split()])
-    with pytest.raises(UserError, match="a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"):
-        effects.main([*f"{prepared} {FEW} --weights {files[0]} {files[0]}".split()])
-    with pytest.raises(UserError, match=r"--levels: 4: must be in 0\.\.3"):
-        effects.main([*f"{prepared} --levels 4 --weights {files[0]}".split()])
+    for flags, words in (
+        (f"--pairs 31 --weights {files[0]}", "--pairs: 31: must be at most 30 for msds1"),
+        (f"--weights {files[0]} {files[0]}", "a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"),
+        (f"--levels 4 --weights {files[0]}", r"--levels: 4: must be in 0\.\.3"),
+    ):
+        with pytest.raises(UserError, match=words):
+            effects.main(f"{prepared} {FEW} {flags}".split())
 
 
 def test_bad_input_is_refused(weights, capsys):
     with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
         effects.main(["--weights", weights["rgflow"]])
-    for flags, words in (
-        ("--pairs 19", "--pairs: '19': must be a whole number from 20"),
-        ("--range 1", "--range: '1'"),
-    ):
+    for flags, words in (("--pairs 19", "'19': must be a whole number from 20"), ("--range 1", "--range: '1'")):
         with pytest.raises(SystemExit) as stop:
             effects.main(flags.split())
         assert stop.value.code == 2 and words in capsys.readouterr().err

@@ -39,10 +39,10 @@ def check_library():
     """The version of torch-fidelity. Raises UserError if it is missing or too old."""
     try:
         found = version("torch-fidelity")
+        here = f"version {found} is installed"
     except PackageNotFoundError:
-        found = None
-    if found is None or tuple(map(int, re.findall(r"\d+", found)[:2])) < (0, 4):
-        here = f"version {found} is installed" if found else "it is not installed"
+        found, here = "0.0", "it is not installed"
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < (0, 4):
         raise UserError(f"--fid: needs torch-fidelity 0.4 or newer, {here}: pip install -r requirements-metrics.txt")
     return found
 
@@ -102,35 +102,17 @@ def image_distances(samples, images, weights, device, verbose=False):
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as EXTRACTORS
 
     settings = {"kid_subsets": 100, "kid_subset_size": 1000, "prc_neighborhood": 3}
-    device = torch.device(device)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    options = {"prc_batch_size": 2000, "save_cpu_ram": True}  # no worker processes, distances block by block
+    options |= {"feature_extractor": INCEPTION, "feature_extractor_weights_path": str(weights[0]), "cache": False}
+    options |= {"fid": True, "kid": True, "prc": True, "cuda": torch.device(device).type == "cuda", "verbose": verbose}
+    with torch.cuda.device(device) if options["cuda"] else nullcontext():
         values = torch_fidelity.calculate_metrics(
-            input1=RGBImages(samples),
-            input2=RGBImages(images),
-            fid=True,
-            kid=True,
-            prc=True,
-            feature_extractor=INCEPTION,
-            feature_extractor_weights_path=str(weights[0]),
-            cuda=device.type == "cuda",
-            cache=False,
-            save_cpu_ram=True,  # no worker processes, distances block by block
-            prc_batch_size=2000,
-            verbose=verbose,
-            **settings,
+            input1=RGBImages(samples), input2=RGBImages(images), **options, **settings
         )
     names = "fid", "kid_mean", "kid_std", "precision", "recall"
     results = {name: values[getattr(torch_fidelity, f"KEY_METRIC_{name.upper()}")] for name in names}
-    results["fid_settings"] = {
-        "samples": len(samples),
-        "images": len(images),
-        "library": "torch-fidelity",
-        "version": check_library(),
-        "feature_extractor": INCEPTION,
-        "feature_layer": EXTRACTORS[INCEPTION].get_default_feature_layer_for_metric("fid"),
-        "feature_weights": weights[0].name,
-        "feature_weights_sha256": weights[1],
-        "resize": RESIZE,
-        **settings,
-    }
-    return results
+    layer = EXTRACTORS[INCEPTION].get_default_feature_layer_for_metric("fid")
+    used = {"samples": len(samples), "images": len(images), "library": "torch-fidelity", "version": check_library()}
+    used |= {"feature_extractor": INCEPTION, "feature_layer": layer, "feature_weights": weights[0].name}
+    used |= {"feature_weights_sha256": weights[1], "resize": RESIZE}
+    return {**results, "fid_settings": {**used, **settings}}

@@ -5,7 +5,7 @@ latent), `score` gives the number. R^2 = 1 - sum of squared errors / sum of squa
 it is negative where a prediction is worse than that mean.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import torch
 
@@ -14,12 +14,8 @@ RIDGE = 1e-9  # the same where it only keeps matrices regular
 STD_MIN = 1e-12  # a latent that varies less is constant
 
 
-class Parts(NamedTuple):
-    """The three parts of the latents, or of the labels, (N, n) each."""
-
-    fit: torch.Tensor
-    choose: torch.Tensor
-    score: torch.Tensor
+# The three parts of the latents, or of the labels, (N, n) each.
+Parts = namedtuple("Parts", ("fit", "choose", "score"))
 
 
 def standardised(parts, scale=True):
@@ -40,23 +36,22 @@ def ridge_r2(latents, labels):
     The penalty is chosen for each label.
     """
     z, y = standardised(latents), standardised(labels, scale=False)
-    number, n = z.fit.shape
-    gram, target = z.fit.T @ z.fit, z.fit.T @ y.fit
-    chosen, scored = [], []
+    gram, target, scores = z.fit.T @ z.fit, z.fit.T @ y.fit, []
     for penalty in PENALTIES:
-        regular = gram + penalty * number * torch.eye(n, dtype=gram.dtype, device=gram.device)
+        regular = gram + penalty * len(z.fit) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         weights = torch.cholesky_solve(target, torch.linalg.cholesky(regular))
-        chosen.append(r2(z.choose @ weights, y.choose))
-        scored.append(r2(z.score @ weights, y.score))
-    best = torch.stack(chosen).argmax(0)
-    return torch.stack(scored).gather(0, best[None])[0]
+        scores.append(torch.stack((r2(z.choose @ weights, y.choose), r2(z.score @ weights, y.score))))
+    return of_best(*torch.stack(scores, 1))
+
+
+def of_best(chosen, scored):
+    """The score of each label where its choice is best: (n, T) each -> (T,)."""
+    return scored.gather(0, chosen.argmax(0)[None])[0]
 
 
 def single_r2(latents, labels):
     """R^2 of each label from the one latent that is best for it: (T,). Arguments as those of `ridge_r2`."""
-    by_latent = [part[:, :, None] for part in latents]
-    chosen, scored = position_r2(Parts(*by_latent), labels)  # (n, T)
-    return scored.gather(0, chosen.argmax(0)[None])[0]
+    return of_best(*position_r2(Parts(*(part[:, :, None] for part in latents)), labels))
 
 
 def position_r2(latents, labels):
