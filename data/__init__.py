@@ -38,11 +38,8 @@ DATASETS = {
 
 
 def open_dataset(name, data_path, nchannels, L, progress=True):
-    """The set `name` below the folder `data_path`, prepared first where that is not done yet.
-
-    Returns an `arrays.Dataset`. Raises UserError for an unusable name, shape or source file, OSError where the disk is
-    full or the folder cannot be written.
-    """
+    """The set `name` below the folder `data_path`, prepared if that is not done yet: an `arrays.Dataset`. Raises
+    UserError for an unusable name, shape or source file, OSError if the disk is full or the folder read-only."""
     if name not in DATASETS:
         raise UserError(f"--data {name}: must be one of {', '.join(DATASETS)}")
     spec = DATASETS[name]

@@ -47,10 +47,8 @@ class _Unusable(Exception):
 
 
 def open_arrays(data_path, preparation, progress=True):
-    """The prepared arrays below `data_path`, built where they are missing, stale, foreign or damaged: a Dataset.
-
-    Raises UserError for unusable source files, OSError where the arrays cannot be written.
-    """
+    """The prepared arrays below `data_path`, built where they are missing, stale, foreign or damaged: a Dataset. Raises
+    UserError for unusable source files, OSError where the arrays cannot be written."""
     folder = data_path / FOLDER / "{name}_{nchannels}x{L}x{L}".format(**preparation.recipe)
     reason = None
     for _ in range(3):  # a second preparation only if another process replaces the folder meanwhile

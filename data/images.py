@@ -18,10 +18,8 @@ BROKEN += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def to_channels(image, nchannels):
-    """A Pillow image of any mode in mode L (1 channel) or RGB (3). Transparency is laid on white.
-
-    Raises ValueError for a floating-point image, which has no known range, and for a conversion Pillow does not have.
-    """
+    """A Pillow image of any mode in mode L (1 channel) or RGB (3), laid on white where transparent. Raises ValueError
+    for a floating-point image, which has no known range, and for a conversion that Pillow does not have."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode.startswith("I"):  # 16 bits, perhaps in a 32-bit image; Pillow's own conversion clips at 255
@@ -64,18 +62,14 @@ def load_image(path, nchannels):
 
 
 def load_single(path, nchannels, L, fit=False):
-    """The image file that a user names as uint8 (nchannels, L, L); with `fit` by `resize`.
-
-    Raises UserError for a file that is no image and, without `fit`, for an image of another size.
-    """
+    """The image file that a user names as uint8 (nchannels, L, L). Raises UserError for a file that is no image and,
+    without `fit`, which makes it fit, for an image of another size."""
     return resize(_load_named(path, nchannels, L, fit), L)
 
 
 def load_mask(path, L, fit=False):
-    """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one.
-
-    Raises UserError as `load_single` does.
-    """
+    """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one. Raises
+    UserError as `load_single` does."""
     image = Image.fromarray(np.asarray(_load_named(path, 3, L, fit)).any(-1).astype(np.float32))  # bytes would round
     return resize(image, L, Image.Resampling.BOX)[0] > 0
 
@@ -92,10 +86,8 @@ def _load_named(path, nchannels, L, fit):
 
 
 def write_split(path, load, items, shape, name, progress):
-    """Write load(item) of each item of a list, in order, without None, as an .npy file (N, *shape); returns N.
-
-    Loads on all processors (Pillow decodes without the GIL). name: of the progress bar
-    """
+    """Write load(item) of each item of a list, in order, without None, as an .npy file (N, *shape); returns N. Loads
+    on all processors (Pillow decodes without the GIL)."""
 
     def rows():
         with ThreadPoolExecutor(cpu_count()) as pool:

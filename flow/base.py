@@ -21,8 +21,8 @@ class Flow(nn.Module):
         multiply_adds(inverse)       multiply-adds of the networks for one image, in one direction
         default_nlayers(num_levels)  the default of `nlayers`
 
-    level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position. The buffer of that name is
-    (C, L, L). All other code finds the level of a latent there.
+    level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position. All other code finds the level
+    of a latent in the buffer of that name, (C, L, L).
     """
 
     def __init__(self, nchannels, L, level_map, num_levels, prior, **sizes):
@@ -41,13 +41,15 @@ class Flow(nn.Module):
         """Set how the networks run. Results change by rounding only; checkpoints do not change.
 
         compile: run networks, couplings and RG-Flow's folding of parameters as kernels of torch.compile
-        dtype: type of the networks' matrix products, such as torch.bfloat16; couplings, log-determinants, prior and
-            parameters keep theirs
+        dtype: type of the networks' matrix products, such as torch.bfloat16; everything else keeps its type
         recompute: for the backward pass, store only the variables between coupling layers and recompute the rest
         """
         for module in self.modules():
             if isinstance(module, Networks):
                 module.accelerate(compile, dtype, recompute)
+
+    def extra_repr(self):
+        return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} levels"
 
     def check_shape(self, images):
         """Raises ValueError unless `images` are (B, C, L, L) with the flow's C and L."""
@@ -55,18 +57,15 @@ class Flow(nn.Module):
             raise ValueError(f"shape {tuple(images.shape)}: must be (B, {self.nchannels}, {self.L}, {self.L})")
 
     def log_prob(self, x):
-        """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equation 10.
-
-        The mean of -log p(x) over the data is the loss of equations 11 and 12.
-        """
+        """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equation 10. The mean of
+        -log p(x) over the data is the loss of equations 11 and 12."""
         z, log_det = self(x)
         return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
 
     def sample_prior(self, n, temperature=1.0, generator=None):
         """n draws of the latents, (n, C, L, L); temperature, generator: see `sample`."""
-        dtype = next(self.parameters()).dtype
-        z = torch.empty(n, self.nchannels, self.L, self.L, dtype=dtype, device=self.level_map.device)
-        return self.prior.sample(z, self.temperature_map(temperature).to(dtype), generator)
+        z = next(self.parameters()).new_empty(n, *self.level_map.shape)
+        return self.prior.sample(z, self.temperature_map(temperature).to(z.dtype), generator)
 
     @torch.no_grad()
     def sample(self, n, temperature=1.0, generator=None):
@@ -83,8 +82,8 @@ class Flow(nn.Module):
     def first_nonfinite_level(self, x):
         """The level where numbers stop being finite for images x (B, C, L, L) in model space, None if all are finite.
 
-        This is the lowest level with a latent, or a prior density, that is not finite. If there is none, it is the
-        highest level with a gradient whose norm is not finite: backpropagation reaches that level first.
+        The lowest level with a latent or a prior density that is not finite. Without one, the highest level with a
+        gradient whose norm is not finite: backpropagation reaches that level first.
         """
         z, _ = self(x)
         bad = ~(z.isfinite() & self.prior.log_prob(z).isfinite()).all(0)
@@ -112,10 +111,7 @@ class Flow(nn.Module):
 
 
 def per_level(nlayers, num_levels, share_levels=False):
-    """`nlayers` as a tuple with one entry per level, or a single entry with `share_levels`.
-
-    Raises ValueError if the number of entries is wrong or an entry is below 1.
-    """
+    """`nlayers` as a tuple, one entry per level or a single one with `share_levels`. Raises ValueError if it is not."""
     length = 1 if share_levels else num_levels
     nlayers = (nlayers,) * length if isinstance(nlayers, int) else tuple(nlayers)
     rule = "one number with share_levels" if share_levels else f"one number or {num_levels}, one per level"

@@ -64,13 +64,12 @@ def mean_and_stderr(values):
 
 @torch.no_grad()
 def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
-    """Largest |g(f(x)) - x| and |f(g(z)) - z| of z = f(x) and x = g(z), which is its inverse, in model space.
+    """Largest |g(f(x)) - x| and |f(g(z)) - z| of z = f(x) and its inverse x = g(z), in model space.
 
     images: numpy array, uint8 (N, C, L, L)
     dtype: the type in which a copy of the flow computes, without any acceleration
-    Returns {"data": …, "samples": …}: starting from x of the images, and from N draws z of the prior. Each is
-    {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| of the latents of each level, from h = 0 up]}; None for an error
-    that is not finite.
+    Returns {"data": …, "samples": …}, starting from x of the images and from N draws z of the prior: each
+    {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| for h = 0 up]}, with None for an error that is not finite.
     """
     flow = copy.deepcopy(flow).to(dtype).eval()
     flow.accelerate()
@@ -78,12 +77,11 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
     for start in starts(len(images), f"round trip {dtype}".replace("torch.", ""), quiet):
         batch, noise = noisy_batch(flow, images, start, seed)
         x, _ = to_model(batch, noise=noise, dtype=dtype)
-        image, latent = there_and_back(flow.forward, flow.inverse, x)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
-        latent_of_sample, sample = there_and_back(flow.inverse, flow.forward, z)
-        for row, images_off, latents_off in zip(largest, (image, sample), (latent, latent_of_sample), strict=True):
-            levels = [latents_off[:, flow.level_map == h].max() for h in range(flow.num_levels)]
-            row.copy_(torch.maximum(row, torch.stack([images_off.max(), *levels]).to(row)))  # keeps NaN
+        data, samples = there_and_back(flow, flow.inverse, x), there_and_back(flow.inverse, flow, z)[::-1]
+        for row, (image, latents) in zip(largest, (data, samples), strict=True):
+            levels = [latents[:, flow.level_map == h].max() for h in range(flow.num_levels)]
+            row.copy_(torch.maximum(row, torch.stack([image.max(), *levels]).to(row)))  # keeps NaN
     data, samples = ([error if math.isfinite(error) else None for error in row] for row in largest.tolist())
     return {name: {"image": row[0], "levels": row[1:]} for name, row in (("data", data), ("samples", samples))}
 
@@ -98,10 +96,8 @@ def there_and_back(there, back, start):
 
 @torch.no_grad()
 def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
-    """n samples as 8-bit images, uint8 (n, C, L, L) on the host. `temperature`: see `Flow.sample`.
-
-    Raises FloatingPointError for a sample with a NaN.
-    """
+    """n samples as 8-bit images, uint8 (n, C, L, L) on the host. `temperature`: see `Flow.sample`. Raises
+    FloatingPointError for a sample with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
     for start in starts(n, "samples", quiet):
         part = images[start : start + BATCH]

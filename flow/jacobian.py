@@ -37,11 +37,6 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     return fields.reshape(C, L, L, L, L) if latents is None else fields
 
 
-def jacobian(flow, z):
-    """dG / dz at z (C, L, L): (C L^2, C, L, L), the change of the image for each latent in the order of z.flatten()."""
-    return torch.cat(list(tangents(flow, z, torch.arange(z.numel(), device=z.device))))
-
-
 @torch.no_grad()
 def tangents(flow, z, latents, advance=lambda number: None):
     """dG / dz_l at z (C, L, L) for latents l, indices (S,) into z.flatten(): parts (s, C, L, L) of all S, in order.
@@ -56,11 +51,11 @@ def tangents(flow, z, latents, advance=lambda number: None):
 
 def by_passes(flow, z, advance, units):
     """dG / dz at z (C, L, L) in the directions `units` (S, C, L, L), a pass for each: (S, C, L, L)."""
-    parts = []
+    changes = []
     for part in units.split(PASSES):
-        parts.append(derivative(flow.inverse, z.repeat(len(part), 1, 1, 1), part))
+        changes.append(derivative(flow.inverse, z.repeat(len(part), 1, 1, 1), part))
         advance(len(part))
-    return torch.cat(parts)
+    return torch.cat(changes)
 
 
 def by_layers(flow, z, advance):

@@ -9,10 +9,8 @@ import torch
 
 
 class Laplace:
-    """p(z) = exp(-|z| / b) / (2 b) with b = 1 / sqrt(2), so that the variance is 1, as of the Gaussian prior.
-
-    At temperature T the scale is T b. Equation D.3 of the paper has b = 1.
-    """
+    """p(z) = exp(-|z| / b) / (2 b), of scale T b at temperature T. b = 1 / sqrt(2), so that the variance is 1, as of
+    the Gaussian prior; equation D.3 of the paper has b = 1."""
 
     scale = math.sqrt(0.5)
 

@@ -1,14 +1,10 @@
 """Real NVP, the baseline: the multi-scale architecture of Dinh, Sohl-Dickstein and Bengio (ICLR 2017).
 
 Scale h has c = 2^h C channels of edge l = L / 2^h. The variables pass couplings that keep a checkerboard, are squeezed
-(each 2 x 2 square becomes 4 c channels), and pass couplings that keep half of the channels. Then the positions of the
-squares with odd row + column are the latents of level h; the others, 2 c channels of edge l / 2, go on to scale h + 1.
-The last scale, of edge `kernel_size`, has checkerboard couplings only, and all its variables are latents: four levels
-h = 0 … 3 for L = 32 (figure C1).
-
-Before squeezing       after, by position in the square       kept at the next scale
-    0 1                    0, 1 | 2, 3: the two halves            0, 3
-    2 3                    of the channel couplings
+(each 2 x 2 square becomes 4 c channels: positions 0 1 above 2 3), and pass couplings that keep half of the channels (0,
+1 or 2, 3). Then 1, 2 are the latents of level h; 0, 3, as 2 c channels of edge l / 2, go on to scale h + 1. The last
+scale, of edge `kernel_size`, has checkerboard couplings only, and all its variables are latents: four levels h = 0 … 3
+for L = 32 (figure C1).
 """
 
 import torch
@@ -66,14 +62,9 @@ class RealNVP(Flow):
 
     def multiply_adds(self, inverse=False):
         """Multiply-adds of the convolutions for one image, in either direction: each position uses each weight once."""
-        total = 0
-        for edge, stage in ((self.L, self.checkerboards), (self.L // 2, self.channels)):
-            for h, bijector in enumerate(stage):
-                total += (edge >> h) ** 2 * sum(weight.numel() for weight in bijector.networks.weights)
-        return total
-
-    def extra_repr(self):
-        return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} scales"
+        stages = [(self.L >> h, each) for h, each in enumerate(self.checkerboards)]
+        stages += [(self.L >> h + 1, each) for h, each in enumerate(self.channels)]
+        return sum(edge**2 * weight.numel() for edge, each in stages for weight in each.networks.weights)
 
     def forward(self, x):
         """x: (B, C, L, L) -> z of the same shape, log_det (B,)."""

@@ -73,8 +73,7 @@ class RGFlow(Flow):
         return total
 
     def extra_repr(self):
-        m = self.kernel_size
-        return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} levels, {m}x{m} blocks"
+        return f"{super().extra_repr()}, {self.kernel_size}x{self.kernel_size} blocks"
 
     def forward(self, x):
         """The RG transformation, equation 3 level by level: x (B, C, L, L) -> z of the same shape, log_det (B,)."""

@@ -6,7 +6,6 @@ import zipfile
 import numpy as np
 import pytest
 import sets
-from PIL import Image
 
 PARTS = [0, 0, 2, 1, 0, 2, 0]  # of 000001.jpg … 000007.jpg
 COLOURS = [(20 * k, 250 - 30 * k, 100) for k in range(1, 8)]
@@ -131,7 +130,7 @@ def test_missing_jpeg(celeba, images, partition):
 def test_corrupt_jpeg_is_named(celeba, images, content, zipped):
     path = images / "000006.jpg"
     if content == "small":
-        Image.new("RGB", (178, 147)).save(path)
+        sets.save(path, size=(178, 147))
     else:
         path.write_bytes(path.read_bytes()[:1000] if content == "half" else content)
     place = pack(celeba) if zipped else images

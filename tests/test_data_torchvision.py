@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import pickle
 import struct
 from urllib.error import URLError
@@ -17,8 +18,8 @@ def offline(monkeypatch):
     def refuse(url, *args, **kwargs):
         raise URLError("no network here")
 
-    monkeypatch.setattr(cifar, "download_and_extract_archive", refuse)
-    monkeypatch.setattr(mnist, "download_and_extract_archive", refuse)
+    for module in (cifar, mnist):
+        monkeypatch.setattr(module, "download_and_extract_archive", refuse)
 
 
 def md5(path):
@@ -63,6 +64,9 @@ def test_cifar10(cifar10):
     assert dataset.train[7, 2, 30, 4] == 3 + 10 + 100 + 34  # second image of the fourth batch
     assert dataset.test[2, 1, 0, 31] == 5 + 20 + 50 + 31
     assert dataset.warnings == ["cifar10: 10 training and 3 test images here, 50,000 and 10,000 in the whole set"]
+    (dataset.path / "train.npy").unlink()
+    os.truncate(cifar10 / "cifar-10-batches-py" / "data_batch_3", 1000)
+    sets.refused("cifar10", cifar10, f"cifar10: not whole in {cifar10}", "no network here", lines=3)
 
 
 def test_mnist32(raw, tmp_path, monkeypatch):
@@ -82,13 +86,10 @@ def test_mnist32(raw, tmp_path, monkeypatch):
 def test_packed_mnist_is_unpacked(raw, tmp_path, monkeypatch):
     """The files as one fetches them by hand."""
     monkeypatch.undo()
-    resources = []
-    for path in sorted(raw.iterdir()):
-        packed = raw / f"{path.name}.gz"
-        packed.write_bytes(gzip.compress(path.read_bytes()))
-        path.unlink()
-        resources.append((packed.name, md5(packed)))
-    monkeypatch.setattr(MNIST, "resources", resources)
+    for path in raw.iterdir():
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        path.rename(raw / f"{path.name}.gz")
+    monkeypatch.setattr(MNIST, "resources", [(path.name, md5(path)) for path in raw.iterdir()])
     assert sets.opened("mnist32", tmp_path, 1).test[1, 0, 12, 22] == 71
 
 
@@ -101,12 +102,6 @@ DIGITS += " MNIST/raw/t10k-labels-idx1-ubyte.gz 9fb629c4189551a2d022fa330f9573f3
 def test_missing_files_without_network(name, nchannels, lines, pieces, tmp_path):
     pieces = f"{name}: ", "no network here", str(tmp_path), *pieces.split()
     sets.refused(name, tmp_path, *pieces, nchannels=nchannels, lines=lines)
-
-
-def test_damaged_cifar10(cifar10):
-    path = cifar10 / "cifar-10-batches-py" / "data_batch_3"
-    path.write_bytes(path.read_bytes()[:-1])
-    sets.refused("cifar10", cifar10, f"cifar10: not whole in {cifar10}", "no network here", lines=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", struct.pack(">IIII", 0x803, 4, 28, 28) + bytes(100), bytes(3000)])

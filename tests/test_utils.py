@@ -35,13 +35,12 @@ def test_a_log_is_cut_to_the_step_and_whole_lines(tmp_path, capsys):
     """Records that are beyond the step or no records go, the rest stays as it is, an unfinished line of prose ends."""
     log, path = RunLog(tmp_path / "out", stdout=True), tmp_path / "out.jsonl"
     log.text("hello")
-    log.record(kind="train", step=1)
-    log.record(kind="test", step=2)
+    for step in (1, 2):
+        log.record(kind="train", step=step)
     good = path.read_bytes()
     junk = [b"5\n", b"[1]\n", b'{"step": "x"}\n', b"\xff\xfe\n", bytes(100), b'{"step": 3}\n', b'\n{"step": 2']
     path.write_bytes(good + b"".join(junk))
-    with open(tmp_path / "out.log", "a") as file:
-        file.write("hal")
+    (tmp_path / "out.log").write_text("hello\nhal")
     RunLog(tmp_path / "out", stdout=False, step=2)
     assert path.read_bytes() == good
     assert [record["step"] for record in read_records(path)] == [1, 2]
@@ -63,17 +62,11 @@ def test_replacing(tmp_path):
     with pytest.raises(ValueError), replacing(path) as file:
         file.write(b"half")
         raise ValueError
+    for bad in (tmp_path / "none" / "a", path / "a", tmp_path):
+        with pytest.raises(OSError) as caught, replacing(bad) as file:
+            file.write(b"x")
+        assert caught.value.filename == str(bad) and caught.value.strerror
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
-
-
-@pytest.mark.parametrize("path", ["none/a", "file/a", "folder"])
-def test_replacing_names_the_file(path, tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError) as caught, replacing(tmp_path / path) as file:
-        file.write(b"x")
-    assert caught.value.filename == str(tmp_path / path) and caught.value.strerror
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_lock(tmp_path):
@@ -103,13 +96,11 @@ def test_leave_on_signals():
 
 
 def test_stop_signals():
-    def handlers():
-        return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-
-    before = handlers()
+    numbers = signal.SIGUSR1, signal.SIGINT, signal.SIGTERM
+    before = [*map(signal.getsignal, numbers)]
     with StopSignals() as stop:
         assert stop.number is None
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in numbers[:2]:
+            os.kill(os.getpid(), number)
         assert stop.number == signal.SIGUSR1
-    assert handlers() == before
+    assert [*map(signal.getsignal, numbers)] == before

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ class RunLog:
 
     base: path without ending, or None to write no files
     stdout: whether prose is printed too
-    step: records of later steps, and an incomplete last line, are cut off; a resumed run writes them again
+    step: records of later steps and lines that are no records are cut off; a resumed run writes them again
     """
 
     def __init__(self, base, stdout, step=0):
@@ -22,7 +23,11 @@ class RunLog:
         if base is not None:
             base.parent.mkdir(parents=True, exist_ok=True)
             self.text_path, self.records_path = (Path(f"{base}{ending}") for ending in (".log", ".jsonl"))
-            cut_records(self.records_path, step)
+            lines = read_lines(self.records_path) if self.records_path.exists() else []
+            kept = [line for line in lines if (record := parse(line)) and record.get("step", 0) <= step]
+            if kept != lines:
+                with replacing(self.records_path) as file:
+                    file.write("".join(kept).encode())
             if self.text_path.exists() and self.text_path.read_bytes()[-1:] not in (b"", b"\n"):
                 append(self.text_path, "")  # a killed process, or a full disk, has left the last line incomplete
 
@@ -51,7 +56,7 @@ def append(path, line):
 
 def read_records(path):
     """The records of a `.jsonl` file; lines that are none, such as an incomplete last one, are left out."""
-    return [record for record in map(parse, read_lines(path)) if record]
+    return list(filter(None, map(parse, read_lines(path))))
 
 
 def read_bpds(path):
@@ -64,16 +69,12 @@ def read_bpds(path):
     for record in read_records(path):
         kind, numbers = record.get("kind"), [record.get("step"), record.get("bpd")]
         numbers += [record[key] for key in ("seconds", "bpd_stderr", "lr") if key in record]
-        if kind in ("train", "test") and all(map(is_number, numbers)) and record["step"] >= 1:
+        numeric = all(type(number) in (int, float) and abs(number) < 1e12 for number in numbers)
+        if kind in ("train", "test") and numeric and record["step"] >= 1:
             found[kind].append(record)
     if not any(found.values()):
         raise ValueError("no record with bits per dimension, so it is not the .jsonl file of a run")
     return found
-
-
-def is_number(value):
-    """Whether a value of a record is a number that a run can have written."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def run_name(path):
@@ -90,18 +91,7 @@ def read_lines(path):
 
 def parse(line):
     """The record of a line, None if it is no complete one."""
-    try:
+    with suppress(RecursionError, ValueError):
         record = json.loads(line)
-    except (RecursionError, ValueError):
-        return None
-    whole = isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float))
-    return record if whole else None
-
-
-def cut_records(path, step):
-    """Cut off what is beyond `step` or no record; a file without such lines stays untouched."""
-    lines = read_lines(path) if path.exists() else []
-    kept = [line for line in lines if (record := parse(line)) and record.get("step", 0) <= step]
-    if kept != lines:
-        with replacing(path) as file:
-            file.write("".join(kept).encode())
+        if isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float)):
+            return record
