@@ -107,7 +107,7 @@ def by_network(results):
 def row(table, name, cells, details, result=None, weight=0):
     """A row for a table of `tables.py`.
 
-    table: a key of `tables.TABLES`; cells: column -> text; details: for the list below the table
+    table: a key of `tables.TITLES`; cells: column -> text; details: for the list below the table
     result: index in record["results"] of what says how the flow was trained; None: the record itself does
     weight: of several rows of this name the heaviest is shown
     """
