@@ -54,8 +54,7 @@ def read_ovals(images):
 def moved(images):
     """What moving a latent does to ovals: images in [0, 1] (n, B, 3, 32, 32) of n values -> results, a dict.
 
-    found: share of cells with an oval at all values; for others a change is not known, and none is counted
-    colour, orientation: `change`
+    found: share of cells with an oval at all values, which alone are counted; colour, orientation: `change`
     """
     colours, angles, found = read_ovals(images)
     found = found.all(0)
@@ -151,9 +150,8 @@ def weights(mixed, high, low):
     result = {"high": None, "low": None, "r2": None, "number": len(mixed), "failure": None}
     if len(mixed) < MIN_ROWS:
         return {**result, "failure": f"ovals for {len(mixed)} rows only, at least {MIN_ROWS} are needed"}
-    mixed, high, low = ((part - part.mean(0)).ravel().astype(float) for part in (mixed, high, low))
-    design = np.stack((high, low), 1)
-    total = np.square(mixed).sum()
+    mixed, *design = ((part - part.mean(0)).ravel().astype(float) for part in (mixed, high, low))
+    design, total = np.stack(design, 1), np.square(mixed).sum()
     if not total or np.linalg.matrix_rank(design) < 2:
         return {**result, "failure": "the factor does not vary"}
     solution = np.linalg.lstsq(design, mixed)[0]
@@ -189,9 +187,8 @@ def measure(args, flow, config, variant):
     """The results for a flow, a dict. Raises FloatingPointError for images that it generates."""
     levels = cli.check_levels(args.levels, flow)
     dataset, warnings = flags.open_data(config, args.data_path)
-    for flag, needed in (("images", args.images), ("pairs", 2 * args.pairs)):
-        if needed > len(dataset.test):
-            most = len(dataset.test) // (2 if flag == "pairs" else 1)
+    for flag, most in (("images", len(dataset.test)), ("pairs", len(dataset.test) // 2)):
+        if getattr(args, flag) > most:
             raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level)

@@ -40,8 +40,7 @@ def build_parser():
     add("--round_trip", type=cli.count, default=1000, metavar="N", help=trip)
     scores = "samples for the structure scores of msds1 and msds2, 0 for none (default: 2000 for these sets)"
     add("--structure", type=cli.count, metavar="N", help=scores)
-    fid = "FID, KID, precision and recall of samples; needs requirements-metrics.txt"
-    add("--fid", action="store_true", help=fid)
+    add("--fid", action="store_true", help="FID, KID, precision and recall; needs requirements-metrics.txt")
     add("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
     add("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
     cli.add_temperature(group)

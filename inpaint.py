@@ -212,11 +212,8 @@ def write_pictures(args, config, images, regions, inpainted):
 
 
 def bench(args, network):
-    """Seconds per step of Adam by the causal cone and by the whole flow of an untrained RG-Flow, for each edge and
-    place of the region; prints a line for each. The results for the record, and a function that draws the figure.
-
-    network: flags of `main.py`
-    """
+    """Seconds per step of Adam by the causal cone and by the whole flow of an untrained RG-Flow with the flags
+    `network` of main.py, for each edge and place of the region: the results for the record, a drawing function."""
     if args.weights is not None:
         raise flag_error("--weights", args.weights, "not with --bench, which has the network flags of main.py instead")
     if min(args.edges) < BENCH_REGION:

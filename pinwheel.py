@@ -3,10 +3,9 @@
 
     python pinwheel.py --seeds 1 --steps 500 --json pinwheel.json
 
-The number behind the figure: draws from the prior are sorted into four sectors of the latent plane and their images by
-the nearest spiral arm; the accuracy is the share of draws in the arm of their sector, under the best of the 24 ways to
-match sectors with arms. Sectors are the quadrants, as in the paper, and also quadrants turned in steps of 5 degrees:
-a flow need not lay its legs where the axes are.
+The number behind the figure, the accuracy: the share of draws from the prior whose images are nearest to the spiral
+arm of their sector of the latent plane, under the best matching of sectors with arms. Sectors are the quadrants, as in
+the paper, and quadrants turned in steps of 5 degrees: a flow need not lay its legs where the axes are.
 """
 
 import math
@@ -33,10 +32,7 @@ TURNS = range(0, 90, 5)  # degrees
 
 
 class PlanarFlow(nn.Module):
-    """RNVP blocks on points of the plane, each coordinate moved in turn given the other.
-
-    forward: x (N, 2) -> z (N, 2), log_det (N,); inverse: z -> x
-    """
+    """RNVP blocks on points of the plane; forward: x (N, 2) -> z (N, 2), log_det (N,); inverse: z -> x."""
 
     def __init__(self, prior, nlayers=NLAYERS, nhidden=NHIDDEN):
         super().__init__()
@@ -44,8 +40,7 @@ class PlanarFlow(nn.Module):
         self.networks = ResidualNetworks(2 * nlayers, 2, 1, nhidden, nresblocks=1, nmlp=2)
 
     def forward(self, x):
-        kept, moved = x.split(1, 1)
-        log_scale = 0
+        (kept, moved), log_scale = x.split(1, 1), 0
         for folded in self.networks.steps():
             (kept, s), moved = couple(folded, kept, moved), kept
             log_scale = log_scale + s
@@ -86,10 +81,10 @@ def pinwheel(n, generator):
 
 def nearest_arm(x):
     """The arm, 0 … 3, whose line (the leg without its width) passes nearest to each point: (N, 2) -> (N,)."""
-    radius = torch.arange(0, 2.5, 0.01).expand(LEGS, -1)
+    radius = torch.arange(0, 2.5, 0.01)
     line = torch.stack((radius, torch.zeros_like(radius)), -1)
     arms = turn(line, torch.arange(LEGS)[:, None], radius)  # (LEGS, 250, 2)
-    return torch.cdist(x, arms.flatten(0, 1)).argmin(1) // radius.shape[1]
+    return torch.cdist(x, arms.flatten(0, 1)).argmin(1) // len(radius)
 
 
 def sector(z, degrees=0):

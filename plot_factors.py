@@ -51,10 +51,9 @@ def encode(flow, images, noise):
 
 
 def probe_levels(flow, latents, factors):
-    """Rows of results, a dict for each factor and level.
+    """Results for each factor and level, a dict each; R^2 is the mean over ovals and the D numbers of a factor.
 
-    latents: Parts of (N, C L L);  factors: name -> Parts of (N, D), or (N, 16, D) for what each oval has. R^2 is the
-    mean over ovals and the D numbers of a factor.
+    latents: Parts of (N, C L L); factors: name -> Parts of (N, D), or (N, 16, D) for what each oval has
     """
     results, widths = [], [part.fit[0].numel() for part in factors.values()]
     labels = Parts(*(torch.cat([each.flatten(1) for each in part], 1) for part in zip(*factors.values(), strict=True)))
@@ -70,10 +69,7 @@ def probe_levels(flow, latents, factors):
 
 
 def probe_positions(flow, latents, factors):
-    """R^2 from the C latents at each position alone: name -> (L, L).
-
-    Of what each oval has, that of the oval which is chosen for the position.
-    """
+    """R^2 from the C latents at each position alone, of the oval that is chosen for it: name -> (L, L)."""
     by_position = Parts(*(part.unflatten(1, (flow.nchannels, -1)).transpose(1, 2) for part in latents))
     maps = {}
     for name, parts in factors.items():
@@ -133,9 +129,9 @@ def draw_figure(groups, results, titles):
                 levels = groups[network, factor]
                 for name, form in FORMS.items():
                     values = [mean_and_deviation([each[name] for each in seeds]) for seeds in levels.values()]
-                    means, deviations = zip(*values, strict=True)
+                    heights, deviations = zip(*values, strict=True)
                     bars = None if None in deviations else deviations
-                    axes.errorbar(list(levels), means, bars, color=colour, **form, **THIN)
+                    axes.errorbar(list(levels), heights, bars, color=colour, **form, **THIN)
                 lines[network] = Patch(color=colour)
             axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
             axes.set(title=title, xlabel="level h", ylim=(-0.05, 1.05), xticks=list(levels))

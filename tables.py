@@ -58,7 +58,7 @@ NOTHING = "Not measured yet.", ""
 
 def read_rows(path):
     """[(table, row, cells, details, source)] of a results file; source: its rank among rows of the same name, and the
-    cells of its line in the list. Raises OSError, ValueError, and what a strange file brings about."""
+    cells of its line in the list. Raises whatever a strange file brings about."""
     try:
         record = json.loads(path.read_text("utf-8"))
     except RecursionError as error:
@@ -150,12 +150,15 @@ def render_logs(logs):
     if not logs:
         yield from NOTHING
         return
-    records = {path: {each["step"]: each for each in [*log["train"], *log["test"]]} for path, log in logs.items()}
-    # 1,000, 2,000, 5,000, 10,000 and so on
-    marks = sorted(step for step in set().union(*records.values()) if re.fullmatch("[125]0{3,}", str(step)))
+    reached = {path: {} for path in logs}  # path -> step -> BPD, in italics without a test, and time
+    for path, log in logs.items():
+        for each in [*log["train"], *log["test"]]:
+            bpd = f"{each['bpd']:.3f}" if each["kind"] == "test" else f"*{each['bpd']:.3f}*"
+            reached[path][each["step"]] = bpd, clock(each["seconds"]) if "seconds" in each else ""
+    marks = sorted(step for step in set().union(*reached.values()) if re.fullmatch("[125]0{3,}", str(step)))
     rows = []
-    for path, of_step in records.items():
-        cells, end = {step: bpd_and_time(record) for step, record in of_step.items()}, max(of_step)
+    for path, cells in reached.items():
+        end = max(cells)
         times = ["", *(cells[step][1] for step in marks if step in cells)]
         on_the_way = [*(cells.get(step, [""])[0] for step in marks), *times[-1:] * bool(marks)]
         rows.append([run_name(path), *on_the_way, f"{end:,} steps", *cells[end]])
@@ -170,25 +173,11 @@ def render_logs(logs):
     yield from ("", f"    python plot_log.py saved_model/…/out.jsonl --against {next(iter(logs))}", "")
 
 
-def bpd_and_time(record):
-    """The cells of a record of a log: BPD, and hours, minutes and seconds of training, empty if it does not say."""
-    bpd = f"{record['bpd']:.3f}" if record["kind"] == "test" else f"*{record['bpd']:.3f}*"
-    return bpd, clock(record["seconds"]) if "seconds" in record else ""
-
-
-def prose(path):
-    """What stands in a file, if there is one, up to the line `MARKER`, with an empty line after it; bytes."""
-    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
-    above = list(takewhile(lambda line: line.strip() != MARKER.encode(), lines))
-    return b"".join(above) + f"{MARKER}\n\n".encode() if len(above) < len(lines) else b""
-
-
 def main(argv=None):
     parser = cli.Parser(__doc__)
-    paths = "results (.json) or the log of a run (.jsonl), or a folder of them, searched at any depth"
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=paths)
-    out = f"write the tables there, below its line {MARKER} if any (default: to stdout)"
-    parser.add_argument("--out", metavar="FILE", help=out)
+    add, paths = parser.add_argument, "results (.json), logs of runs (.jsonl), or folders of them, at any depth"
+    add("paths", nargs="+", type=Path, metavar="PATH", help=paths)
+    add("--out", metavar="FILE", help=f"write the tables there, below its line {MARKER} if any (default: to stdout)")
     args = parser.parse_args(argv)
     for path in args.paths:
         if not path.exists():
@@ -202,15 +191,16 @@ def main(argv=None):
     warnings += more + [f"{path}: holds no .json or .jsonl file" for path, within in files.items() if not within]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    rows = list(chain(*results.values()))
-    tables = (render(key, [row for table, *row in rows if table == key]) for key in TITLES)
+    tables = (render(key, [row for table, *row in chain(*results.values()) if table == key]) for key in TITLES)
     text = "\n".join(chain(*tables, render_logs(logs)))
     if not args.out:
         return print(text)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    kept = prose(args.out)
+    lines = Path(args.out).read_bytes().splitlines(keepends=True) if Path(args.out).exists() else []
+    prose = list(takewhile(lambda line: line.strip() != MARKER.encode(), lines))
+    kept = [*prose, f"{MARKER}\n\n".encode()] if len(prose) < len(lines) else []
     with replacing(args.out) as file:
-        file.write(kept + (text + "\n").encode())
+        file.write(b"".join([*kept, f"{text}\n".encode()]))
     print(args.out)
 
 

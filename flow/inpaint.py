@@ -5,8 +5,8 @@ z_g is decoded, its region is pasted into the corrupted image, and Adam moves th
 log-likelihood of the pasted image is largest. `WholeFlow` does that with any flow and any choice of free latents.
 
 For RG-Flow the free latents are those of the region's inference cone. The region is decoded from them alone, and a
-changed region alters nothing outside its cone. `CausalCone` evaluates the blocks of the cone and no others: O(log L) of
-them, where the whole flow has O(L^2). The result does not depend on what was in the region.
+changed region alters nothing outside its cone, so `CausalCone` evaluates the blocks of the cone alone: O(log L) of
+O(L^2). The result does not depend on what was in the region.
 """
 
 import torch
@@ -103,9 +103,8 @@ class CausalCone:
 class BlocksOfCone:
     """The blocks of one layer that lie in the cones of a batch of images.
 
-    around: (N, C, m, m) the blocks of the corrupted images
+    around: (N, C, m, m) the blocks of the corrupted images; image: (N,) the image that each block belongs to
     changed: positions in the flattened `around` of the variables that change, as they come from below
-    image: (N,) the image that each block belongs to
     goes_on: (m, m) bool, the positions that the next layer acts on; the others, latents, are `stays`
     """
 
@@ -138,8 +137,7 @@ def random_latents(counts, num_latents, generators):
 def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None):
     """Maximise `problem.log_prob`, of a `WholeFlow` or `CausalCone`, over the free latents, for each image by itself.
 
-    rate, steps: of Adam; draws: how many at temperature 1, the most likely is the start
-    progress: called after each draw, after each step and at the end
+    rate, steps: of Adam; draws: how many at temperature 1, the most likely is the start; progress: called after each
     Returns the best values met (F,), their log p (B,) and log p of the best draw (B,). Raises FloatingPointError if no
     draw has a finite log p.
     """
@@ -159,12 +157,10 @@ def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None)
             keep_better(values, problem.log_prob(values))
     if not log_prob.isfinite().all():
         raise FloatingPointError("log p of the draws to start from is not finite")
-    start = log_prob
-    values = best.clone().requires_grad_()
+    start, values = log_prob, best.clone().requires_grad_()
     adam = torch.optim.Adam([values], rate)
     for _ in range(steps):
-        before = values.detach().clone()
-        keep_better(before, climb(problem, values, adam))
+        keep_better(values.detach().clone(), climb(problem, values, adam))
     with torch.no_grad():
         keep_better(values, problem.log_prob(values))
     return best, log_prob, start
@@ -180,10 +176,7 @@ def climb(problem, values, adam):
 
 
 def psnr(images, truth, regions=None):
-    """Peak signal-to-noise ratio in dB of images (B, C, L, L) in [0, 1], peak 1: (B,).
-
-    regions: (B, L, L) bool, count these pixels alone
-    """
+    """Peak signal-to-noise ratio in dB of images (B, C, L, L) in [0, 1], peak 1, in regions (B, L, L) bool: (B,)."""
     squares = (images - truth).square().mean(1)
     regions = torch.ones_like(squares) if regions is None else regions
     return -10 * torch.log10((squares * regions).sum((1, 2)) / regions.sum((1, 2)))

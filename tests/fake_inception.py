@@ -4,8 +4,7 @@ import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-NAME = "random-projection"
-FEATURES = 4
+NAME, FEATURES = "random-projection", 4
 
 
 class RandomProjection(FeatureExtractorBase):
@@ -13,16 +12,10 @@ class RandomProjection(FeatureExtractorBase):
 
     def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
         super().__init__(name, features_list)
-        matrix = torch.load(feature_extractor_weights_path, weights_only=True)["matrix"]
-        self.register_buffer("matrix", matrix)
+        self.register_buffer("matrix", torch.load(feature_extractor_weights_path, weights_only=True)["matrix"])
 
-    @staticmethod
-    def get_provided_features_list():
-        return ("projection",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "projection"
+    get_provided_features_list = staticmethod(lambda: ("projection",))
+    get_default_feature_layer_for_metric = staticmethod(lambda metric: "projection")
 
     def forward(self, images):
         assert images.dtype == torch.uint8 and images.shape[1] == 3
@@ -31,11 +24,9 @@ class RandomProjection(FeatureExtractorBase):
 
 def install(monkeypatch, folder, inputs):
     """Put it in Inception's place; returns the file of its weights, random with `inputs` rows, and the matrix."""
-    from utils import metrics
-
     if NAME not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(NAME, RandomProjection)
-    monkeypatch.setattr(metrics, "INCEPTION", NAME)
+    monkeypatch.setattr("utils.metrics.INCEPTION", NAME)
     matrix = torch.randn(inputs, FEATURES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.save({"matrix": matrix}, folder / "projection.pth")
     return folder / "projection.pth", matrix.numpy()

@@ -4,6 +4,9 @@ FID is compared with the closed form of two Gaussians in test_evaluate.py.
 """
 
 import hashlib
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import numpy as np
@@ -57,8 +60,7 @@ def test_precision_and_recall_are_not_swapped(projection):
     samples = grey_levels(N, 60, np.full(12, 8), 1)
     images = np.concatenate([grey_levels(N // 2, mean, np.full(12, 8), mean) for mean in (60, 180)])
     results = distances(samples, images, projection[0])
-    assert results["precision"] > 0.9
-    assert results["recall"] == pytest.approx(0.5, abs=0.05)
+    assert results["precision"] > 0.9 and results["recall"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_grey_images_are_repeated_and_results_say_what_they_are(projection):
@@ -66,74 +68,57 @@ def test_grey_images_are_repeated_and_results_say_what_they_are(projection):
     grey, other = (rng.integers(0, 256, (n, 1, 2, 2), dtype=np.uint8) for n in (metrics.MIN_IMAGES, 2100))
     results = distances(torch.from_numpy(grey), other, projection[0])
     assert results["fid"] == distances(np.repeat(grey, 3, 1), np.repeat(other, 3, 1), projection[0])["fid"] > 1
-    settings = results["fid_settings"]
-    assert (settings["samples"], settings["images"]) == (2048, 2100)
-    assert settings["library"] == "torch-fidelity" and settings["version"].startswith("0.")
-    assert settings["feature_weights"] == "projection.pth"
-    assert settings["feature_weights_sha256"] == hashlib.sha256(projection[0].read_bytes()).hexdigest()
-    assert "299" in settings["resize"]
+    settings, digest = results["fid_settings"], hashlib.sha256(projection[0].read_bytes()).hexdigest()
+    expected = {"samples": 2048, "images": 2100, "library": "torch-fidelity", "feature_weights": "projection.pth"}
+    assert {**expected, "feature_weights_sha256": digest}.items() <= settings.items()
+    assert settings["version"].startswith("0.") and "299" in settings["resize"]
+
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def test_without_network_it_says_which_file_to_put_where(monkeypatch, tmp_path):
-    def no_network(*arguments, **options):
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=URLError("no network")))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError) as error:
         metrics.inception_weights()
-    path = str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
-    for words in ("https://github.com/toshas/torch-fidelity/", path, "--feature_weights"):
+    for words in ("https://github.com/toshas/torch-fidelity/", f"{tmp_path}/checkpoints/{FILE}", "--feature_weights"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_download_is_checked_and_taken(monkeypatch, tmp_path, projection):
     """What is downloaded goes where torch-fidelity itself would look for it, and is used."""
-    calls = []
-
-    def fetch(url, path, hash_prefix, progress):
-        calls.append(hash_prefix)
-        with open(path, "wb") as file:
-            file.write(projection[0].read_bytes())
-
+    fetch = Mock(side_effect=lambda url, path, *_, **__: shutil.copy(projection[0], path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     for _ in range(2):
-        path, _ = metrics.inception_weights()
-        assert path == tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-    assert calls == ["6726825d"]
+        assert metrics.inception_weights()[0] == tmp_path / "hub" / "checkpoints" / FILE
+    (called,) = fetch.call_args_list
+    assert called.args[2] == "6726825d"
 
 
 class Code:
     """A pickle that would write a file."""
 
-    def __init__(self, path):
-        self.path = path
-
     def __reduce__(self):
-        return open, (str(self.path), "w")
+        return open, ("was_here", "w")
 
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (None, "No such file"),
-        (b"text", "damaged"),
-        ({"matrix": 3}, "damaged"),
-        ({}, "not the weights"),
-        (Code, "damaged"),
-    ],
-)
-def test_feature_weights_that_are_none(content, words, projection, tmp_path):
+CONTENTS = [(None, "No such file"), (b"text", "damaged"), ({"matrix": 3}, "damaged"), ({}, "not the weights")]
+
+
+@pytest.mark.parametrize("content, words", [*CONTENTS, (Code(), "damaged")])
+def test_feature_weights_that_are_none(content, words, projection, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "given.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
-        torch.save(Code(tmp_path / "was_here") if content is Code else content, path)
+        torch.save(content, path)
     with pytest.raises(UserError, match=rf"given\.pth.*{words}"):
         metrics.inception_weights(path)
-    assert not (tmp_path / "was_here").exists()
+    assert not Path("was_here").exists()
 
 
 def test_inception_itself_refuses_foreign_weights(tmp_path):
@@ -144,11 +129,7 @@ def test_inception_itself_refuses_foreign_weights(tmp_path):
 
 @pytest.mark.parametrize("found", [None, "0.3.0"])
 def test_torch_fidelity_must_be_there_and_new_enough(found, monkeypatch):
-    def version(name):
-        if found is None:
-            raise metrics.PackageNotFoundError(name)
-        return found
-
-    monkeypatch.setattr(metrics, "version", version)
+    result = {"return_value": found} if found else {"side_effect": metrics.PackageNotFoundError}
+    monkeypatch.setattr(metrics, "version", Mock(**result))
     with pytest.raises(UserError, match=r"torch-fidelity 0\.4.*requirements-metrics\.txt"):
         metrics.inception_weights()

@@ -49,10 +49,7 @@ def check_library():
 
 def inception_weights(path=None):
     """(path, SHA-256) of Inception's weights: the file `path`, or torch-fidelity's own in torch.hub's folder, which is
-    downloaded unless it is there.
-
-    Raises UserError if there is no such file or it does not hold them.
-    """
+    downloaded unless it is there. Raises UserError if there is no such file or it does not hold them."""
     check_library()
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as EXTRACTORS
@@ -93,8 +90,7 @@ def download(url, path):
 def image_distances(samples, images, weights, device, verbose=False):
     """FID, KID, precision and recall of samples against images, in Inception's last pooling layer.
 
-    samples, images: uint8 (N, C, L, L), at least MIN_IMAGES each, C = 1 or 3
-    weights: (path, SHA-256) of `inception_weights`
+    samples, images: uint8 (N, C, L, L), at least MIN_IMAGES each, C = 1 or 3; weights: of `inception_weights`
     Returns a flat dict: fid; kid_mean and kid_std over subsets; precision, the fraction of samples within the manifold
     of the images, and recall, the reverse; fid_settings.
     """

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -27,10 +28,9 @@ def machine(device, processes=1):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {threads}"
-    return f"{platform.processor()}, {threads}"
+    text = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    names = re.findall(r"^model name\s*:(.*)", text, re.M)
+    return f"{names[0].strip() if names else platform.processor()}, {threads}"
 
 
 def commit():
@@ -44,13 +44,9 @@ def commit():
 
 def about(script, argv, device):
     """The command, machine, versions and date of a measurement, a dict; argv: None for those of the process."""
-    return {
-        "command": shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)]),
-        "machine": machine(torch.device(device)),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    command = shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)])
+    origin = {"command": command, "machine": machine(torch.device(device)), "torch": torch.__version__}
+    return {**origin, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
 
 
 def mean_and_deviation(values):
@@ -111,7 +107,7 @@ def by_network(results):
 def row(table, name, cells, details, result=None, weight=0):
     """A row for a table of `tables.py`.
 
-    table: a key of `tables.TABLES`; cells: column -> text; details: for the list below the table
+    table: a key of `tables.TITLES`; cells: column -> text; details: for the list below the table
     result: index in record["results"] of what says how the flow was trained; None: the record itself does
     weight: of several rows of this name the heaviest is shown
     """
@@ -136,10 +132,7 @@ def inpainting_rows(record):
 
 
 def save(path, record, rows=None):
-    """Write a dict as JSON, null for numbers that are not finite. Raises OSError.
-
-    rows: function from the record to the rows that it adds to tables, written as its entry "rows"
-    """
+    """Write a dict as JSON, null for numbers that are not finite, and rows(record) as its "rows". Raises OSError."""
     if rows:
         record = {**record, "rows": list(rows(record))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
