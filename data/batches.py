@@ -9,9 +9,7 @@ from utils.random import dequantisation_noise, generator
 class Batches:
     """Batches of one split on `device`: uint8 images (B, C, L, L) and their dequantisation noise.
 
-    The split lies on the device if it fits in a quarter of the free memory there, else in host memory.
-
-    images: numpy array, uint8 (N, C, L, L)
+    images: numpy array, uint8 (N, C, L, L), kept on the device if it fits in a quarter of the free memory there
     flips: whether batches are mirrored left to right at random
     dtype: of the noise, the default type if None
     Raises UserError if there are fewer images than a batch holds.
@@ -21,20 +19,15 @@ class Batches:
         if len(images) < batch_size:
             raise UserError(f"--batch_size {batch_size}: must be at most the {len(images)} training images")
         self.batch_size, self.seed, self.flips, self.dtype = batch_size, seed, flips, dtype
-        self.device = torch.device(device)
-        self.images = torch.from_numpy(images)
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if self.images.numel() < free / 4:
-                self.images = self.images.to(self.device)
+        self.device, self.images = torch.device(device), torch.from_numpy(images)
+        if self.device.type == "cuda" and self.images.numel() < torch.cuda.mem_get_info(self.device)[0] / 4:
+            self.images = self.images.to(self.device)
         self.steps_per_epoch = len(images) // batch_size  # the last partial batch is dropped: equal shapes
         self._epoch = None
 
     def __call__(self, step, rows=slice(None)):
-        """Images and noise of training step `step` (from 0): those rows (a slice) of the batch.
-
-        Flips and noise are drawn for the whole batch, so that a row is the same whichever others are asked for.
-        """
+        """Images and noise of training step `step` (from 0): those rows (a slice) of the batch. A row is the same
+        whichever others are asked for, since flips and noise are drawn for the whole batch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
             order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))

@@ -88,11 +88,10 @@ def _read_partition(path):
         if len(fields) != 2 or fields[1] not in parts or "/" in fields[0]:
             raise UserError(f"{path}: line {number} is {line[:80]!r}, expected an image's name and 0, 1 or 2")
         parts[fields[1]].append(fields[0])
-    splits = {"train": parts["0"], "test": parts["2"]}
-    for split, names in splits.items():
-        if not names:
+    for split, part in (("train", "0"), ("test", "2")):
+        if not parts[part]:
             raise UserError(f"{path}: no {split} images listed, the file is cut short")
-    return splits
+    return {"train": parts["0"], "test": parts["2"]}
 
 
 def _refuse_web_page(path):

@@ -95,16 +95,15 @@ def doubled(degrees):
 
 
 def generate(variant, seed, start, stop, processes=None, progress=False):
-    """Images start … stop - 1 of the endless sequence that (variant, seed) determines, as `draw_image` gives each one.
+    """Images start … stop - 1 of the endless sequence that (variant, seed) determines: images, ovals, base, as
+    `draw_image` gives each one, with N in front. Raises UserError if a worker process dies.
 
     processes: None for one per available processor
-    Returns images, ovals, base, each with N in front. Raises UserError if a worker process dies.
     """
     tasks = [(variant, seed, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
     processes = min(processes or cpu_count(), len(tasks))
     parts = _parallel(tasks, processes) if processes > 1 else (_draw_range(*task) for task in tasks)
-    hide = None if progress else True
-    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=hide)
+    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=None if progress else True)
     return tuple(map(np.concatenate, zip(*bar, strict=True)))
 
 

@@ -67,8 +67,8 @@ def by_layers(flow, z, advance):
         parts = []
         for before, after in zip(blocks.split(PATCHES), outputs.split(PATCHES), strict=True):
             direct = bijector.inverse_passes == 1  # otherwise the forward map at the same points is cheaper
-            here = (bijector.inverse, before) if direct else (bijector, after)
-            parts.append(block_jacobians(*here) if direct else block_jacobians(*here).inverse())
+            own = block_jacobians(bijector.inverse, before) if direct else block_jacobians(bijector, after).inverse()
+            parts.append(own)
             advance(len(before))
         jacobians.append(torch.cat(parts))
         return outputs

@@ -14,10 +14,8 @@ MODELS = {"rgflow": RGFlow, "realnvp": RealNVP}
 
 
 def build(config):
-    """A freshly initialised flow. config: a dict with `model`, the constructor's arguments and `dtype`.
-
-    Raises ValueError for values that the constructor refuses.
-    """
+    """A freshly initialised flow. config: a dict with `model`, the constructor's arguments and `dtype`. Raises
+    ValueError for values that the constructor refuses."""
     model = MODELS[config["model"]]
     flow = model(**{name: config[name] for name in inspect.signature(model).parameters})
     return flow.to(getattr(torch, config["dtype"]))

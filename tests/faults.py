@@ -58,8 +58,14 @@ class Attempt:
 
     def __init__(self, work, kill=None, number=signal.SIGKILL, when=lambda: True):
         """kill: seconds after which, and once `when()` is true, the child gets the signal `number`."""
+
+        def run():
+            for descriptor in (1, 2):
+                os.dup2(output.fileno(), descriptor)
+            cli.script(work)
+
         with tempfile.TemporaryFile("w+") as output:
-            child = get_context("fork").Process(target=self._run, args=(work, output))
+            child = get_context("fork").Process(target=run)
             deadline = time.monotonic() + HANG
             child.start()
             if kill is not None:
@@ -73,12 +79,6 @@ class Attempt:
             child.join()
             output.seek(0)
             self.text, self.status = output.read(), child.exitcode
-
-    @staticmethod
-    def _run(work, output):
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-        cli.script(work)
 
     @property
     def outcome(self):
@@ -158,10 +158,9 @@ class Faults:
         for out in self.folders(30):
             number = self.random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
             attempt = self.train(out, kill=self.random.uniform(0, 1) * self.seconds, number=number)
-            how = attempt.outcome
-            if attempt.status > 128 and not self.saved(out):
-                how = how.replace("saved and ended", "ended before training")
-            yield self.finish(out, how)
+            early = attempt.status > 128 and not self.saved(out)
+            words = "ended before training" if early else "saved and ended"
+            yield self.finish(out, attempt.outcome.replace("saved and ended", words))
 
     def disturbed(self, number, draw):
         """Runs with images of their own. draw() gives what to do in the process before, and what the run must say."""
@@ -178,8 +177,8 @@ class Faults:
 
     def limit(self):
         """File-size limit (RLIMIT_FSIZE, SIGXFSZ) of a random size"""
-        set_limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
-        return self.disturbed(20, lambda: (partial(set_limits, (self.random.randrange(100, 60_000), -1)), ""))
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+        return self.disturbed(20, lambda: (partial(limit, (self.random.randrange(100, 60_000), -1)), ""))
 
     def nan(self):
         """A weight that becomes NaN at a random step"""
@@ -232,8 +231,7 @@ class Faults:
         """Single-bit flips in the checkpoint of a run"""
 
         def flip(content, _):
-            bit = self.random.randrange(8 * len(content))
-            content[bit // 8] ^= 1 << bit % 8
+            content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
             return content
 
         return self.damaged(1000, flip)
@@ -258,11 +256,10 @@ class Faults:
         for k, out in enumerate(self.folders(100)):
             self.saves(out).mkdir(parents=True)
             where = state = checkpoint.read(self.good)
-            while True:
-                name = self.random.choice(list(where))
-                if not isinstance(where[name], dict) or not where[name] or self.random.random() < 0.3:
-                    break
+            name = self.random.choice(list(where))
+            while isinstance(where[name], dict) and where[name] and self.random.random() >= 0.3:
                 where = where[name]
+                name = self.random.choice(list(where))
             where[name] = self.random.choice(JUNK)
             if name not in ("epoch", "step"):
                 state.update(epoch=7, step=35)
@@ -319,11 +316,9 @@ class Faults:
             if harm == "cut":
                 del content[self.random.randrange(len(content)) :]
             if harm == "bytes":
-                self.overwrite(content, self.random.randrange(1, 30))
-                self.overwrite(content, self.random.randrange(1, 30), len(content) - 400)  # in its directory
-            if harm == "page":
-                content = b"<html><title>Google Drive - Quota exceeded</title></html>"
-            archive.write_bytes(content)
+                for start in (0, len(content) - 400):  # anywhere, and in its directory
+                    self.overwrite(content, self.random.randrange(1, 30), start)
+            archive.write_bytes(b"<html><title>Quota exceeded</title></html>" if harm == "page" else content)
             yield self.somewhere(partial(opened, "celeba32", root))
             shutil.rmtree(root)
 
@@ -338,22 +333,25 @@ class Faults:
 
     def somewhere(self, work):
         """The outcome of `work`, which may write in `folder` only and take at most 1 GB more than this process has."""
-        before, most = listing(self.folder), peak_memory() + 10**9
+
+        def peak_memory():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB
+
+        def listing():
+            """Names beside the folder, beside the script and where the script runs."""
+            return [sorted(os.listdir(each)) for each in (self.folder.parent, Path(__file__).parent, ".", "/")]
 
         def within_limits():
             os.chdir(self.folder / "here")
             try:
                 work()
             finally:
-                if peak_memory() > most:
-                    print(f"Traceback: {peak_memory() / 1e9:.1f} GB of memory")
+                if (peak := peak_memory()) > most:
+                    print(f"Traceback: {peak:.1f} GB of memory")
 
-        attempt = Attempt(within_limits)
-        return attempt.outcome if listing(self.folder) == before else "BAD: a file outside the output and data folders"
-
-
-def peak_memory():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before, most = listing(), peak_memory() + 1
+        outcome = Attempt(within_limits).outcome
+        return outcome if listing() == before else "BAD: a file outside the output and data folders"
 
 
 def same(one, other):
@@ -385,7 +383,7 @@ def poison(at):
     rate = main.Run.rate  # called before each step
 
     def poisoned(run, step):
-        if step == at:
+        if run.step == step == at:
             next(run.flow.parameters()).data.view(-1)[0] = float("nan")
         return rate(run, step)
 
@@ -406,11 +404,6 @@ def png_bomb():
     for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
         content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     return content
-
-
-def listing(folder):
-    """Names beside a folder, beside the script and where the script runs."""
-    return [sorted(os.listdir(each)) for each in (folder.parent, Path(__file__).parent, ".", "/")]
 
 
 KINDS = "kill signals space limit nan two removed flips garble cuts contents commands pictures archives"
