@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights.
 
-python plot_cones.py
 python plot_cones.py --latents 3:16:16:0,0:5:7:0 --regions 0:0,11:11 --region_size 10
-python plot_cones.py --L 64 --nchannels 1
 """
 
 from pathlib import Path
@@ -114,7 +112,7 @@ def main(argv=None):
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     args = parser.parse_args(argv)
     L, m, C = args.L, args.kernel_size, args.nchannels
-    try:
+    try:  # check_latents asks a flow for these
         args.level_map, args.num_levels = level_map(L, m).expand(C, -1, -1), num_levels(L, m)
     except ValueError as error:
         parser.error(f"argument --{error}")
@@ -123,7 +121,7 @@ def main(argv=None):
         raise flag_error("--region_size", size, f"must be at most L, {L}")
     h = min(1, args.num_levels - 1)
     names = args.latents or [(h, L // 2 - 2**h, L // 2 - 2**h, 0)]
-    cli.check_latents(names, args)  # args has what it asks of a flow
+    cli.check_latents(names, args)
     for i, j in args.regions or ():
         if max(i, j) > L - size:
             where = f"row and column of a {size} x {size} region must be in 0..{L - size}"

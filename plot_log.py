@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Draw bits per dimension during training, of one run or of several (no weights needed).
 
-python plot_log.py saved_model/msds1/*/out.jsonl
 python plot_log.py a/out.jsonl b/out.jsonl --time --labels RG-Flow "Real NVP" --bpd 3,4
 python plot_log.py saved_model/msds1/*/out.jsonl --against weights/msds1_laplace.jsonl
 """

@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 """Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4).
 
-python plot_receptive_fields.py --weights saved_model/…/10.state                random latents of every level
-python plot_receptive_fields.py --weights … --levels 3 --number 40 --strongest  the strongest of level 3
-python plot_receptive_fields.py --weights … --latents 3:0:8:1,0:5:7:2
-python plot_receptive_fields.py --weights … --histogram
+python plot_receptive_fields.py --weights saved_model/…/10.state --levels 3 --number 40 --strongest
+python plot_receptive_fields.py --weights saved_model/…/10.state --histogram
 
 Receptive fields are kept in --fig_dir. Of Real NVP, which takes a pass per latent, a random subset is computed.
 """
@@ -136,10 +134,8 @@ def main(argv=None):
     name += f"_h{cli.listing(args.levels)}" if args.levels else ""
     name += f"_T{text}" if text != "1" else ""
     save_figure(figure, flags.picture_path(args, config, name))
-    print(
-        f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, mean of {args.draws} draws at T = {text},"
-        f" seed {args.draw_seed}: {trained['weights']}"
-    )
+    draws = f"mean of {args.draws} draws at T = {text}, seed {args.draw_seed}"
+    print(f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, {draws}: {trained['weights']}")
     results = report(fields)
     if args.json:
         record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}

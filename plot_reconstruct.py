@@ -2,8 +2,7 @@
 """Take an image of your own to its latents and back, and edit it level by level on the way.
 
 python plot_reconstruct.py --weights saved_model/…/10.state --file photo.png --resize
-python plot_reconstruct.py --weights … --file a.png --swap 3 --other b.png
-python plot_reconstruct.py --weights … --file a.png --scale 0=0.5 --zero 1 --set 3:0:8:1=2.5
+python plot_reconstruct.py --weights … --file a.png --swap 3 --other b.png --scale 0=0.5 --zero 1 --set 3:0:8:1=2.5
 """
 
 from pathlib import Path
@@ -74,8 +73,7 @@ def main(argv=None):
     latents = cli.check_latents([name for name, _ in args.set], flow, "--set")
     values = list(zip(latents, [value for _, value in args.set], strict=True))
 
-    files = [args.file, *[args.other] * bool(args.other)]
-    shape = config["nchannels"], config["L"], args.resize
+    files, shape = [args.file, *[args.other] * bool(args.other)], (config["nchannels"], config["L"], args.resize)
     images = torch.stack([torch.from_numpy(load_single(file, *shape).copy()) for file in files])
     z = encode(flow, images)
     panels = {"image": images[:1] / 255, "reconstruction": decode(flow, z[:1])}
