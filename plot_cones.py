@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights.
 
-python plot_cones.py
 python plot_cones.py --latents 3:16:16:0,0:5:7:0 --regions 0:0,11:11 --region_size 10
-python plot_cones.py --L 64 --nchannels 1
 """
 
 from pathlib import Path
@@ -25,19 +23,15 @@ DASHES = (0, (3, 1.5))
 
 
 def generation_sections(h, i, j, L, m):
-    """The variables of x^(k) that a latent of level h in row i, column j affects, for k = 0 … h_L: (L / 2^k, L / 2^k)
-    bool each, nothing above its level.
-
-    The levels from k up are the whole hierarchy of an image of edge L / 2^k.
-    """
+    """The variables of x^(k) that a latent of level h in row i, column j affects, for k = 0 … h_L, nothing for k > h:
+    (L / 2^k, L / 2^k) bool each. The levels from k up are the whole hierarchy of an image of edge L / 2^k."""
     levels = range(num_levels(L, m))
     above = [np.zeros((L >> k, L >> k), dtype=bool) for k in levels[h + 1 :]]
     return [generation_cone(i >> k, j >> k, L >> k, m).numpy() for k in levels[: h + 1]] + above
 
 
 def inference_sections(i, j, size, L, m):
-    """The latents of each level h that the square of pixels from row i, column j on affects: (L / 2^h, L / 2^h) bool
-    each."""
+    """The latents of each level h that a square of pixels from row i, column j on affects: (L / 2^h, L / 2^h) bool."""
     pixels = np.zeros((L, L), dtype=bool)
     pixels[i : i + size, j : j + size] = True
     cone = inference_cone(pixels, m).numpy()
@@ -67,8 +61,8 @@ def draw_section(axes, cells, latents, m, colour, title):
 def draw(L, m, C, cones):
     """A figure with a column per level: the blocks, then a row per cone.
 
-    cones: of each a label, a colour, its sections, the number of variables at each level that they are part of, and
-        what to outline: level, row, column, size
+    cones: (label, colour, sections, how many variables they are part of at each level, (level, row, column, size) of
+        what to outline) each
     """
     latents = latents_of_levels(L, m)
     left, gap, bottom = 0.75, 0.06, 0.42  # inches
@@ -76,11 +70,9 @@ def draw(L, m, C, cones):
     height = size + COLUMN_LABEL + 0.02
     width = left + len(latents) * (size + gap) - gap
     figure = Figure(figsize=(width, (1 + len(cones)) * height + bottom))
-    nothing = [np.zeros_like(each) for each in latents]
+    blocks = "blocks", LATENT, [np.zeros_like(each) for each in latents], (), ()
     with style():
-        for row, (label, colour, sections, totals, outlined) in enumerate(
-            [("blocks", LATENT, nothing, (), ()), *cones]
-        ):
+        for row, (label, colour, sections, totals, outlined) in enumerate([blocks, *cones]):
             top = (row + 1) * height - size
             y = 1 - (top + size / 2) / figure.get_figheight()
             figure.text((left - 0.08) / width, y, label, ha="right", va="center")
@@ -91,43 +83,36 @@ def draw(L, m, C, cones):
                 if row and outlined[0] == h:
                     _, i, j, edge = outlined
                     axes.add_patch(Rectangle((j, i), edge, edge, fill=False, linewidth=1.2, zorder=3))
-        figure.legend(handles=legend(), loc="lower center", ncols=3, frameon=False, fontsize=FONT_SIZE, borderpad=0)
+        edge = {"edgecolor": "#808080", "linewidth": 0.5}
+        legend = {
+            "latent of the level": Patch(facecolor=LATENT, **edge),
+            "goes on to the next level": Patch(facecolor=KEPT, **edge),
+            "blocks of the decimator": Line2D([], [], color=ORANGE, linewidth=0.8),
+            "blocks of the disentangler": Line2D([], [], color=GREEN, linewidth=0.8, linestyle=DASHES),
+            "generation cone of a latent": Patch(facecolor=RED),
+            "inference cone of a region": Patch(facecolor=BLUE),
+        }
+        place = {"loc": "lower center", "ncols": 3, "frameon": False, "fontsize": FONT_SIZE, "borderpad": 0}
+        figure.legend(legend.values(), legend.keys(), **place)
     return figure
 
 
-def legend():
-    edge = {"edgecolor": "#808080", "linewidth": 0.5}
-    return [
-        Patch(facecolor=LATENT, label="latent of the level", **edge),
-        Patch(facecolor=KEPT, label="goes on to the next level", **edge),
-        Line2D([], [], color=ORANGE, linewidth=0.8, label="blocks of the decimator"),
-        Line2D([], [], color=GREEN, linewidth=0.8, linestyle=DASHES, label="blocks of the disentangler"),
-        Patch(facecolor=RED, label="generation cone of a latent"),
-        Patch(facecolor=BLUE, label="inference cone of a region"),
-    ]
-
-
-def cones_parser():
+def main(argv=None):
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--L", type=cli.positive, default=32, metavar="PIXELS", help="edge length of images")
     add("--kernel_size", type=cli.positive, default=4, metavar="PIXELS", help="edge length of a block")
     add("--nchannels", type=cli.positive, default=3, metavar="C", help="channels, which counts include")
-    latents = "generation cones of these, level:row:column:channel (default: one of level 1 near the centre)"
+    latents = "generation cones of these level:row:column:channel (default: one of level 1 near the centre)"
     add("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
-    regions = "inference cones of squares of pixels that start in these rows and columns (default: the centre)"
-    position = cli.indices("row:column", "11:11")
-    add("--regions", type=cli.number_list(position), metavar="I:J[,…]", help=regions)
+    positions = cli.number_list(cli.indices("row:column", "11:11"))
+    regions = "inference cones of squares that start in these row:column (default: the centre)"
+    add("--regions", type=positions, metavar="I:J[,…]", help=regions)
     add("--region_size", type=cli.positive, metavar="PIXELS", help="their edge length (default: 10, or L if smaller)")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
-    return parser
-
-
-def main(argv=None):
-    parser = cones_parser()
     args = parser.parse_args(argv)
     L, m, C = args.L, args.kernel_size, args.nchannels
-    try:
+    try:  # check_latents asks a flow for these
         args.level_map, args.num_levels = level_map(L, m).expand(C, -1, -1), num_levels(L, m)
     except ValueError as error:
         parser.error(f"argument --{error}")
@@ -136,23 +121,21 @@ def main(argv=None):
         raise flag_error("--region_size", size, f"must be at most L, {L}")
     h = min(1, args.num_levels - 1)
     names = args.latents or [(h, L // 2 - 2**h, L // 2 - 2**h, 0)]
-    cli.check_latents(names, args)  # args has what it asks of a flow
+    cli.check_latents(names, args)
     for i, j in args.regions or ():
         if max(i, j) > L - size:
-            rule = f"row and column of a {size} x {size} region must be in 0..{L - size}"
-            raise flag_error("--regions", f"{i}:{j}", rule)
+            where = f"row and column of a {size} x {size} region must be in 0..{L - size}"
+            raise flag_error("--regions", f"{i}:{j}", where)
     cones, captions = [], []
     for h, i, j, c in names:
-        sections = generation_sections(h, i, j, L, m)
-        name = f"{h}:{i}:{j}:{c}"
+        sections, name = generation_sections(h, i, j, L, m), f"{h}:{i}:{j}:{c}"
         totals = [C * cells.size for cells in sections]
         cones.append((f"generation\ncone of\n{name}", RED, sections, totals, (h, i >> h, j >> h, 1)))
         captions.append(f"latent {name} affects {sections[0].sum()} of {L**2} pixels")
     totals = [C * latents.sum() for latents in latents_of_levels(L, m)]
     for i, j in args.regions or [((L - size) // 2, (L - size) // 2)]:
         sections = inference_sections(i, j, size, L, m)
-        label = f"inference\ncone of\n{size} × {size}\nat {i}:{j}"
-        cones.append((label, BLUE, sections, totals, (0, i, j, size)))
+        cones.append((f"inference\ncone of\n{size} × {size}\nat {i}:{j}", BLUE, sections, totals, (0, i, j, size)))
         counts = [C * cells.sum() for cells in sections]
         listed = ", ".join(f"{count} at h = {h}" for h, count in enumerate(counts))
         captions.append(f"the {size} x {size} pixels at {i}:{j} affect {sum(counts)} of {C * L**2} latents ({listed})")

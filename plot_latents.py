@@ -45,7 +45,7 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     group = parser.add_argument_group("latents")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    latents = "vary these, level:row:column:channel (default: the strongest of each level)"
+    latents = "vary these level:row:column:channel (default: the strongest of each level)"
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
     cli.add_range(add)
@@ -61,8 +61,7 @@ def main(argv=None):
     latents = args.latents and cli.check_latents(args.latents, flow)
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, latents=latents, subset=args.per_level)
-    strongest = torch.cat([fields.strongest(h, args.strongest) for h in levels])
-    chosen = torch.arange(len(latents)) if latents else strongest
+    chosen = range(len(latents)) if latents else torch.cat([fields.strongest(h, args.strongest) for h in levels])
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
     groups = []
     for k in tqdm(chosen, desc="vary", unit="latent", disable=None):
@@ -73,10 +72,9 @@ def main(argv=None):
     name = "latents" + ("_chosen" if args.latents else f"_h{cli.listing(args.levels)}" if args.levels else "")
     save_figure(draw(groups), flags.picture_path(args, config, name))
     named = ", ".join(f"{fields.name(k)} (strength {fields.strengths[k]:.2g})" for k in chosen)
-    print(
-        f"{'chosen' if args.latents else 'strongest'} latents {named}, each in {args.samples} samples at"
-        f" T = {cli.listing(temperatures)}, seed {args.draw_seed}: {trained['weights']}"
-    )
+    which, text = "chosen" if args.latents else "strongest", cli.listing(temperatures)
+    samples = f"{args.samples} samples at T = {text}, seed {args.draw_seed}"
+    print(f"{which} latents {named}, each in {samples}: {trained['weights']}")
 
 
 if __name__ == "__main__":

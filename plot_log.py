@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Draw bits per dimension during training, of one run or of several (no weights needed).
 
-python plot_log.py saved_model/msds1/*/out.jsonl
 python plot_log.py a/out.jsonl b/out.jsonl --time --labels RG-Flow "Real NVP" --bpd 3,4
 python plot_log.py saved_model/msds1/*/out.jsonl --against weights/msds1_laplace.jsonl
 """
@@ -19,15 +18,12 @@ from utils.plotting import COLOURS, COLUMN, save_figure, style
 
 POINTS = 200  # of a training curve: means over as many equal stretches
 ROWS = 20  # of a comparison of training curves
-KINDS = {
-    "test": "of the test images",
-    "train": "of training, means since the row above: they have no test after the same step",
-}
+NO_TESTS = "of training, means since the row above: they have no test after the same step"
 SPREAD = 0.028  # of BPD over three seeds of a small RG-Flow (rnvp) after 1,000 steps, docs/recipe.md; smaller later
 
 
 def read(path):
-    """What `read_bpds` gives. Raises OSError, UserError for a file that is no log."""
+    """`read_bpds`, with a UserError for a file that is no log. Raises OSError."""
     try:
         return read_bpds(path)
     except ValueError as error:
@@ -35,10 +31,9 @@ def read(path):
 
 
 def curves(path, time=False):
-    """Of a `.jsonl` file: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error.
+    """Curves of a log: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error.
 
-    time: hours of training instead of steps
-    Raises UserError for a file with no BPD, or with no times.
+    time: hours of training instead of steps. Raises UserError for a file with no BPD, or with no times.
     """
     axis, unit = ("seconds", 3600) if time else ("step", 1)
     arrays = []
@@ -70,40 +65,33 @@ def compare(*runs):
 def sums_of_training(records):
     """{step: sum of the BPD of all steps up to this one}, from records of means over the steps between them."""
     means = dict(sorted((record["step"], record["bpd"]) for record in records))
-    steps = np.array(list(means))
-    return dict(zip(means, np.cumsum(np.diff(steps, prepend=0) * np.array(list(means.values()))), strict=True))
+    return dict(zip(means, np.cumsum(np.diff([*means], prepend=0) * [*means.values()]), strict=True))
 
 
 def verdict(step, own, other, spread):
     """One sentence on two BPD after as many steps; spread: standard deviation of such numbers over seeds."""
     difference, limit = own - other, 2 * math.sqrt(2) * spread
     word = "on track" if abs(difference) <= limit else "behind" if difference > 0 else "ahead"
-    return (
-        f"{word}: {own:.4f} against {other:.4f} after {step:,} steps ({difference:+.4f}; on track is within"
-        f" {limit:.4f}, two standard deviations of the difference of two seeds: 2 x sqrt 2 x {spread:g})"
-    )
+    rule = f"on track is within {limit:.4f}, two standard deviations of the difference of two seeds: 2 x sqrt 2 x"
+    return f"{word}: {own:.4f} against {other:.4f} after {step:,} steps ({difference:+.4f}; {rule} {spread:g})"
 
 
 def comparison(file, against, spread):
-    """Lines: a table of what two logs have at the same steps, the verdict, and whether learning rates differ there.
-
-    Raises OSError, UserError.
-    """
+    """Lines: a table of two logs at the same steps, the verdict, whether learning rates differ. Raises as `read`."""
     runs = [read(file), read(against)]
     kind, steps, bpds = compare(*runs)
     if not len(steps):
         raise UserError(f"{file} and {against}: no step at which both have bits per dimension")
-    yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension {KINDS[kind]}"
+    words = "of the test images" if kind == "test" else NO_TESTS
+    yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension {words}"
     yield f"{'step':>10} {'yours':>8} {'theirs':>8} {'difference':>10}"
     for step, (own, other) in zip(steps, bpds.T, strict=True):
         yield f"{step:10,} {own:8.4f} {other:8.4f} {own - other:+10.4f}"
     yield verdict(steps[-1], *bpds[:, -1], spread)
     rates = [{record["step"]: record.get("lr") for record in run["train"]}.get(steps[-1]) for run in runs]
     if None not in rates and not math.isclose(*rates, rel_tol=1e-2):
-        yield (
-            f"the learning rates there are {rates[0]:.3g} and {rates[1]:.3g}: with another --lr, or a cosine that ends"
-            " at other --max_steps, the two need not agree"
-        )
+        line = "the learning rates there are {:.3g} and {:.3g}: with another --lr, or a cosine that ends at other"
+        yield line.format(*rates) + " --max_steps, the two need not agree"
 
 
 def log_figure(runs, labels, time=False, bpd=None):
@@ -127,13 +115,11 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
-    against = "log of a run to compare the others with: prints both at the same steps, and a verdict"
-    add("--against", metavar="FILE", help=against)
+    add("--against", metavar="FILE", help="log to compare the others with: both at the same steps, and a verdict")
     spread = "standard deviation over seeds to judge differences by (default: %(default)s, see docs/recipe.md)"
     add("--spread", type=cli.non_negative, default=SPREAD, metavar="BPD", help=spread)
     add("--time", action="store_true", help="against the time of training instead of steps")
-    labels = "of the runs, that of --against last (default: data set and network, or the name of the file)"
-    add("--labels", nargs="+", metavar="TEXT", help=labels)
+    add("--labels", nargs="+", metavar="TEXT", help="of the runs, that of --against last (default: data set, network)")
     add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the axis (default: all)")
     add("--name", default="log", metavar="TEXT", help="name of the pictures")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")

@@ -25,8 +25,7 @@ def pair_images(flow, images, linear):
     a, b = encode(flow, images)
     n = flow.num_levels + 1
     rows = [torch.stack([mix(flow, *pair, theta) for theta in range(n)]) for pair in ((a, b), (b, a))]
-    rows += [interpolate(a, b, n)] * linear
-    mixed = decode(flow, torch.cat(rows)).unflatten(0, (len(rows), n))
+    mixed = decode(flow, torch.stack(rows + [interpolate(a, b, n)] * linear))
     sources = images.to(mixed) / 255
     return torch.stack([torch.cat([sources.flip(0) if k == 1 else sources, row]) for k, row in enumerate(mixed)])
 
@@ -47,32 +46,24 @@ def grid_images(flow, high, low, theta):
     Returns (M + 1, N + 1, C, L, L): the first row is high, the first column low, the corner white.
     """
     z = encode(flow, torch.cat((high, low)))
-    mixed = mix(flow, z[: len(high)], z[len(high) :, None], theta)  # (M, N, C, L, L)
-    images = decode(flow, mixed.flatten(0, 1)).unflatten(0, (len(low), len(high)))
-    corner = torch.ones_like(images[:1, :1])
-    top = torch.cat((corner, high[None].to(images) / 255), 1)
+    images = decode(flow, mix(flow, z[: len(high)], z[len(high) :, None], theta))  # (M, N, C, L, L)
+    top = torch.cat((torch.ones_like(images[:1, :1]), high[None].to(images) / 255), 1)
     return torch.cat((top, torch.cat((low[:, None].to(images) / 255, images), 1)))
 
 
-def mixing_parser():
+def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, images=True)
     group = parser.add_argument_group("mixing")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    images = "test images, counted from 0: A and B; with --grid those of the high, then those of the low levels"
-    images += " (default: the first ones)"
+    images = "test images: A and B, or those of the high, then the low levels of --grid (default: the first ones)"
     add("--images", type=cli.counts, metavar="N,N[,N…]", help=images)
     which("--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B")
-    sizes = cli.number_list(cli.positive, 2)
-    grid = "instead: every mixture of HIGH images with LOW ones, 7,4 if no numbers follow (figure 7 (c))"
-    which("--grid", type=sizes, nargs="?", const=GRID, metavar="HIGH,LOW", help=grid)
-    theta = "threshold of --grid: levels from it on are of the one, below it of the other"
-    theta += f" (default: {PAPERS_THETA}, or the top level if that is lower)"
+    sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); without numbers 7,4)"
+    which("--grid", type=sizes, nargs="?", const=GRID, metavar="HIGH,LOW", help=mixtures)
+    theta = f"lowest of the high levels in --grid (default: {PAPERS_THETA}, or the top level if that is lower)"
     add("--theta", type=cli.count, metavar="LEVEL", help=theta)
-    return parser
+    args = flags.parse(parser, argv)
 
-
-def main(argv=None):
-    args = flags.parse(mixing_parser(), argv)
     grid = args.grid
     if args.theta is not None and not grid:
         raise flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")

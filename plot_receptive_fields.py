@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4).
 
-python plot_receptive_fields.py --weights saved_model/…/10.state                random latents of every level
-python plot_receptive_fields.py --weights … --levels 3 --number 40 --strongest  the strongest of level 3
-python plot_receptive_fields.py --weights … --latents 3:0:8:1,0:5:7:2
-python plot_receptive_fields.py --weights … --histogram
+python plot_receptive_fields.py --weights saved_model/…/10.state --levels 3 --number 40 --strongest
+python plot_receptive_fields.py --weights saved_model/…/10.state --histogram
 
-Receptive fields are kept in --fig_dir, see `flow.fields`. All latents of an RG-Flow are computed at once. Real
-NVP takes one pass per latent, so a random subset is used.
+Receptive fields are kept in --fig_dir. Of Real NVP, which takes a pass per latent, a random subset is computed.
 """
 
 import numpy as np
@@ -38,8 +35,7 @@ def choose_rows(fields, levels, way, number, seed):
 
 
 def draw_fields(fields, rows):
-    """A figure of fields, each under its latent's name; rows: (level, numbers of fields) each, wrapped where too
-    long."""
+    """A figure of fields, each under its latent's name; rows: (level, numbers of fields), wrapped where too long."""
     longest = max(len(numbers) for _, numbers in rows)
     full, ncols = (COLUMN, 5) if longest <= 5 else (PAGE, 10)
     left, gap, bottom = 0.42, 0.05, 0.34  # inches
@@ -68,10 +64,8 @@ def draw_fields(fields, rows):
 def draw_histogram(fields, levels, logarithmic=False):
     """A figure of the histograms of strengths at levels, with the same bins, a panel each, downwards."""
     strengths = fields.strengths.double().numpy()
-    if logarithmic:
-        edges = np.geomspace(0.99 * strengths.min(), 1.01 * strengths.max(), BINS + 1)
-    else:
-        edges = np.linspace(0, strengths.max(), BINS + 1)
+    ends = np.array([0.99 * strengths.min(), 1.01 * strengths.max()])
+    edges = np.geomspace(*ends, BINS + 1) if logarithmic else np.linspace(0, strengths.max(), BINS + 1)
     counts = np.stack([np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))])
     with style():
         figure = Figure(figsize=(COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
@@ -100,18 +94,18 @@ def report(fields):
         line = f"h = {h}: {len(named)} of {len(strengths)} latents with strength above {VISIBLE:g}"
         line += f" (the paper's RG-Flow on CelebA: {paper})" if paper else ""
         line += f", strengths {strengths.min():.2g} to {strengths.max():.2g}"
-        print(line + "".join(f", {name} {strength:.3g}" for name, strength in named.items()))
+        print(line, *(f"{name} {strength:.3g}" for name, strength in named.items()), sep=", ")
         result = {"level": h, "latents": fields.totals[h], "computed": len(strengths)}
         result |= {"mean_strength": strengths.mean().item(), "largest_strength": strengths.max().item()}
         results.append({**result, "visible": named, "paper_visible_celeba": paper})
     return results
 
 
-def fields_parser():
+def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True)
     group = parser.add_argument_group("receptive fields")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    latents = "these, level:row:column:channel (default: random ones)"
+    latents = "these level:row:column:channel (default: random ones)"
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--strongest", action="store_true", help="the strongest of each level")
     which("--histogram", action="store_true", help="instead: histograms of the strengths at each level")
@@ -119,11 +113,8 @@ def fields_parser():
     add("--number", type=cli.positive, default=5, metavar="N", help="latents drawn per level")
     cli.add_field_flags(add)
     cli.add_temperature(group)
-    return parser
+    args = flags.parse(parser, argv)
 
-
-def main(argv=None):
-    args = flags.parse(fields_parser(), argv)
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperature(args.temperature, flow)
     levels = cli.check_levels(args.levels, flow, args.latents)
@@ -131,11 +122,8 @@ def main(argv=None):
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, temperatures, latents, args.per_level)
     if args.histogram:
-        figure, name, caption = (
-            draw_histogram(fields, levels, args.log_strength),
-            "strengths",
-            "histograms of strengths",
-        )
+        figure, name = draw_histogram(fields, levels, args.log_strength), "strengths"
+        caption = "histograms of strengths"
     else:
         way = "strongest" if args.strongest else "chosen" if args.latents else "random"
         rows = choose_rows(fields, levels, way, args.number, args.draw_seed)
@@ -146,10 +134,8 @@ def main(argv=None):
     name += f"_h{cli.listing(args.levels)}" if args.levels else ""
     name += f"_T{text}" if text != "1" else ""
     save_figure(figure, flags.picture_path(args, config, name))
-    print(
-        f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, mean of {args.draws} draws at T = {text},"
-        f" seed {args.draw_seed}: {trained['weights']}"
-    )
+    draws = f"mean of {args.draws} draws at T = {text}, seed {args.draw_seed}"
+    print(f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, {draws}: {trained['weights']}")
     results = report(fields)
     if args.json:
         record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}

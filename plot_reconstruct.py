@@ -2,8 +2,7 @@
 """Take an image of your own to its latents and back, and edit it level by level on the way.
 
 python plot_reconstruct.py --weights saved_model/…/10.state --file photo.png --resize
-python plot_reconstruct.py --weights … --file a.png --swap 3 --other b.png
-python plot_reconstruct.py --weights … --file a.png --scale 0=0.5 --zero 1 --set 3:0:8:1=2.5
+python plot_reconstruct.py --weights … --file a.png --swap 3 --other b.png --scale 0=0.5 --zero 1 --set 3:0:8:1=2.5
 """
 
 from pathlib import Path
@@ -22,9 +21,7 @@ from utils.results import about, save
 def edited(flow, z, other=None, swap=(), scale=(), values=()):
     """Latents (B, C, L, L) with levels of `swap` taken from `other`, then each level of `scale`, pairs (h, factor),
     multiplied by its factor, then each of `values`, pairs ((c, i, j), value), set."""
-    if swap:
-        z = torch.where(at_levels(flow, swap), other, z)
-    z = z.clone()
+    z = torch.where(at_levels(flow, swap), other, z) if swap else z.clone()
     for h, factor in scale:
         z[:, flow.level_map == h] *= factor
     for latent, value in values:
@@ -50,7 +47,7 @@ def edit_name(args):
     return "".join(f"_{edit}{cli.listing(each)}" for edit, each in edits.items() if each)
 
 
-def reconstruct_parser():
+def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True)
     add = parser.add_argument_group("image and edits, in the order in which they are made").add_argument
     add("--file", required=True, metavar="FILE", help="image file")
@@ -65,11 +62,8 @@ def reconstruct_parser():
     add_edit("--scale", scale, "H=FACTOR", "multiply the latents of a level by a factor")
     add_edit("--zero", cli.count, "H", "levels whose latents become 0")
     add_edit("--set", value, "H:I:J:C=VALUE", "give single latents, level:row:column:channel, a value")
-    return parser
+    args = flags.parse(parser, argv)
 
-
-def main(argv=None):
-    args = flags.parse(reconstruct_parser(), argv)
     if bool(args.swap) != bool(args.other):
         raise cli.flag_error("--swap", cli.listing(args.swap) or "missing", "goes together with --other")
     flow, config, trained = flags.load_flow(args)
@@ -79,17 +73,14 @@ def main(argv=None):
     latents = cli.check_latents([name for name, _ in args.set], flow, "--set")
     values = list(zip(latents, [value for _, value in args.set], strict=True))
 
-    files = [args.file, *[args.other] * bool(args.other)]
-    shape = config["nchannels"], config["L"], args.resize
+    files, shape = [args.file, *[args.other] * bool(args.other)], (config["nchannels"], config["L"], args.resize)
     images = torch.stack([torch.from_numpy(load_single(file, *shape).copy()) for file in files])
     z = encode(flow, images)
     panels = {"image": images[:1] / 255, "reconstruction": decode(flow, z[:1])}
     error = (to_bytes(panels["reconstruction"]).int() - images[:1].int()).abs()
     results = {"file": args.file, "largest_error": error.max().item(), "pixel_values_off": (error > 0).sum().item()}
     results["energies"] = energies(flow, z[:1])
-    print(
-        f"{args.file}: largest error {results['largest_error']} of 255, {results['pixel_values_off']} pixel values off"
-    )
+    print("{file}: largest error {largest_error} of 255, {pixel_values_off} pixel values off".format(**results))
     line = "level {level}: {latents} latents, mean square {mean_square:.3f} (1 under the prior), -log p"
     line += " {nats_per_latent:.3f} nats per latent"
     print(*[line.format(**energy) for energy in results["energies"]], sep="\n")
@@ -100,7 +91,7 @@ def main(argv=None):
     path = flags.picture_path(args, config, f"reconstruct_{Path(args.file).stem}{edit_name(args)}")
     width = COLUMN * len(panels) / 4
     save_figure(grid_figure(torch.cat(list(panels.values())), len(panels), width, columns=list(panels)), path)
-    *_, last = panels
+    last = list(panels)[-1]
     save_pixels(to_bytes(panels[last])[0], f"{path}_pixels")
     print(f"{', '.join(panels)}: {args.file}, {trained['weights']}; {last} alone in the last file")
     if args.json:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 import args as flags
-from flow.latents import decode_frames, encode, interpolate, papers_range, random_walk, vary
+from flow.latents import decode, encode, interpolate, papers_range, random_walk, vary
 from utils import cli
 from utils.plotting import PAGE, grid_figure, save_animation, save_figure, screen_width
 from utils.random import generator
@@ -29,7 +29,7 @@ def random_walks(flow, config, args):
     walk = random_walk(flow, z, levels, args.stops, args.frames, temperatures, own)
     text = cli.listing(levels)
     labels = [f"$h = {text}$\nframe {k}" for k in range(len(walk))]
-    yield f"walk_level{text}", decode_frames(flow, walk), labels, f"random walk in the latents of level {text}"
+    yield f"walk_level{text}", decode(flow, walk), labels, f"random walk in the latents of level {text}"
 
 
 def sweeps(flow, config, args):
@@ -50,7 +50,7 @@ def interpolations(flow, config, args):
     labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(z))]
     first, last = args.images
     caption = f"test images of {config['data']}, {first} (lambda = 1) to {last} (lambda = 0)"
-    yield f"interpolation_{first},{last}", decode_frames(flow, z), labels, caption
+    yield f"interpolation_{first},{last}", decode(flow, z), labels, caption
 
 
 def start(flow, args):
@@ -61,9 +61,8 @@ def start(flow, args):
 
 
 def draw(images, labels, path, closed):
-    """Write frames (F, B, C, L, L) as a GIF, and some of them side by side with a row per sample.
+    """Write labelled frames (F, B, C, L, L) as a GIF, and some of them side by side with a row per sample.
 
-    labels: of each frame
     closed: whether the last frame leads back to the first; if not, the GIF goes there and back
     """
     n, ncols = len(images), math.ceil(images.shape[1] ** 0.5)
@@ -82,7 +81,7 @@ def main(argv=None):
     group = parser.add_argument_group("walk")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     which("--levels", type=cli.counts, metavar="H[,H…]", help="random walk in these levels (default: the top level)")
-    latents = "sweep these latents, level:row:column:channel, a GIF each"
+    latents = "sweep these level:row:column:channel, a GIF each"
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="from one test image to another")
     cli.add_temperature(group)

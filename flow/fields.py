@@ -1,9 +1,5 @@
-"""Receptive fields of latents (sections 3.4 and 4.4), kept in a file and computed again only if what they depend on
-changes.
-
-The receptive field of a latent is the mean of |dG / dz_l| over draws of z, summed over colours, G the generator with
-images in model space. Its strength is the mean over pixels.
-"""
+"""Receptive fields of latents (sections 3.4 and 4.4): means of |dG / dz_l| over draws of z, summed over colours, G the
+generator with images in model space. Kept in a file and computed again only if what they depend on changes."""
 
 import inspect
 from dataclasses import dataclass
@@ -32,7 +28,7 @@ class Fields:
 
     @property
     def strengths(self):
-        """The mean of each field over the pixels: (S,)."""
+        """The strength of each field, its mean over the pixels: (S,)."""
         return self.fields.mean((1, 2))
 
     def name(self, k):
@@ -50,12 +46,11 @@ class Fields:
 
 
 def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, subset=None):
-    """The Fields of a flow, from the file `{path}_….cache` if they are there.
+    """The Fields of a flow and its config, from the file `{path}_….cache` if they are there.
 
-    config: of `load_flow`
     n, temperatures: draws of z, and their temperature at each level, None for 1
-    latents: (channel, row, column) of each; without them, `subset` random ones of each level, or by default all of an
-        RG-Flow up to MOST_ENTRIES, otherwise SUBSET
+    latents: (channel, row, column) of each. None: `subset` random ones of each level, by default all of an RG-Flow up
+        to MOST_ENTRIES, otherwise SUBSET
     Raises UserError if a field is not finite.
     """
     if latents is None:
@@ -66,12 +61,8 @@ def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, sub
     settings = {name: config[name] for name in ("model", "dtype", *inspect.signature(type(flow)).parameters)}
     device = flow.level_map.device
     key = digest(flow.state_dict(), settings, latents, n, seed, temperatures, device.type)
-
-    def compute():
-        own = generator(seed, "receptive fields", 0, device)
-        return receptive_fields(flow, n, latents, temperatures, own, progress=True)
-
-    fields = cached(f"{path}_{key}.cache", compute)
+    given = flow, n, latents, temperatures, generator(seed, "receptive fields", 0, device)
+    fields = cached(f"{path}_{key}.cache", lambda: receptive_fields(*given, progress=True))
     if not fields.isfinite().all():
         raise UserError("the receptive fields of these weights are not finite")
     level_map = flow.level_map.cpu()
@@ -83,8 +74,6 @@ def choose_latents(flow, number, seed):
     chosen = []
     for h in range(flow.num_levels):
         latents = (flow.level_map.cpu() == h).nonzero()
-        if number is not None:
-            order = torch.randperm(len(latents), generator=generator(seed, "computed fields", h))
-            latents = latents[order[:number].sort().values]
-        chosen.append(latents)
+        order = torch.randperm(len(latents), generator=generator(seed, "computed fields", h))
+        chosen.append(latents[order[:number].sort().values])
     return torch.cat(chosen)

@@ -1,7 +1,4 @@
-"""What figures do with latents: from images and back, mixing (section 4.5), walks. Levels are by `flow.level_map`.
-
-Images here are uint8 or floats in [0, 1], not in model space.
-"""
+"""Latents of figures: from images (uint8 or floats in [0, 1], not in model space) and back, mixed, varied, in walks."""
 
 import math
 
@@ -21,19 +18,16 @@ def encode(flow, images):
 
 
 def decode(flow, z):
-    """Latents (B, C, L, L) -> images of floats in [0, 1], on the CPU."""
-    return in_parts(lambda part: to_image(flow.inverse(part)[0]).cpu(), z, "generate")
+    """Latents (…, C, L, L) -> images of floats in [0, 1], on the CPU."""
+    images = in_parts(lambda part: to_image(flow.inverse(part)[0]).cpu(), z.flatten(0, -4), "generate")
+    return images.reshape(z.shape)
 
 
 @torch.no_grad()
 def in_parts(function, batch, description):
     """function(batch), a part at a time, with a bar on terminals."""
-    results = []
-    with tqdm(total=len(batch), desc=description, unit="image", leave=False, disable=None) as bar:
-        for part in batch.split(PART):
-            results.append(function(part))
-            bar.update(len(part))
-    return torch.cat(results)
+    parts = tqdm(batch.split(PART), desc=description, unit="image", unit_scale=PART, leave=False, disable=None)
+    return torch.cat([function(part) for part in parts])
 
 
 def at_levels(flow, levels):
@@ -53,16 +47,10 @@ def interpolate(z_a, z_b, n):
 
 
 def vary(flow, z, latent, values):
-    """Samples z (B, C, L, L) with one latent, (channel, row, column), set to each of n values: images in [0, 1],
-    (n, B, C, L, L)."""
+    """Images (n, B, C, L, L) of samples z (B, C, L, L) with one latent, (channel, row, column), set to n values."""
     varied = z.repeat(len(values), 1, 1, 1, 1)
     varied[(..., *latent)] = values.to(z)[:, None]
-    return decode_frames(flow, varied)
-
-
-def decode_frames(flow, z):
-    """`decode` for latents (F, B, C, L, L)."""
-    return decode(flow, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    return decode(flow, varied)
 
 
 def papers_range(h):
@@ -73,15 +61,11 @@ def papers_range(h):
 def random_walk(flow, z, levels, stops, steps, temperature=1.0, generator=None):
     """A closed walk of the latents of `levels`, the others stay as in z (B, C, L, L): (stops steps, B, C, L, L).
 
-    The walk passes `stops` draws of the prior, with `steps` frames from each to the next. It goes on arcs in the space
-    of a standard normal variable, so that every frame is itself a draw of the prior.
-
-    stops: at least 2
-    temperature, generator: of the draws, see `Flow.sample`
+    The walk passes `stops` >= 2 draws of the prior, with `steps` frames from each to the next, on arcs in the space of
+    a standard normal variable: every frame is itself a draw of the prior. temperature, generator: see `Flow.sample`.
     """
     draws = torch.randn((stops, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
-    angle = torch.arange(steps, dtype=z.dtype, device=z.device) * (math.pi / 2 / steps)
-    angle = angle.reshape(-1, *[1] * z.dim())
+    angle = torch.arange(steps, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1, 1) * (math.pi / 2 / steps)
     normal = torch.cat([angle.cos() * a + angle.sin() * b for a, b in zip(draws, draws.roll(-1, 0), strict=True)])
     walk = flow.prior.from_normal(normal, flow.temperature_map(temperature).to(z.dtype))
     return torch.where(at_levels(flow, levels), walk, z)

@@ -59,13 +59,9 @@ class Autoregressive(nn.Module):
 
 
 def autoregressive_masks(size, nhidden, nmlp, strict):
-    """Masks of a multilayer perceptron whose output i depends on inputs j <= i (j < i if strict).
-
-    Entry i has degree i; hidden units get degrees spread over the entries, and no connection goes from a higher degree
-    to a lower one. Returns one (in, out) tensor of zeros and ones per linear layer.
-    """
-    outer = torch.arange(size)
-    hidden = torch.arange(nhidden) * size // nhidden
+    """Masks of a multilayer perceptron whose output i depends on inputs j <= i (j < i if strict): one (in, out) tensor
+    of zeros and ones per linear layer. Hidden units see the inputs up to a degree of their own, spread over all."""
+    outer, hidden = torch.arange(size), torch.arange(nhidden) * size // nhidden
     degrees = [outer] + [hidden] * nmlp + [outer]
     masks = [after[None, :] >= before[:, None] for before, after in pairwise(degrees)]
     if strict:

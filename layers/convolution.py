@@ -1,9 +1,9 @@
 """Couplings of feature maps with residual convolutional networks, the layers of Real NVP (Dinh et al., ICLR 2017).
 
 A network is a 3 x 3 convolution, residual blocks  x <- (x + f(x)) / sqrt(2)  with the pre-activated
-f = conv . silu . … . conv . silu  of width `nhidden`, and a last silu and convolution that gives s and t side by side.
-Every convolution has weight normalisation. As in RG-Flow's networks, the output is multiplied by a learnable scale that
-starts at 0, so that an untrained coupling is the identity; then s goes through tanh, t does not.
+f = conv . silu . … . conv . silu  of width `nhidden`, and a last silu and convolution that gives s and t side by side,
+all with weight normalisation. As in RG-Flow's networks, the output is multiplied by a learnable scale that starts at 0,
+so that an untrained coupling is the identity; then s goes through tanh, t does not.
 
 B images, c channels, l x l positions. Kernels are stored with the input channels last, the layout of fast convolutions.
 """
@@ -53,10 +53,8 @@ def norm_of(weight):
 
 
 def evaluate(folded, x):
-    """s before tanh, and t, (B, nout, l, l) each, of the network with these folded parameters at x (B, nin, l, l).
-
-    The convolutions are computed in the type of the kernels; the result is of the type of x.
-    """
+    """s before tanh, and t, (B, nout, l, l) each, of a folded network at x (B, nin, l, l): computed in the type of the
+    kernels, returned in that of x."""
     first, *blocks, last = folded
     y = F.conv2d(x.to(first[0][0].dtype, memory_format=torch.channels_last), *first[0], padding=1)
     for block in blocks:
@@ -68,11 +66,8 @@ def evaluate(folded, x):
 
 
 class Couplings(nn.Module):
-    """Couplings of (B, c, l, l) maps in a row. A subclass MUST define
-
-    travel(x, function, steps)    function, `couple` or `uncouple`, with the (number, folded parameters) of each step:
-                                  the result, of the shape of x, and the sum of all s, (B,)
-    """
+    """Couplings of (B, c, l, l) maps in a row. A subclass MUST define travel(x, function, steps): apply function,
+    `couple` or `uncouple`, with the (number, folded parameters) of each step; return x and the sum of s, (B,)."""
 
     def forward(self, x):
         """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
@@ -85,10 +80,8 @@ class Couplings(nn.Module):
 
 
 class CheckerboardCouplings(Couplings):
-    """`nlayers` couplings, which in turn keep the positions of even and of odd row + column:
-
-    y = x  where kept,    y = x * exp(s(kept x)) + t(kept x)  elsewhere.
-    """
+    """`nlayers` couplings, which in turn keep the positions of even and of odd row + column; the others become
+    x * exp(s(kept x)) + t(kept x)."""
 
     def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()

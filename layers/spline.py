@@ -1,14 +1,12 @@
 """RNVP blocks of which the first adds a monotone curve, a rational-quadratic spline, to couplings (`--subnet spline`).
 
-An affine coupling moves and stretches an entry; it cannot change the shape of its distribution, such as that of the
-noise of dequantisation, a box. A monotone curve of a few pieces can. Each piece is a ratio of quadratic polynomials,
-whose inverse has a closed form: Durkan, Bekasov, Murray and Papamakarios, Neural Spline Flows, NeurIPS 2019, equations
-4-8. Section 5 of the RG-Flow paper invites such maps.
+An affine coupling cannot change the shape of an entry's distribution, such as the box of dequantisation. A monotone
+curve can. Each piece is a ratio of quadratic polynomials, whose inverse has a closed form: Durkan, Bekasov, Murray and
+Papamakarios, Neural Spline Flows, NeurIPS 2019, equations 4-8. Section 5 of the RG-Flow paper invites such maps.
 
-The curve leads from (-edge, -edge) to (edge, edge) in 4 pieces; outside it is the identity. The pieces come from
-halving: the middle knot cuts width and height of the square in two, each at a fraction of its own, and the knot of the
-half that holds a point cuts that half again. Numbers 0 and 1 say where a point lies, since on a CPU booleans and
-`where` take several times as long as arithmetic.
+The curve leads from (-edge, -edge) to (edge, edge) in 4 pieces; outside it is the identity. The middle knot cuts width
+and height of the square in two, each at a fraction of its own; the knot of the half that holds a point cuts that half
+again. Numbers 0 and 1 say where a point lies: on a CPU booleans and `where` are several times slower than arithmetic.
 """
 
 import math
@@ -27,8 +25,8 @@ NUMBERS = 9  # that make a curve: for the middle, the left and the right knot it
 class Limits(NamedTuple):
     """edge: half the edge of the square
     cut: a knot cuts at a fraction between cut and 1 - cut; a piece is at most ((1 - cut) / cut)^2 steep on average
-    steepest: the slope at a knot is between 1 / steepest and steepest. Between knots, with the defaults, all slopes
-        measured are between 1 / 1500 and 32. With much wider limits (cut 0.01, steepest 1000) float32 fails.
+    steepest: the slope at a knot is between 1 / steepest and steepest; between knots, with the defaults, all measured
+        are between 1 / 1500 and 32. With much wider limits (cut 0.01, steepest 1000) float32 fails.
     """
 
     edge: float
@@ -41,22 +39,17 @@ class Limits(NamedTuple):
 
 
 # The pieces of curves that hold points, all (N, n), or (2, N, n) for x and y.
-#   corner: lower left end, counted from (-edge, -edge)
-#   size: width and height
-#   left, right: slopes at the ends
+#   corner: lower left end, counted from (-edge, -edge);  size: width and height;  left, right: slopes at the ends
 #   middle, own: the numbers of the middle knot, and of the knot of the half that holds the point, in [0, 1], (3, N, n)
 #   outer, inner: 1 for a point right of the middle knot, and right of its own, otherwise 0
-#   half, fractions: size of that half, and where its knot cuts it
-#   middle_slope, own_slope: of both knots
+#   half, fractions: size of that half, and where its knot cuts it;  middle_slope, own_slope: of both knots
 Piece = namedtuple("Piece", "corner size left right middle own outer inner half fractions middle_slope own_slope")
-
 # What a coupling with curves needs: folded networks of s, t and the curves' features, and the linear map of these.
 Step = namedtuple("Step", "folded head bias limits")
 
 
 def bend(raw, x, limits):
-    """The curve: raw (9, N, n), any numbers, 0 for the identity; x (N, n) -> y and log(dy / dx), (N, n) both, and what
-    the derivative needs besides."""
+    """The curve of raw (9, N, n), 0 for the identity: x (N, n) -> y, log(dy / dx), and what the derivative needs."""
     distance = (x + limits.edge).clamp(0, 2 * limits.edge)
     piece = find(raw, distance, 0, limits)
     distance = distance - piece.corner[0]
@@ -114,7 +107,7 @@ def above(a, b):
 
 
 def quadratics(piece, along):
-    """The curve at a fraction `along` of a piece's width. Returns mean, curvature, D, R, Q and M, with which
+    """mean, curvature, D, R, Q and M at a fraction `along` of a piece's width, with which
 
     y = y_corner + (x - x_corner) mean R / D,    dy / dx = mean^2 M / D^2.
     """
@@ -147,17 +140,13 @@ def couple_in_training(step, x, moved):
 def conditioned(step, x):
     """What makes the curves of one half, (9, N, n), and s and t, from the other half x (N, n)."""
     s, t, features = evaluate(step.folded, x)
-    return mapped(bounded(features), step.head, step.bias), s.tanh(), t
+    return curves(features, step.head, step.bias)[0], s.tanh(), t
 
 
-def bounded(features):
-    """tanh(features) / 2, in a third of its time."""
-    return (features + features).sigmoid() - 0.5
-
-
-def mapped(features, head, bias):
-    """features (N, n), head (n, 9 n), bias (9 n) -> (9, N, n)."""
-    return torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous()
+def curves(features, head, bias):
+    """features (N, n), head (n, 9 n), bias (9 n) -> the numbers of curves (9, N, n), and tanh(features) / 2."""
+    features = (features + features).sigmoid() - 0.5  # in a third of the time of tanh
+    return torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous(), features
 
 
 class CoupleInTraining(torch.autograd.Function):
@@ -166,11 +155,10 @@ class CoupleInTraining(torch.autograd.Function):
     @staticmethod
     def forward(ctx, outputs, moved, head, bias, limits):
         """outputs: of the networks, (3, N, n)"""
-        s, t, features = outputs
-        s, features = s.tanh(), bounded(features)
+        s, t, (raw, features) = outputs[0].tanh(), outputs[1], curves(outputs[2], head, bias)
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
-        y, log_slope, piece, along, terms = bend(mapped(features, head, bias), x, limits)
+        y, log_slope, piece, along, terms = bend(raw, x, limits)
         saved = piece._replace(corner=None, right=None)  # which `backward` does not use
         ctx.save_for_backward(s, moved, scale, features, head, above(limits.edge, x.abs()), along, *terms, *saved)
         ctx.limits = limits
@@ -236,9 +224,8 @@ class Bent(RNVP):
 
         x2' = curve(x2 * exp(s1(x1)) + t1(x1); c1(x1)),    x1' = curve(x1 * exp(s2(x2')) + t2(x2'); c2(x2'))
 
-    The numbers c, 9 per entry, are a linear map of tanh / 2 of a third residual network. The map starts at 0, where the
-    curve is the identity; the scale of that network starts at 1, or there would be no gradient. The tanh bounds what
-    inputs far from the data can do to the curves.
+    The numbers c, 9 per entry, are a linear map of tanh / 2 of a third residual network: bounded far from the data. The
+    map starts at 0, where the curve is the identity; the network's scale starts at 1, or there would be no gradient.
     """
 
     nnetworks = 3
@@ -258,14 +245,13 @@ class Bent(RNVP):
         return couple_in_training if self.training and not self.networks.compile_kernels else couple
 
     def steps(self):
-        parts = zip(self.networks.steps(), self.head, self.bias, strict=True)
-        return [Step(*each, self.limits) for each in parts]
+        return [Step(*each, self.limits) for each in zip(self.networks.steps(), self.head, self.bias, strict=True)]
 
 
 class Spline(nn.Module):
     """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
 
-    edge, cut, steepest: see `Limits`; raises ValueError unless 0 < edge, 0 < cut < 1/2 and 1 < steepest, all finite
+    edge, cut, steepest: see `Limits`. Raises ValueError unless 0 < edge, 0 < cut < 1/2 and 1 < steepest, all finite.
     """
 
     inverse_passes = 1
@@ -273,8 +259,7 @@ class Spline(nn.Module):
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
         super().__init__()
         limits = Limits(edge, cut, steepest)
-        bounds = {"edge": (0, math.inf), "cut": (0, 0.5), "steepest": (1, math.inf)}
-        for value, (name, (low, high)) in zip(limits, bounds.items(), strict=True):
+        for name, value, low, high in zip(Limits._fields, limits, (0, 0, 1), (math.inf, 0.5, math.inf), strict=True):
             if not low < value < high:
                 raise ValueError(f"{name} {value}: must be above {low} and below {high}")
         sizes = nresblocks, nmlp, nhidden

@@ -22,9 +22,8 @@ SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at
 
 def style():
     """A context for figures with axes: text as small, and lines as thin, as a paper's; fonts as journals want them."""
-    thin = {f"{name}.width": 0.5 for name in ("xtick.major", "ytick.major")}
-    sizes = {"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.linewidth": 0.5, "pdf.fonttype": 42}
-    return matplotlib.rc_context({**sizes, **thin})
+    thin = dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5)
+    return matplotlib.rc_context({"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "pdf.fonttype": 42, **thin})
 
 
 def image_grid(images, ncols):
@@ -45,10 +44,9 @@ def field_pictures(fields):
 
 
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
-    """A figure of a grid of images, `width` inches wide.
+    """A figure of a grid of images, `width` inches wide, of which `row_label` are for the labels of rows, if any.
 
     rows, columns: labels to the left of the rows and above the columns, none if empty
-    row_label: inches that the labels of rows take
     """
     grid = image_grid(images, ncols)
     left = row_label if rows else 0
@@ -75,10 +73,7 @@ def add_axes(figure, left, top, width, height):
 
 
 def add_image(figure, image, left, top, size, label=""):
-    """Draw an image (C, L, L) in [0, 1], as `image_grid` does, as a square; left, top, size: inches, see `add_axes`.
-
-    The label goes above, as wide as the image.
-    """
+    """Draw an image (C, L, L) in [0, 1] as a square, its label above, as wide; in inches, see `add_axes`."""
     axes = add_axes(figure, left, top, size, size)
     axes.imshow(image_grid(image[None], 1), interpolation="nearest")
     axes.set_axis_off()
@@ -87,10 +82,7 @@ def add_image(figure, image, left, top, size, label=""):
 
 
 def write(path, save, parents=True, quiet=False):
-    """Write a file by save(file), which takes its place when it is complete; print and return its path.
-
-    parents: whether to make missing folders above that of the file
-    """
+    """Write a file by save(file), complete or not at all; print and return its path. parents: make its folders."""
     path = Path(path)
     path.parent.mkdir(parents=parents, exist_ok=True)
     with replacing(path) as file, style():
