@@ -135,17 +135,17 @@ def set_device(parser, args, several=False):
         parser.error(f"argument --cuda: {listed}: must name a GPU for each process of this machine")
     args.cuda = f"cuda:{numbers[local_rank]}" if numbers else "cpu"
     args.gpus = len(numbers) if len(numbers) > 1 else 0
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's own default for convolutions is True
 
 
 def check_speed(parser, args, dtype):
-    """Check --amp, set the default of --compile, and allow TF32 only with --amp tf32."""
+    """Check --amp, set the default of --compile, and allow TF32 with --amp tf32 only."""
     if args.amp != "none" and dtype != "float32":
         parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
     if args.amp == "tf32" and args.cuda == "cpu":
         parser.error("argument --amp: tf32: needs a GPU, see --cuda")
     if args.compile is None:
         args.compile = args.cuda != "cpu"
-    # PyTorch's own default is tf32 for convolutions.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
 
 
