@@ -220,14 +220,13 @@ def test_flags_of_a_run_instead_of_weights(start, images, tmp_path, capsys):
         assert "unrecognized arguments: --n" in capsys.readouterr().err
 
 
-def test_real_images_need_no_flow(draw, images, tmp_path, monkeypatch):
+def test_real_images_need_no_flow(draw, images, monkeypatch):
     """Different images of the test split, which the seed chooses."""
     grids = []
     monkeypatch.setattr(plot_samples, "grid_figure", lambda images, n: grids.append(images) or grid_figure(images, n))
     monkeypatch.setattr(RGFlow, "__init__", lambda *_, **__: pytest.fail("a flow is built"))
     draw(plot_samples, "rgflow", "--real --grid 2")
-    own = f"--real --grid 2 --draw_seed 1 --data folder --data_path {images} --fig_dir {tmp_path} {SMALL}"
-    plot_samples.main(own.split())
+    draw(plot_samples, None, f"--real --grid 2 --draw_seed 1 --data folder {SMALL}")
     test = torch.from_numpy(open_dataset("folder", images, 3, 8, progress=False).test[:])
     chosen = [{int((test == image).flatten(1).all(1).nonzero()) for image in bytes_of(grid)} for grid in grids]
     assert [len(numbers) for numbers in chosen] == [4, 4] and chosen[0] != chosen[1]
@@ -268,19 +267,17 @@ def test_the_animation_shows_its_images(draw, images):
             assert (pixels[-8 * times :].reshape(8, times, 8, times, 3).std(axis=(1, 3)) == 0).all()
 
 
-@pytest.mark.parametrize("model, mode", [("rgflow", "RGB"), ("realnvp", "RGB"), ("grey", "L")])
-def test_reconstruction_script(draw, tmp_path, model, mode):
-    shape = (8, 8) if mode == "L" else (8, 8, 3)
+@pytest.mark.parametrize("model, shape", [("rgflow", (8, 8, 3)), ("realnvp", (8, 8, 3)), ("grey", (8, 8))])
+def test_reconstruction_script(draw, tmp_path, model, shape):
     a, b = np.random.default_rng(1).integers(0, 256, (2, *shape)).astype(np.uint8)
     for name, values in (("a", a), ("b", b)):
         Image.fromarray(values).save(tmp_path / f"{name}.png")
     own = f"--file {tmp_path / 'a.png'}"
     paths, _ = draw(plot_reconstruct, model, f"{own} --json {tmp_path / 'r.json'}")
-    assert len(paths) == 3
-    assert (np.asarray(Image.open(paths[-1])) == a).all()
-    record = json.loads((tmp_path / "r.json").read_text())
-    assert record["results"]["largest_error"] == record["results"]["pixel_values_off"] == 0
-    assert sum(each["latents"] for each in record["results"]["energies"]) == a.size
+    assert len(paths) == 3 and (np.asarray(Image.open(paths[-1])) == a).all()
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert results["largest_error"] == results["pixel_values_off"] == 0
+    assert sum(each["latents"] for each in results["energies"]) == a.size
     paths, _ = draw(plot_reconstruct, model, f"{own} --swap 0,1 --other {tmp_path / 'b.png'}")
     assert (np.asarray(Image.open(paths[-1])) == b).all()
     paths, caption = draw(plot_reconstruct, model, f"{own} --zero 1 --scale 0=0.5 --set 1:0:0:0=-2")
