@@ -142,10 +142,13 @@ def test_edits(model):
     flow = small(model)
     z, other = torch.randn(2, 1, 3, 16, 16)
     values = [((2, 4, 3), 7.0), ((0, 0, 0), -1.0)]
+    kept = z.clone()
     edited = plot_reconstruct.edited(flow, z, other, (1, 2), ((0, 0.5), (1, 0.0), (1, 2.0)), values)
     expected = torch.where(levels(flow) == 0, 0.5 * z, torch.where(levels(flow) == 1, 0 * other, other))
-    expected[0, 2, 4, 3], expected[0, 0, 0, 0] = 7, -1  # z itself stays
-    assert torch.equal(edited, expected)
+    expected[0, 2, 4, 3], expected[0, 0, 0, 0] = 7, -1
+    assert torch.equal(edited, expected) and torch.equal(z, kept)
+    swapped = plot_reconstruct.edited(flow, z, other, (1, 2))
+    assert torch.equal(swapped, torch.where(levels(flow) == 0, z, other))
 
 
 def test_energies():
@@ -316,6 +319,7 @@ def test_files_of_another_size(draw, tmp_path):
         (plot_reconstruct, "--file a.png --zero 2", r"--zero: 2: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --scale 2=1", r"--scale: 2: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --scale 2", "something = a number"),
+        (plot_reconstruct, "--file a.png --scale 2=x", "'x'"),
         (plot_reconstruct, "--file a.png --swap 5 --other b.png", r"--swap: 5: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --swap 1", r"--swap: 1: goes together with --other"),
         (plot_reconstruct, "--file a.png --set 1:9:0:0=1", r"--set: 1:9:0:0: row and column must be in 0\.\.7"),
