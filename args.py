@@ -183,9 +183,10 @@ def parse(parser, argv=None):
     args, rest = parser.parse_known_args(argv)
     args.run = None
     if args.weights is not None and rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (flags of main.py only without --weights)")
     if args.weights is None:
         shared = [f"--{name}={getattr(args, name)}" for name in ("data", "data_path") if getattr(args, name, None)]
+        shared += [f"--cuda={cli.listing(args.cuda)}"]
         run_parser = build_parser()
         run_parser.prog = parser.prog
         args.run = get_args([*rest, *shared], run_parser)
@@ -196,26 +197,25 @@ def parse(parser, argv=None):
     return args
 
 
-def find_weights(args):
-    """--weights, or the newest checkpoint of the run that the flags name. Raises UserError if there is none."""
-    return args.weights if args.run is None else newest(args.run, ", or name one with --weights")
-
-
-def newest(run, advice=""):
-    """The path of the newest checkpoint of a run; prints warnings. Raises UserError if there is none."""
+def newest(run, advice=", or name one with --weights"):
+    """(path, state) of the newest checkpoint of a run; prints warnings. Raises UserError if there is none."""
     folder = run_path(run, "_save")
     found = checkpoint.newest(folder) if folder else None
     if not found:
         raise UserError(f"no checkpoint in {folder or '--out_dir'}: train first{advice}")
-    path, _, warnings = found
+    path, state, warnings = found
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
-    return path
+    return path, state
 
 
 def load_flow(args):
-    """(flow, config, trained) of `find_weights`, see `flow.load.load_trained`."""
-    return load_trained(find_weights(args), args.cuda, args.data)
+    """(flow, config, trained) of --weights, or of the newest checkpoint of the run that the flags name.
+
+    trained: see `flow.load.load_trained`
+    """
+    path, state = newest(args.run) if args.run else (args.weights, None)
+    return load_trained(path, args.cuda, args.data, state)
 
 
 def load_flows(args, data_names):
@@ -224,9 +224,9 @@ def load_flows(args, data_names):
     named: dict of data set, network in words and seed, different for each
     Raises as `load_flow`, and UserError for a data set that is not in `data_names` and for a second flow of one name.
     """
-    paths, seen = find_weights(args), []
-    for path in [paths] if args.run else paths:
-        flow, config, trained = load_trained(path, args.cuda, args.data)
+    seen = []
+    for path, state in [newest(args.run)] if args.run else [(path, None) for path in args.weights]:
+        flow, config, trained = load_trained(path, args.cuda, args.data, state)
         data, prior, seed = config["data"], config["prior"], config["seed"]
         if data not in data_names:
             raise UserError(f"{path}: trained on {data}, must be one of {', '.join(data_names)}")

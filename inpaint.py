@@ -162,7 +162,9 @@ def load_images(args, config):
         return args.files, torch.stack([torch.tensor(load_single(file, *shape)) for file in args.files]), []
     dataset, warnings = flags.open_data(config, args.data_path)
     array, numbers = getattr(dataset, args.split), list(args.images)
-    cli.check_range("--images", numbers, len(array))
+    if max(numbers) >= len(array):
+        rule = f"the {args.split} split has {len(array)} images, counted from 0"
+        raise flag_error("--images", max(numbers), rule)
     return numbers, torch.from_numpy(array[numbers]), warnings
 
 
@@ -219,7 +221,7 @@ def bench(args, network):
     if min(args.edges) < BENCH_REGION:
         raise flag_error("--edges", min(args.edges), f"must be at least {BENCH_REGION}")
     C, m, results, counts = args.run.nchannels, args.run.kernel_size, [], []
-    own = "--data=folder", f"--nchannels={C}", "--model=rgflow"
+    own = "--data=folder", f"--nchannels={C}", "--model=rgflow", f"--cuda={args.cuda.partition(':')[2]}"
     runs = [flags.get_args([*network, *own, f"--L={L}"]) for L in args.edges]
     for run in runs:
         torch.manual_seed(args.draw_seed)

@@ -289,10 +289,9 @@ class Run:
 
 def export(args):
     """Write the weights and configuration of the run's newest checkpoint to --export."""
-    path = newest(args)
+    path, state = newest(args, advice="")
     if Path(args.export).resolve().parent == path.resolve().parent:
         raise UserError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
-    state = checkpoint.read(path)
     state["config"] = {name: value for name, value in state["config"].items() if name not in PLACES}
     checkpoint.save(args.export, checkpoint.slim(state))
     print(f"{path} without the optimiser's state, step {state['step']}: {args.export}")

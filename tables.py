@@ -64,7 +64,8 @@ def read_rows(path):
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(record, dict) or not record.get("rows"):
-        raise ValueError("nothing in it belongs in a table")
+        old = isinstance(record, dict) and record.get("kind") in ("evaluation", "inpainting", "factors", "effects")
+        raise ValueError("written by an older version, measure again" if old else "nothing in it belongs in a table")
     found = []
     for row in record["rows"]:
         if row["table"] not in TITLES:

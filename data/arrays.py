@@ -118,7 +118,7 @@ def _prepare(folder, preparation, progress):
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".*.tmp"):  # of killed processes
         with suppress(FileNotFoundError):
-            if leftover.stat().st_mtime < time.time() - 24 * 3600:
+            if max(path.stat().st_mtime for path in (leftover, *leftover.glob("new"))) < time.time() - 24 * 3600:
                 shutil.rmtree(leftover, ignore_errors=True)
     place = {"prefix": f".{folder.name}.", "suffix": ".tmp", "dir": folder.parent}
     with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as temporary:

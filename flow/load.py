@@ -29,12 +29,13 @@ def load(path, device="cpu"):
     return load_trained(path, device)[:2]
 
 
-def load_trained(path, device="cpu", data=None):
+def load_trained(path, device="cpu", data=None, state=None):
     """`load`, and `trained`, what results record of the training; the file may lack seconds and machine (None).
 
     data: name of the data set that the flow must have been trained on, or None
+    state: what the file holds, if it has been read already
     """
-    state = checkpoint.read(path, device)
+    state = state or checkpoint.read(path, device)
     config = state["config"]
     try:
         flow = build(config)

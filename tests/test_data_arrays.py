@@ -170,7 +170,8 @@ def test_killed_process_does_not_disturb(tmp_path):
     assert leftover.suffix == ".tmp"
     toy = Toy()
     assert toy.open(tmp_path).warnings == [] and toy.built == 1 and leftover.exists()
-    os.utime(leftover, (time.time() - 2 * 24 * 3600,) * 2)
+    for folder in (leftover, leftover / "new"):
+        os.utime(folder, (time.time() - 2 * 24 * 3600,) * 2)
     flip_one_bit(tmp_path / "prepared_arrays" / "toy_3x2x2")
     toy.open(tmp_path)
     assert not leftover.exists()

@@ -284,7 +284,7 @@ def test_files_of_another_size_are_resized(run_script):
         ("--region 0,4", "--region: 0,4: no pixel is corrupted"),
         ("--region 1,2,3", "--region: 1,2,3: must be height,width or row"),
         *((f"--region {each}", f"{each}: must lie inside the image of 16x16 pixels") for each in ("14,0,3,3", "3,17")),
-        *((f"--images {each}", "--images: 6: must be in 0..5") for each in ("7", "6,")),
+        *((f"--images {each}", "--images: 6: the test split has 6 images") for each in ("7", "6,")),
         ("--images 0", "--images: '0': must be a whole number of at least 1"),
         ("--bench", "last.state: not with --bench"),
         ("--nhidden 4", "unrecognized arguments: --nhidden 4"),

@@ -133,11 +133,10 @@ def inpainting_rows(record):
 
 def save(path, record, rows=None):
     """Write a dict as JSON, null for numbers that are not finite, and rows(record) as its "rows". Raises OSError."""
-    if rows:
-        record = {**record, "rows": list(rows(record))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
+    for more in (lambda: {}, lambda: {"rows": list(rows(record))})[: 1 + bool(rows)]:  # the numbers first
+        with replacing(path) as file:
+            file.write((json.dumps(finite({**record, **more()}), indent=1, allow_nan=False) + "\n").encode())
 
 
 def finite(value):
