@@ -96,10 +96,10 @@ class Steps:
         self.step += 1
         return norm
 
-    def log(self, folder, norm):
+    def report(self, log, norm):
         """What main.py logs of a step."""
         loss, number = self.descent.window.tolist()
-        log, bpd = RunLog(folder / "out", stdout=False), loss / number
+        bpd = loss / number
         log.text(f"step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g}")
         log.record(kind="train", step=self.step, bpd=bpd, grad_norm=norm)
 
@@ -108,7 +108,7 @@ def measure(args):
     """Time training steps and matrix products in turn, then samplings and products; a dict of results."""
     steps, device, repeats = Steps(args), torch.device(args.cuda), args.repeats
     seconds = {name: [] for name in ("step", "log", "sample", "matrix", "float32")} | steps.seconds
-    step, log = timed(steps, device, seconds["step"]), timed(steps.log, device, seconds["log"])
+    step, log = timed(steps, device, seconds["step"]), timed(steps.report, device, seconds["log"])
     sample = timed(steps.flow.sample, device, seconds["sample"])
     reset_peak_memory(device)
     for _ in range(WARMUP + 2):
@@ -123,10 +123,11 @@ def measure(args):
     float32 = timed(lambda: torch.matmul(*factors[torch.float32]), device, seconds["float32"])
     matrix()
     with tempfile.TemporaryDirectory() as folder:
+        run_log = RunLog(Path(folder, "out"), stdout=False)
         for _ in range(repeats):
             for _ in range(in_a_row):
                 norm = step()
-            log(Path(folder), norm.item())
+            log(run_log, norm.item())
             matrix()
             float32()
     in_training = statistics.median(seconds["matrix"][-repeats:])
