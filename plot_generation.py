@@ -8,7 +8,6 @@ import torch
 from tqdm import tqdm
 
 import args as flags
-from flow import RGFlow
 from flow.preprocess import to_image
 from utils import cli
 from utils.plotting import grid_figure, save_figure
@@ -30,7 +29,7 @@ def main(argv=None):
     group.add_argument("--samples", type=cli.positive, default=3, metavar="N", help="number of samples, a row each")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
-    if not isinstance(flow, RGFlow):
+    if not flow.layers():
         raise cli.UserError(f"{trained['weights']}: a {config['model']}, only rgflow generates level by level")
     temperatures = cli.check_temperature(args.temperature, flow)
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))

@@ -11,7 +11,6 @@ from utils.cli import UserError
 from utils.random import generator
 
 from .jacobian import receptive_fields
-from .rg_flow import RGFlow
 
 MOST_ENTRIES = 2**28  # of fields computed unless asked for, 1 GiB in float32
 SUBSET = 16  # latents per level where all are too many, or where each takes a pass, as in Real NVP
@@ -54,7 +53,7 @@ def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, sub
     Raises UserError if a field is not finite.
     """
     if latents is None:
-        few = isinstance(flow, RGFlow) and flow.nchannels * flow.L**4 <= MOST_ENTRIES
+        few = flow.layers() and flow.nchannels * flow.L**4 <= MOST_ENTRIES
         latents = choose_latents(flow, subset or (None if few else SUBSET), seed)
     latents, temperatures = torch.as_tensor(latents), temperatures or (1.0,) * flow.num_levels
     # A flow's type and sizes say what its parameters mean, the device which numbers a seed gives.
