@@ -277,7 +277,7 @@ def main(argv=None):
     add("--edges", type=number_list(positive), metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
     add("--repeats", type=positive, default=7, metavar="N", help="measurements, after a warm-up")
     add("--profile", action="store_true", help="also print where the time of a step goes")
-    ways = "instead: BPD and round trip of N test images of --data with each way to compute"
+    ways = "instead: BPD and round trip of N test images (of the data set of --weights, or --data), each way to compute"
     instead("--compare", type=positive, metavar="N", help=ways)
     fields = "instead: all receptive fields, N draws, compared with one pass per latent"
     instead("--fields", type=positive, metavar="N", help=fields)
