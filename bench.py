@@ -32,6 +32,7 @@ from data.batches import Batches
 from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build, load
 from flow.preprocess import Loss, bits_per_dim, to_model
+from layers.fold import FoldedTogether
 from utils.cli import count, flag_error, number_list, positive, script
 from utils.distributed import Peers
 from utils.logging import RunLog
@@ -84,7 +85,8 @@ class Steps:
         self.dtype = next(self.flow.parameters()).dtype
         flags.accelerate(self.flow, args)
         graph = args.compile and self.device.type == "cuda"
-        self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, Peers(self.device), graph)
+        loss, peers = FoldedTogether(Loss(self.flow)), Peers(self.device)
+        self.descent = Descent(loss, args.weight_decay, args.clip_grad, peers, graph)
         batches = Batches(images, args.batch_size, self.device, args.seed, False, self.dtype)
         self.seconds = {"data": [], "optimizer": []}
         self.batches = timed(batches, self.device, self.seconds["data"])

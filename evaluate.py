@@ -33,8 +33,7 @@ MIN_SAMPLES = 100  # for structure scores
 
 def build_parser():
     parser = flags.weights_parser(__doc__, numbers=True, images=True)
-    group = parser.add_argument_group("what to measure")
-    add = group.add_argument
+    add = parser.add_argument_group("what to measure").add_argument
     add("--draws", type=cli.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD")
     trip = "test images, and samples, for the round trip, 0 for none"
     add("--round_trip", type=cli.count, default=1000, metavar="N", help=trip)
@@ -43,7 +42,7 @@ def build_parser():
     add("--fid", action="store_true", help="FID, KID, precision and recall; needs requirements-metrics.txt")
     add("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
     add("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
-    cli.add_temperature(group)
+    cli.add_temperature(add)
     inception = "Inception's weights for --fid (default: torch-fidelity's, in torch.hub's folder or downloaded)"
     add("--feature_weights", metavar="FILE", help=inception)
     flags.add_speed(add)

@@ -24,9 +24,9 @@ def generation(flow, z):
 
 def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
-    group = parser.add_argument_group("generation")
-    cli.add_temperature(group)
-    group.add_argument("--samples", type=cli.positive, default=3, metavar="N", help="number of samples, a row each")
+    add = parser.add_argument_group("generation").add_argument
+    cli.add_temperature(add)
+    add("--samples", type=cli.positive, default=3, metavar="N", help="number of samples, a row each")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     if not flow.layers():

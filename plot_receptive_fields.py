@@ -112,7 +112,7 @@ def main(argv=None):
     add("--log_strength", action="store_true", help="with --histogram: bins of equal width in the logarithm")
     add("--number", type=cli.positive, default=5, metavar="N", help="latents drawn per level")
     cli.add_field_flags(add)
-    cli.add_temperature(group)
+    cli.add_temperature(add)
     args = flags.parse(parser, argv)
 
     flow, config, trained = flags.load_flow(args)

@@ -16,9 +16,8 @@ from utils.random import generator
 
 def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, images=True)
-    group = parser.add_argument_group("samples")
-    add = group.add_argument
-    cli.add_temperature(group)
+    add = parser.add_argument_group("samples").add_argument
+    cli.add_temperature(add)
     add("--real", action="store_true", help="images of the test split instead; needs no weights, only --data")
     add("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
     args = flags.parse(parser, argv)

@@ -84,7 +84,7 @@ def main(argv=None):
     latents = "sweep these level:row:column:channel, a GIF each"
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="from one test image to another")
-    cli.add_temperature(group)
+    cli.add_temperature(add)
     cli.add_range(add)
     add("--samples", type=cli.positive, default=4, metavar="N", help="samples that walk together")
     add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior that the random walk passes")

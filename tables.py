@@ -51,6 +51,7 @@ TITLES = {
     "pinwheel": "Pinwheel (figure E1): share of draws in the leg of their sector",
     "round trip": "Largest round-trip errors, model space",
 }
+KINDS = "evaluation", "inpainting", "factors", "effects", "pinwheel"  # of results that have rows
 LIST = "measured", "network", "parameters", "steps", "training time", "trained on", "measured on", "commit", "command"
 MARKER = "<!-- tables.py writes what follows -->"
 NOTHING = "Not measured yet.", ""
@@ -64,7 +65,7 @@ def read_rows(path):
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(record, dict) or not record.get("rows"):
-        old = isinstance(record, dict) and record.get("kind") in ("evaluation", "inpainting", "factors", "effects")
+        old = isinstance(record, dict) and record.get("kind") in KINDS
         raise ValueError("written by an older version, measure again" if old else "nothing in it belongs in a table")
     found = []
     for row in record["rows"]:

@@ -14,6 +14,7 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .networks import NORM_MIN, Networks, compiled
 
@@ -65,6 +66,18 @@ def folded_together(module):
     finally:
         for networks in every:
             networks._held = None
+
+
+class FoldedTogether(nn.Module):
+    """A module that is called within `folded_together`, as in a training step."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs):
+        with folded_together(self.module):
+            return self.module(*inputs)
 
 
 def evaluate(folded, x):

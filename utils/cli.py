@@ -155,10 +155,10 @@ def gpu_list(text):
     return numbers
 
 
-def add_temperature(group):
+def add_temperature(add):
     """The flag --temperature, for `check_temperature`."""
     kind, explained = number_list(non_negative), f"{PER_LEVEL} (default: 1)"
-    group.add_argument("--temperature", type=kind, default=(1.0,), metavar="T[,T…]", help=explained)
+    add("--temperature", type=kind, default=(1.0,), metavar="T[,T…]", help=explained)
 
 
 def add_temperatures(add):

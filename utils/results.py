@@ -134,9 +134,10 @@ def inpainting_rows(record):
 def save(path, record, rows=None):
     """Write a dict as JSON, null for numbers that are not finite, and rows(record) as its "rows". Raises OSError."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    for more in (lambda: {}, lambda: {"rows": list(rows(record))})[: 1 + bool(rows)]:  # the numbers first
-        with replacing(path) as file:
-            file.write((json.dumps(finite({**record, **more()}), indent=1, allow_nan=False) + "\n").encode())
+    with replacing(path) as file:
+        file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
+    if rows:  # the numbers are safe by now
+        save(path, {**record, "rows": list(rows(record))})
 
 
 def finite(value):
