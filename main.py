@@ -11,7 +11,7 @@ the epoch and the step.
 import signal
 import sys
 import time
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -47,18 +47,18 @@ class Run:
     """A training run: a flow, its optimiser, its data, and the step it has reached. Only the first process writes.
 
     args: of `args.get_args`
-    dataset: what `data.open_dataset` gives, instead of that of the flags
     peers: the processes of the run, None for those that torchrun has started
     """
 
-    def __init__(self, args, dataset=None, peers=None):
+    def __init__(self, args, peers=None):
         self.args, self.device = args, torch.device(args.cuda)
         self.peers = peers or Peers(self.device)
         self.rows = self.peers.rows(args.batch_size)
+        self.quiet = None if self.peers.first else True  # tqdm's `disable`: bars of the first process, on terminals
         base = run_path(args, "") if self.peers.first else None
         self.folder, self.lock = open_folder(base, args.out_dir) if base else (None, None)
 
-        self.dataset = dataset or self.peers.one_per_machine_first(
+        self.dataset = self.peers.one_per_machine_first(
             lambda: open_dataset(args.data, args.data_path, args.nchannels, args.L)
         )
         self.config = {name: value for name, value in vars(args).items() if name not in UNSAVED}
@@ -80,7 +80,6 @@ class Run:
         self.step = 0
         self.saved_step = None  # the latest step whose state is on disk
         self.seconds = 0.0  # of steps, wall time, without tests, plots and saves
-        self.test_bpds = {}  # {finished epochs: bits per dimension}
         notes = self.resume() + obstacles
         if base:
             weights = sum(parameter.numel() * parameter.element_size() for parameter in self.flow.parameters())
@@ -102,10 +101,8 @@ class Run:
             with loading(path):
                 self.flow.load_state_dict(state["model"])
                 self.descent.load(state)
-                self.test_bpds = {int(epoch): float(bpd) for epoch, bpd in state.get("test_bpds", {}).items()}
                 self.seconds = float(state.get("seconds", 0))
             self.step = self.saved_step = state["step"]
-            checkpoint.remove_replaced(self.folder, state)
             return notes
         if not self.args.init or not self.peers.first:
             return []
@@ -134,11 +131,6 @@ class Run:
     def mid_epoch(self):
         """Whether the latest step was not the last of its epoch."""
         return self.step % self.batches.steps_per_epoch != 0
-
-    @property
-    def quiet(self):
-        """tqdm's `disable`: the first process shows its progress on terminals."""
-        return None if self.peers.first else True
 
     def rate(self, step):
         args = self.args
@@ -205,29 +197,19 @@ class Run:
         where, when = {"epoch": self.epoch, "step": self.step}, {"seconds": self.seconds, "time": time.time()}
         self.log.record(kind=kind, **where, **numbers, **when)
 
-    @contextmanager
-    def evaluation(self):
-        """Without gradients, with folded parameters kept from batch to batch."""
-        self.flow.eval()
-        with torch.no_grad():
-            yield
-        self.flow.train()
-
     def test(self):
         """Bits per dimension of the whole test split, with the same dequantisation noise at every test.
 
         Raises UserError if it is not finite.
         """
         images, peers = self.dataset.test, self.peers
-        with self.evaluation():
-            values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=self.quiet)
-            values = peers.sum_(values)
-            bad = first_nonfinite(values)
-            if bad is not None:
-                self.fail("BPD of test images is", noisy_batch(self.flow, images, bad))
+        self.flow.eval()
+        values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=self.quiet)
+        bad = first_nonfinite(peers.sum_(values))
+        if bad is not None:
+            self.fail("BPD of test images is", noisy_batch(self.flow, images, bad))
+        self.flow.train()
         bpd, stderr = mean_and_stderr(values)
-        if not self.mid_epoch:
-            self.test_bpds[self.epoch] = bpd
         result = f"bpd {bpd:.4f} +- {stderr:.4f} on {len(values):,} images"
         self.log.text(f"test: epoch {self.epoch} step {self.step} {result}")
         self.record("test", bpd=bpd, bpd_stderr=stderr, images=len(values))
@@ -236,12 +218,13 @@ class Run:
         """Samples at T = 1, from the same latents every time."""
         if not self.folder:
             return
-        with self.evaluation():
-            images = self.flow.sample(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
-            figure = grid_figure(to_image(images).cpu(), GRID)
+        self.flow.eval()
+        images = self.flow.sample(GRID**2, 1.0, generator(self.args.seed, "plot", 0, self.device))
+        self.flow.train()
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
         # Without parents: a run folder that was removed meanwhile is not made again.
         path = run_path(self.args, "_samples") / name
+        figure = grid_figure(to_image(images).cpu(), GRID)
         self.log.text(f"samples: {save_figure(figure, path, ['.png'], parents=False, quiet=True)[0]}")
 
     def save(self, last=False):
@@ -260,7 +243,6 @@ class Run:
             "mid_epoch": last or self.mid_epoch,
             "seconds": self.seconds,
             "machine": machine(self.device, self.peers.size),
-            "test_bpds": self.test_bpds,
             "model": self.flow.state_dict(),
             **self.descent.state(),
         }

@@ -35,9 +35,9 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def fill(folder, epochs, keep_epoch=1, bpds=None, step=5):
+def fill(folder, epochs, keep_epoch=1):
     for epoch in epochs:
-        checkpoint.save_run(folder, state(epoch, step * epoch, test_bpds=bpds or {}), keep_epoch)
+        checkpoint.save_run(folder, state(epoch, 5 * epoch), keep_epoch)
 
 
 def refused(path, words):
@@ -58,17 +58,6 @@ def test_keep_epoch(tmp_path):
     assert names(tmp_path) == ["3.state", "6.state", "7.state"]
     fill(tmp_path, (8, 9, 10), keep_epoch=0)
     assert names(tmp_path) == ["10.state", "3.state", "6.state", "7.state", "8.state", "9.state"]
-
-
-def test_a_file_that_a_killed_process_did_not_remove_goes_at_the_next_start(tmp_path, monkeypatch):
-    fill(tmp_path, (3, 4), keep_epoch=3)
-    with monkeypatch.context() as killed:
-        killed.setattr(checkpoint, "remove_replaced", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            fill(tmp_path, [5], keep_epoch=3)
-    assert names(tmp_path) == ["3.state", "4.state", "5.state"]
-    checkpoint.remove_replaced(tmp_path, checkpoint.newest(tmp_path)[1])
-    assert names(tmp_path) == ["3.state", "5.state"]
 
 
 def test_newest_means_most_steps(tmp_path):
@@ -153,24 +142,22 @@ def test_reading_never_runs_code(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
-def test_kept_files_are_slim_but_for_the_newest_and_the_best(tmp_path):
-    bpds = {}
-    expected = {4: [4], 5: [4, 5], 6: [6], 7: [6, 7], 8: [6, 8], 9: [6, 9]}
-    for epoch, bpd in enumerate((3.5, 3.4, 3.3, 3.2, 3.0, 3.1, 2.9, 3.3, 3.0), 1):  # even ones are kept
-        bpds[epoch] = bpd
-        fill(tmp_path, [epoch], 2, bpds)
-        assert epoch < 4 or full_ones(tmp_path) == [f"{each}.state" for each in expected[epoch]]
-    assert names(tmp_path) == ["2.state", "4.state", "6.state", "8.state", "9.state"]
+def test_kept_files_but_the_newest_are_slim(tmp_path):
+    for epoch in range(1, 6):
+        fill(tmp_path, [epoch], keep_epoch=2)
+        checkpoint.save_run(tmp_path, state(epoch, 5 * epoch + 3, mid_epoch=True), 2)
+        assert full_ones(tmp_path) == [f"{epoch}.state", "last.state"]
+    assert names(tmp_path) == ["2.state", "4.state", "5.state", "last.state"]
     slim = checkpoint.read(tmp_path / "2.state")
     assert slim["model"]["w"].shape == (50,) and "window" not in slim
-    assert os.path.getsize(tmp_path / "2.state") < os.path.getsize(tmp_path / "9.state")
+    assert os.path.getsize(tmp_path / "2.state") < os.path.getsize(tmp_path / "5.state")
 
 
 def test_a_damaged_kept_file_is_left_alone(tmp_path):
-    fill(tmp_path, (1, 2), bpds={1: 1.0, 2: 2.0})
+    fill(tmp_path, (1, 2))
     content = (tmp_path / "2.state").read_bytes().replace(b"epoch", b"epocH")
     (tmp_path / "2.state").write_bytes(content)
-    fill(tmp_path, [3], bpds={1: 1.0, 2: 2.0, 3: 3.0})
+    fill(tmp_path, [3])
     assert (tmp_path / "2.state").read_bytes() == content
 
 
@@ -201,14 +188,15 @@ def test_the_one_before_a_damaged_newest_file_is_used(damage, tmp_path):
 
 
 def test_newest_for_training_passes_over_slim_files(tmp_path):
-    fill(tmp_path, range(1, 5), bpds={epoch: 4.0 + abs(epoch - 2) for epoch in range(1, 5)})
-    assert full_ones(tmp_path) == ["2.state", "4.state"]
-    (tmp_path / "4.state").write_bytes(b"")
-    assert checkpoint.newest(tmp_path)[0].name == "3.state"
-    assert checkpoint.newest(tmp_path, full=True)[0].name == "2.state"
-    (tmp_path / "2.state").unlink()
+    fill(tmp_path, (1, 2, 3))
+    assert checkpoint.newest(tmp_path, full=True)[0].name == "3.state"
+    checkpoint.save(tmp_path / "1.state", state(1, 5))  # full, as older versions kept it
+    (tmp_path / "3.state").write_bytes(b"")
+    assert checkpoint.newest(tmp_path)[0].name == "2.state"
+    assert checkpoint.newest(tmp_path, full=True)[0].name == "1.state"
+    (tmp_path / "1.state").unlink()
     path, found, _ = checkpoint.newest(tmp_path, full=True)  # for the caller to explain
-    assert path.name == "3.state" and not checkpoint.is_full(found)
+    assert path.name == "2.state" and not checkpoint.is_full(found)
 
 
 def test_last_state_between_numbered_ones(tmp_path):
@@ -245,7 +233,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
     for moment in range(100):
         folder = tmp_path / str(moment)
         folder.mkdir()
-        fill(folder, range(1, 5), 2, {1: 1.0, 2: 2.0, 3: 1.5, 4: 0.5})
+        fill(folder, range(1, 5), 2)
         checkpoint.save_run(folder, state(4, 23, mid_epoch=True), 2)
         calls = 0
 
@@ -263,7 +251,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
             for owner, name in functions:
                 patch.setattr(owner, name, dying(getattr(owner, name)))
             with suppress(Killed):
-                fill(folder, [6], 2, {4: 0.5, 6: 0.4})
+                fill(folder, [6], 2)
         _, found, warnings = checkpoint.newest(folder, full=True)
         assert found["step"] in (23, 30) and checkpoint.is_full(found) and warnings == []
         checkpoint.remove_leftovers(folder)
@@ -287,9 +275,8 @@ def test_disk_space_is_what_a_run_takes_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", measure)
     weights = torch.randn(4 * 10**5)
     more = {"model": {"w": weights}, "optimizer": {"a": weights.clone(), "b": weights.clone()}}
-    bpds = {epoch: 5.0 - epoch % 4 for epoch in range(1, 10)}
     for epoch in range(1, 10):
         checkpoint.save_run(tmp_path, state(epoch - 1, 5 * epoch - 2, mid_epoch=True, **more), 2)
-        checkpoint.save_run(tmp_path, state(epoch, 5 * epoch, test_bpds=bpds, **more), 2)
+        checkpoint.save_run(tmp_path, state(epoch, 5 * epoch, **more), 2)
     predicted = checkpoint.disk_space(32 * 10**5, kept=4)
     assert 0.7 * predicted < largest < predicted

@@ -183,10 +183,8 @@ def test_no_good_file_is_one_sentence(start):
 
 def test_slim_files_serve_scripts_but_not_training(start):
     run = start("--epoch 3 --keep_epoch 1 --lr 1e-2")
-    best = min(run.test_bpds, key=run.test_bpds.get)
-    assert full_ones(run.folder) == sorted({f"{best}.state", "3.state"})
-    for path in run.folder.iterdir():
-        checkpoint.save(path, checkpoint.slim(read(path)))
+    assert full_ones(run.folder) == ["3.state"]
+    checkpoint.save(run.folder / "3.state", checkpoint.slim(read(run.folder / "3.state")))
     assert equal(load(run.folder / "3.state")[0].parameters(), run.flow.parameters())
     done = call(main, *argv_of(run), "--epoch", "4")
     assert done.returncode == 1

@@ -1,7 +1,7 @@
 """Checkpoint files: one dict of tensors, numbers and strings, written atomically, verified before it is read.
 
 A run folder holds `{e}.state` after e finished epochs and `last.state` for a save inside an epoch. Training resumes
-from full files. Slim files lack the optimiser's state, two thirds of the bytes.
+from full files. Slim files lack the optimiser's state, two thirds of the bytes; all but the newest are slim.
 """
 
 import math
@@ -118,49 +118,25 @@ def epoch_files(folder):
 
 
 def save_run(folder, state, keep_epoch):
-    """Save `state` in a run folder, then delete or slim what it replaces. Returns the path.
+    """Save `state` in a run folder as `last.state` with state["mid_epoch"], else as `{state["epoch"]}.state`; the path.
 
-    The name is `last.state` with state["mid_epoch"], else `{state["epoch"]}.state`. The latter deletes `last.state` and
-    the `{e}.state` before it, unless e is a multiple of `keep_epoch` (0 keeps all). It slims all other files but the
-    best of the kept ones by state["test_bpds"], {finished epochs: bits per dimension}.
+    The latter deletes `last.state` and slims the `{e}.state` before it, or deletes that too, unless e is a multiple of
+    `keep_epoch` (0 keeps all).
     """
     folder = Path(folder)
-    if state["mid_epoch"]:
-        save(folder / LAST, state)
-        return folder / LAST
-    path = folder / f"{state['epoch']}.state"
-    previous = max((epoch for epoch in epoch_files(folder) if epoch < state["epoch"]), default=-1)
-    state = {**state, "replaces": previous if keep_epoch and previous % keep_epoch else -1}
+    path = folder / (LAST if state["mid_epoch"] else f"{state['epoch']}.state")
     save(path, state)  # complete before any other is touched
-    remove_replaced(folder, state)
+    if state["mid_epoch"]:
+        return path
     (folder / LAST).unlink(missing_ok=True)
-    slim_down(folder, state, keep_epoch)
-    return path
-
-
-def remove_replaced(folder, state):
-    """Delete the checkpoint that `state` replaces. Repeated at start-up in case a process was killed first."""
-    (Path(folder) / f"{state.get('replaces', -1)}.state").unlink(missing_ok=True)
-
-
-def slim_down(folder, state, keep_epoch):
-    """Slim the files of epochs before that of `state`, except the best of those that are kept."""
-    earlier = {epoch: path for epoch, path in epoch_files(folder).items() if epoch < state["epoch"]}
-    kept = [*earlier] if keep_epoch and state["epoch"] % keep_epoch else [*earlier, state["epoch"]]
-    bpds = state.get("test_bpds", {})
-    best = min(kept, key=lambda epoch: (bpds.get(epoch, math.inf), -epoch), default=None)
-    for epoch, path in earlier.items():
-        if epoch != best and holds_optimizer(path):
+    earlier = {epoch: own for epoch, own in epoch_files(folder).items() if epoch < state["epoch"]}
+    for epoch in sorted(earlier)[-1:]:
+        if keep_epoch and epoch % keep_epoch:
+            earlier[epoch].unlink()
+        else:
             with suppress(UserError):  # damaged, which is for its next reader to report
-                save(path, slim(read(path)))
-
-
-def holds_optimizer(path):
-    """Whether a file looks full. Neither reads its tensors nor verifies it."""
-    try:
-        return is_full(torch.load(path, mmap=True, map_location="cpu", weights_only=True))
-    except Exception:  # damaged
-        return False
+                save(earlier[epoch], slim(read(earlier[epoch])))
+    return path
 
 
 def remove_leftovers(folder):
@@ -173,5 +149,4 @@ def disk_space(weights, kept):
     """The most bytes that the files of a run take, from the bytes of all parameters and the number of kept files."""
     slim_size = weights + 2**20  # and configuration
     full_size = 2 * weights + slim_size  # AdamW has two moments per parameter
-    together = 3 + (kept > 0)  # the newest, last.state, the one being written, the best
-    return together * full_size + max(0, kept - 1) * slim_size
+    return 3 * full_size + kept * slim_size  # the one before, last.state and the one being written; those kept
