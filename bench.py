@@ -19,7 +19,6 @@ import re
 import statistics
 import sys
 import tempfile
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from utils.distributed import Peers
 from utils.logging import RunLog
 from utils.optim import WARMUP, Descent, why_not_compiled
 from utils.random import generator
-from utils.results import about, save
+from utils.results import about, save, table
 from utils.timing import spread, synchronize, timed
 
 COLUMNS = {
@@ -84,9 +83,8 @@ class Steps:
         self.flow = build(vars(args)).to(self.device)
         self.dtype = next(self.flow.parameters()).dtype
         flags.accelerate(self.flow, args)
-        graph = args.compile and self.device.type == "cuda"
-        loss, peers = FoldedTogether(Loss(self.flow)), Peers(self.device)
-        self.descent = Descent(loss, args.weight_decay, args.clip_grad, peers, graph)
+        loss, graph = FoldedTogether(Loss(self.flow)), args.compile and self.device.type == "cuda"
+        self.descent = Descent(loss, args.weight_decay, args.clip_grad, Peers(self.device), graph)
         batches = Batches(images, args.batch_size, self.device, args.seed, False, self.dtype)
         self.seconds = {"data": [], "optimizer": []}
         self.batches = timed(batches, self.device, self.seconds["data"])
@@ -100,8 +98,7 @@ class Steps:
 
     def report(self, log, norm):
         """What main.py logs of a step."""
-        loss, number = self.descent.window.tolist()
-        bpd = loss / number
+        bpd = self.descent.window[0].item()
         log.text(f"step {self.step} bpd {bpd:.4f} grad_norm {norm:.4g}")
         log.record(kind="train", step=self.step, bpd=bpd, grad_norm=norm)
 
@@ -134,7 +131,11 @@ def measure(args):
             float32()
     in_training = statistics.median(seconds["matrix"][-repeats:])
     if args.profile:
-        profile(steps)
+        with torch.profiler.profile() as result:
+            steps()
+            synchronize(device)
+        order = f"self_{device.type}_time_total"
+        print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
     steps.flow.eval()
     for k in range(1 + repeats):
         for _ in range(in_a_row if k else 1):
@@ -166,15 +167,6 @@ def measure(args):
     }
 
 
-def profile(steps):
-    """Print where the time of a training step goes."""
-    with torch.profiler.profile() as result:
-        steps()
-        synchronize(steps.device)
-    order = "self_cuda_time_total" if steps.device.type == "cuda" else "self_cpu_time_total"
-    print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
-
-
 def sweep(first, argv, parser):
     """Measure every batch size and edge that the flags `first`, parsed from `argv`, ask for; a list of results."""
     results, runs = [], []
@@ -199,49 +191,44 @@ def row(values):
     return "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, values, strict=True))
 
 
-def get_flow(args):
-    """(flow, config) of --weights, or the untrained one of the flags, in evaluation mode."""
-    if args.weights:
-        return load(args.weights, args.cuda)
-    return build(vars(args)).to(args.cuda).eval(), vars(args)
-
-
-def time_fields(args):
+def time_fields(args, flow):
     """Time all receptive fields by the Jacobians of the layers, and compare with one pass per latent: [dict].
 
     Only PASSES of these are timed, one at a time and all in one batch, and extrapolated to all latents and draws.
     """
-    (flow, config), draws = get_flow(args), args.fields
-    if config["model"] != "rgflow":
-        raise flag_error("--fields", draws, "only for rgflow, other flows have one pass per latent alone")
+    if not flow.layers():
+        raise flag_error("--fields", args.fields, "only for rgflow, other flows have one pass per latent alone")
     device, seconds = torch.device(args.cuda), {"all": [], "single": [], "batch": []}
+    single, batch = (timed(derivative, device, seconds[name]) for name in ("single", "batch"))
     z = flow.sample_prior(1, generator=generator(args.draw_seed, "fields", 0, device))
     units = torch.eye(z.numel(), dtype=z.dtype, device=device)[:PASSES].reshape(-1, *z.shape[1:])
-    single, batch = (timed(derivative, device, seconds[name]) for name in ("single", "batch"))
     with torch.no_grad():
         derivative(flow.inverse, z, units[:1])  # a warm-up
         for unit in tqdm(units.split(1), desc="single passes", disable=None):
             single(flow.inverse, z, unit)
         batch(flow.inverse, z.repeat(PASSES, 1, 1, 1), units)
     reset_peak_memory(device)
-    timed(partial(receptive_fields, progress=True), device, seconds["all"])(flow, draws)
-    memory, one = peak_memory(device), statistics.median(seconds["single"])
-    alone, batched = draws * z.numel() * one, draws * z.numel() * seconds["batch"][0] / PASSES
-    mib = "memory not counted here" if memory is None else f"{memory:.0f} MiB at most"
-    print(f"receptive fields of {z.numel()} latents, {draws} draws: {seconds['all'][0]:.1f} s ({mib})")
-    times = f"{alone:.0f} s one at a time, {batched:.0f} s in batches of {PASSES}"
-    print(f"one pass per latent, extrapolated from {PASSES}: {times}")
-    numbers = {"draws": draws, "latents": z.numel(), "seconds": seconds["all"][0], "ms_per_single_pass": 1e3 * one}
-    extrapolated = {"extrapolated_seconds_single": alone, "extrapolated_seconds_batched": batched}
-    return [{**numbers, **extrapolated, "peak_memory_mib": memory}]
+    timed(lambda: receptive_fields(flow, args.fields, progress=True), device, seconds["all"])()
+    one, passes = statistics.median(seconds["single"]), args.fields * z.numel()
+    return [
+        {
+            "draws": args.fields,
+            "latents": z.numel(),
+            "seconds": seconds["all"][0],
+            "ms_per_single_pass": 1e3 * one,
+            "extrapolated_seconds_single": passes * one,
+            "extrapolated_seconds_batched": passes * seconds["batch"][0] / PASSES,
+            "peak_memory_mib": peak_memory(device),
+        }
+    ]
 
 
-def compare(args):
+def compare(args, flow, config):
     """How compiled kernels and lower precision change BPD and round trip of test images: a dict for each way.
 
-    The flow is that of --weights, or the untrained one of the flags. Differences are from float64.
+    Differences are from float64.
     """
-    device, (flow, config) = torch.device(args.cuda), get_flow(args)
+    device = torch.device(args.cuda)
     images = torch.from_numpy(flags.open_data(config, args.data_path)[0].test[: args.compare]).to(device)
     seeded = generator(args.draw_seed, "compare", 0, device)
     noise = torch.rand(images.shape, generator=seeded, dtype=torch.float64, device=device)
@@ -259,15 +246,13 @@ def compare(args):
             error = (own.inverse(own(x)[0])[0] - x).abs()
         exact = bpd if exact is None else exact
         numbers = {
-            "bpd": bpd.mean().item(),
-            "mean_difference": (bpd - exact).mean().item(),
-            "largest_difference": (bpd - exact).abs().max().item(),
-            "largest_round_trip_error": error.max().item(),
-            "median_round_trip_error": error.median().item(),
+            "bpd": bpd.mean(),
+            "mean_difference": (bpd - exact).mean(),
+            "largest_difference": (bpd - exact).abs().max(),
+            "largest_round_trip_error": error.max(),
+            "median_round_trip_error": error.median(),
         }
-        results.append({"networks": name, **numbers})
-        print(f"{name}: {', '.join(f'{key} {value:.3g}' for key, value in numbers.items())}")
-    print(f"{len(images)} test images, {args.weights or 'untrained'}")
+        results.append({"networks": name, **{key: number.item() for key, number in numbers.items()}})
     return results
 
 
@@ -291,7 +276,11 @@ def main(argv=None):
         parser.error("argument --weights: only with --compare or --fields")
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
     if first.compare or first.fields:
-        results = compare(first) if first.compare else time_fields(first)
+        config = vars(first)
+        flow, config = load(first.weights, first.cuda) if first.weights else (build(config).to(first.cuda), config)
+        flow.eval()
+        results = compare(first, flow, config) if first.compare else time_fields(first, flow)
+        print(*table(results), sep="\n")
     else:
         results = sweep(first, sys.argv[1:] if argv is None else argv, parser)
     if first.json:

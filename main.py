@@ -142,7 +142,7 @@ class Run:
         A signal ends it after the step and its saves. Returns the signal's number, or None.
         """
         args, stopped = self.args, None
-        reported_seconds, reported_step = self.seconds, self.step
+        unreported, reported_step = 0.0, self.step  # seconds since the last report, its step
         saved = resumed = time.perf_counter()
         with (
             StopSignals() as stop,
@@ -160,11 +160,11 @@ class Run:
                 testing = finished or epoch_end or self.step in args.test_steps
                 if printing or testing or self.device.type == "cpu":
                     self.stop_if_failed()
-                self.seconds += time.perf_counter() - resumed
+                taken = time.perf_counter() - resumed
+                self.seconds, unreported = self.seconds + taken, unreported + taken
                 if printing:
-                    seconds = (self.seconds - reported_seconds) / (self.step - reported_step)
-                    bar.set_postfix_str(self.report(norm.item(), seconds))
-                    reported_seconds, reported_step = self.seconds, self.step
+                    bar.set_postfix_str(self.report(norm.item(), unreported / (self.step - reported_step)))
+                    unreported, reported_step = 0.0, self.step
                 if testing:
                     self.test()
                 if finished or (epoch_end and args.plot_epoch and self.epoch % args.plot_epoch == 0):
