@@ -1,11 +1,9 @@
-"""Dequantisation, logit, bits per dimension."""
+"""Dequantisation and logit; test_evaluation.py has bits per dimension."""
 
-import numpy as np
 import pytest
 import torch
 
-from flow import RGFlow
-from flow.preprocess import bits_per_dim, to_image, to_model, to_uint8
+from flow.preprocess import to_image, to_model, to_uint8
 
 
 def every_value(n=4):
@@ -47,19 +45,3 @@ def test_noise_is_fresh_and_a_function_of_the_generator():
     draws = [to_model(every_value(), generator)[0] for generator in (*generators, generators[0])]
     assert torch.equal(draws[0], draws[1])
     assert not any(torch.equal(draws[0], other) for other in draws[2:])
-
-
-@pytest.mark.parametrize("prior", ["laplace", "gaussian"])
-def test_bits_per_dim_of_the_untrained_flow(prior):
-    """It is the identity, so its BPD has a closed form, computed here in numpy from the definitions."""
-    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    flow = RGFlow(L=8, nlayers=1, nresblocks=1, nhidden=4, prior=prior)
-    ours = bits_per_dim(flow, images, torch.Generator().manual_seed(3)).detach().numpy()
-
-    u = torch.rand(images.shape, generator=torch.Generator().manual_seed(3)).numpy()
-    y = 0.05 + 0.9 * (images.numpy() + u) / 256
-    l = np.log(y) - np.log1p(-y)
-    density = 0.9 / 256 / (y * (1 - y))  # of l per unit of the 256 grey levels
-    log_prior = {"laplace": -np.sqrt(2) * np.abs(l) - np.log(2) / 2, "gaussian": -0.5 * (l**2 + np.log(2 * np.pi))}
-    bits = -(log_prior[prior] + np.log(density)) / np.log(2)
-    np.testing.assert_allclose(ours, bits.mean((1, 2, 3)), rtol=1e-12)
