@@ -70,10 +70,10 @@ def test_replacing(tmp_path):
 def test_lock(tmp_path):
     """Refused to other openings; released on closing and when the process that holds it is killed."""
     path = tmp_path / "a.lock"
-    code = "import signal, sys; from utils.files import lock; held = lock(sys.argv[1]); print(1, flush=True); signal.pause()"
+    code = "import signal, sys; from utils.files import lock; held = lock(sys.argv[1]); print(1); signal.pause()"
     with lock(path), pytest.raises(BlockingIOError):
         lock(path)
-    with process("-c", code, path) as holder:
+    with process("-u", "-c", code, path) as holder:
         assert holder.stdout.readline() == "1\n"
         with pytest.raises(BlockingIOError):
             lock(path)
