@@ -12,13 +12,13 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from flow import RealNVP, RGFlow
-from flow.hierarchy import generation_cone, inference_cone
+from flow.hierarchy import generation_cone
 from flow.real_nvp import factor_in, factor_out, squeeze, unsqueeze
 from layers import PATCH_BIJECTORS
 from layers.convolution import ChannelCouplings, CheckerboardCouplings, ConvolutionalNetworks, evaluate
 
 both = pytest.mark.parametrize("model", [RGFlow, RealNVP])
-SIZES = [(1, 4, 4), (3, 4, 4), (1, 8, 4), (3, 8, 4), (1, 16, 4), (1, 8, 2), (1, 12, 6)]  # C, L, m
+SIZES = [(1, 2, 2), (1, 4, 4), (3, 4, 4), (1, 8, 4), (3, 8, 4), (1, 16, 4), (1, 8, 2), (1, 12, 6)]  # C, L, m
 RG_FLOW = [{"subnet": subnet, "share_levels": shared} for subnet in PATCH_BIJECTORS for shared in (False, True)]
 CASES = [(RGFlow, settings, *size) for settings in RG_FLOW for size in SIZES] + [(RGFlow, {"nmlp": 2}, 3, 16, 4)]
 CASES += [(RealNVP, {"nmlp": 2, "nlayers": 3}, *size) for size in (*SIZES, (3, 16, 4), (3, 8, 2), (3, 12, 6))]
@@ -50,15 +50,6 @@ def test_jacobian_fills_the_causal_cones(subnet, nlayers, L):
         assert torch.equal(pattern, cones) or (subnet, nlayers) == ("ar", 1)
 
 
-def test_a_changed_region_moves_the_latents_of_its_inference_cone():
-    flow = randomise(small(L=16, nchannels=3))
-    region = torch.zeros(16, 16, dtype=bool)
-    region[3:6, 13:16] = True
-    x = torch.randn(1, 3, 16, 16)
-    moved = (flow(x)[0] != flow(x + region)[0])[0].any(0)
-    assert torch.equal(moved, inference_cone(region, 4))
-
-
 @both
 def test_level_map_names_the_levels_of_latents(model):
     """A change of level h's parameters moves the latents of h and above, and no other."""
@@ -87,15 +78,12 @@ def count(flow):
     return sum(parameter.numel() for parameter in flow.parameters())
 
 
-def test_shared_levels_share_parameters():
-    shared = small(L=16, share_levels=True)
-    assert count(small(L=16)) == 3 * count(shared) and shared.level_parameters(1) == []
-
-
 def test_default_networks_and_their_repr():
     """Four networks of four residual blocks 24 -> 512 -> 512 -> 24 in each RNVP block, 64, 16, 4 and 1 patches."""
     with torch.device("meta"):
         flow, baseline, pair = RGFlow(), RealNVP(), (RGFlow(nlayers=4), RealNVP(nlayers=3))
+        shared = RGFlow(nlayers=4, share_levels=True)
+    assert count(pair[0]) == 4 * count(shared) and shared.level_parameters(1) == []
     products, rest = 4 * (24 * 512 + 512 * 512 + 512 * 24), 4 * (2 * (512 + 512 + 24) + (24 + 512 + 512)) + 24
     assert flow.multiply_adds() == 2 * (8 * 64 + 6 * 16 + 4 * 4 + 2 * 1) * 4 * products == pytest.approx(5.74e9, 1e-3)
     assert count(flow) == 2 * (8 + 6 + 4 + 2) * 4 * (products + rest) == 185_516_800
@@ -111,15 +99,6 @@ def test_default_networks_and_their_repr():
 def test_log_prob_of_the_untrained_flow_is_the_priors(model, name, prior):
     x = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(small(model, prior=name).log_prob(x), prior.log_prob(x).sum((1, 2, 3)))
-
-
-def test_density_integrates_to_one():
-    """A 2 x 2 one-channel flow: importance sampling from a wide normal distribution gives 1 within its own error."""
-    flow, proposal = randomise(small(L=2, kernel_size=2, prior="gaussian"), 0.2), Normal(0.0, 3.0)
-    x = proposal.sample((200_000, 1, 2, 2))
-    weights = (flow.log_prob(x) - proposal.log_prob(x).sum((1, 2, 3))).exp()
-    error = weights.std() / len(weights) ** 0.5
-    assert error < 0.02 and abs(weights.mean() - 1) < 4 * error
 
 
 def test_sampling_temperatures():
@@ -142,25 +121,23 @@ def test_bad_temperatures_are_refused(temperature, word):
         small(L=16).sample(1, temperature)
 
 
-BAD = [("L", 12, "L 12"), ("nlayers", (1, 2, 3), "nlayers 1,2,3"), ("nlayers", (1, 0), "nlayers 1,0")]
-BAD += [("nlayers", 0, "nlayers 0,0"), ("nhidden", 0, "nhidden 0"), ("prior", "cauchy", "prior 'cauchy'")]
-BAD = [(model, {name: value}, words) for model in (RGFlow, RealNVP) for name, value, words in BAD]
-BAD += [(RGFlow, {"subnet": "mlp"}, "subnet 'mlp'"), (RGFlow, {"nlayers": (1, 1), "share_levels": True}, "nlayers 1,1")]
-
-
-@pytest.mark.parametrize("model, settings, words", BAD)
-def test_bad_settings_are_refused(model, settings, words):
-    with pytest.raises(ValueError, match=words):
-        small(model, **settings)
+@both
+def test_bad_settings_are_refused(model):
+    bad = [("L", 12, "L 12"), ("nlayers", (1, 2, 3), "nlayers 1,2,3"), ("nlayers", (1, 0), "nlayers 1,0")]
+    bad += [("nlayers", 0, "nlayers 0,0"), ("nhidden", 0, "nhidden 0"), ("prior", "cauchy", "prior 'cauchy'")]
+    for name, value, words in bad + [("subnet", "mlp", "subnet 'mlp'")] * (model == RGFlow):
+        with pytest.raises(ValueError, match=words):
+            small(model, **{name: value})
+    with pytest.raises(ValueError, match="nlayers 1,1: must be one number with share_levels"):
+        small(nlayers=(1, 1), share_levels=True)
 
 
 @both
-@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 8, 8), (1, 8, 8)])
-def test_images_of_another_shape_are_refused(model, shape):
-    flow = small(model)
-    for function in (flow, flow.inverse):
-        with pytest.raises(ValueError, match=r"must be \(B, 1, 8, 8\)"):
-            function(torch.randn(shape))
+def test_images_of_another_shape_are_refused(model):
+    for shape in ((2, 1, 16, 16), (2, 3, 8, 8), (1, 8, 8)):
+        for function in (small(model), small(model).inverse):
+            with pytest.raises(ValueError, match=r"must be \(B, 1, 8, 8\)"):
+                function(torch.randn(shape))
 
 
 def test_first_nonfinite_level():
