@@ -90,8 +90,7 @@ def test_bad_argument_files(content, tmp_path, capsys):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--lr", "0"], ["--lr", "'0'", "above 0"]),
-        (["--lr", "nan"], ["--lr", "'nan'", "above 0"]),
+        *((["--lr", value], ["--lr", f"'{value}'", "above 0"]) for value in ("0", "nan", "-1e-3")),
         (["--batch_size", "0"], ["--batch_size", "'0'", "at least 1"]),
         (["--batch_size", "1.5"], ["--batch_size", "'1.5'", "whole number"]),
         (["--clip_grad", "-1"], ["--clip_grad", "'-1'", "at least 0"]),
@@ -113,7 +112,6 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--out_infix", "a/b"], ["--out_infix", "'a/b'", "path separator"]),
         (["--epo", "3"], ["--epo"]),
         (["--epoch", "9" * 400], ["--epoch", "at most"]),
-        (["--lr", "-1e-3"], ["--lr", "'-1e-3'", "above 0"]),
         (["--nlayers", "-1,2,2,2"], ["--nlayers", "'-1'", "at least 1"]),
         (["--data", "folder", "--nchannels", "2"], ["--nchannels", "2", "1 (grey) or 3"]),
         (["@no_such_file.args"], ["no_such_file.args"]),

@@ -34,17 +34,6 @@ def test_every_epoch_is_an_order_of_its_own():
     assert torch.equal(epoch(batches, 0), torch.from_numpy(IMAGES)[orders[0]])  # unchanged without flips
 
 
-def test_flips_are_horizontal_and_half_of_all():
-    batches, flipped = Batches(IMAGES, 5, "cpu", seed=0, flips=True), 0
-    for k in range(50):
-        batch = epoch(batches, k)
-        plain = torch.from_numpy(IMAGES)[numbers(batch)]
-        unchanged, mirrored = ((batch == other).all((1, 2, 3)) for other in (plain, plain.flip(3)))
-        assert (unchanged ^ mirrored).all()
-        flipped += mirrored.sum().item()
-    assert 440 < flipped < 560  # of 1,000; 60 is 3.8 standard deviations
-
-
 @pytest.mark.parametrize("flips", [False, True])
 def test_draws_of_a_step(flips):
     """One generator per step: flips, then the noise of the whole batch, of which `rows` are a part. Runs rely on it."""

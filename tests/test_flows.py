@@ -112,7 +112,7 @@ def test_sampling_temperatures():
             assert x[:, flow.level_map == h].std().item() == pytest.approx(T**power, rel=0.05)
     wide = flow.sample(4000, torch.where(flow.level_map == 0, 9.0, 0.0))
     assert wide[:, flow.level_map == 0].std().item() == pytest.approx(3, rel=0.05)
-    assert (wide[:, flow.level_map > 0] == 0).all() and (flow.sample(2, 0.0) == 0).all()
+    assert (wide[:, flow.level_map > 0] == 0).all()
 
 
 @pytest.mark.parametrize("temperature, word", [((1.0, 1.0), "3, one per level"), (-1.0, "-1"), (float("nan"), "nan")])
@@ -203,8 +203,7 @@ def test_float64_whatever_the_default_type():
     networks = randomise(ConvolutionalNetworks(1, 1, 1, 3, 1, 1))
     expected = networks.fold()
     torch.set_default_dtype(torch.float32)
-    for one, other in zip(networks.fold()[0], expected[0], strict=True):
-        assert torch.equal(one[0][0], other[0][0])
+    torch.testing.assert_close(networks.fold(), expected, rtol=0, atol=0)
 
 
 def test_squeeze_and_factor_out():

@@ -45,17 +45,6 @@ def test_cones_are_each_others_transpose(L, m):
         generation_cone(3, L, L, m)
 
 
-def test_a_cone_by_hand():
-    """L = 16, m = 4, pixel (0, 0): the disentangler block on rows 14, 15, 0, 1 touches the decimator blocks on rows
-    12 … 15 and 0 … 3, and of the compact square of level 1 all of edge 8 is touched."""
-    region = torch.zeros(16, 16, dtype=bool)
-    region[0, 0] = True
-    cone, level = inference_cone(region, 4), level_map(16, 4)
-    near = (torch.arange(16) < 4) | (torch.arange(16) >= 12)
-    assert torch.equal(cone[level == 0], (near[:, None] & near)[level == 0])
-    assert cone[level > 0].all()
-
-
 def test_latents_of_a_10x10_region():
     """The counts behind the paper's "about 1,200" latents (section 4.6), for 3 x 32 x 32."""
     counts = set()

@@ -142,14 +142,12 @@ def test_autoregressive_masks_by_gradients():
 
 
 def test_folded_weights_follow_every_change_of_the_parameters():
-    networks = build_networks()
-    x = torch.randn(5, 6)
+    networks, x = build_networks().eval(), torch.randn(5, 6)
 
     def value():
         with torch.no_grad():
             return folded(networks, x)
 
-    networks.eval()
     before = value()
     networks.fold = counted = Mock(side_effect=networks.fold)
     value()
