@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from checks import randomise
-from runs import records
+from runs import equal, records
 
 import bench
 from flow import RealNVP, RGFlow
@@ -42,8 +42,7 @@ def test_recomputation_gives_the_same_gradients_with_less_memory(networks):
             flow.log_prob(x)
         found.append((gradients(flow, x), sum(saved)))
     (expected, before), (recomputed, after) = found
-    assert all(torch.equal(one, other) for one, other in zip(recomputed, expected, strict=True))
-    assert after < 0.7 * before
+    assert equal(recomputed, expected) and after < 0.7 * before
 
 
 # Each further size compiles anew. Inductor, the default, takes minutes for a spline; aot_eager traces it only.
@@ -61,8 +60,7 @@ def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backen
     expected, sample = gradients(flow, x), flow.inverse(x)[0].detach()
     for recompute in (False, True):
         flow.accelerate(compile=True, recompute=recompute)
-        for one, other in zip(gradients(flow, x), expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(gradients(flow, x), expected, rtol=1e-9, atol=1e-11)
     with torch.no_grad():
         torch.testing.assert_close(flow.inverse(x)[0], sample, rtol=1e-9, atol=1e-11)
 
@@ -80,17 +78,15 @@ def test_bfloat16_is_close_and_stays_inside_the_networks(networks):
         losses.append(abs(loss / expected[0] - 1))
         ours, theirs = (torch.cat([gradient.flatten() for gradient in each]) for each in (grads, expected[1:]))
         errors.append((ours - theirs).norm() / theirs.norm())
-    assert sorted(losses)[4] < 0.02
-    assert sorted(errors)[4] < 0.1
+    assert sorted(losses)[4] < 0.02 and sorted(errors)[4] < 0.1
     z_low, log_det = flow(x)
     assert z_low.dtype == log_det.dtype == torch.float32
-    assert (flow.inverse(z_low)[0] - x).abs().median() < 1e-2
-    assert (z_low - z).abs().median() < 2e-2
+    assert (flow.inverse(z_low)[0] - x).abs().median() < 1e-2 and (z_low - z).abs().median() < 2e-2
     assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in flow.parameters())
     assert list(flow.state_dict()) == list(small(networks).state_dict())
 
 
-def test_training_in_bfloat16_follows_the_curve_of_float32(start):
+def test_training_in_bfloat16_follows_the_curve_of_float32_and_resumes_without(start):
     flags = "--dtype float32 --max_steps 60 --lr 5e-3 --nhidden 32 --nlayers 2 --save_epoch 0 --plot_epoch 0"
     curves = []
     for out, extra in (("a", ""), ("b", "--amp bf16"), ("c", "--grad_checkpoint")):
@@ -99,14 +95,9 @@ def test_training_in_bfloat16_follows_the_curve_of_float32(start):
     assert max(abs(one - other) for one, other in zip(*curves[:2], strict=True)) < 0.2  # rounding of single steps
     assert abs(sum(curves[0][-20:]) - sum(curves[1][-20:])) / 20 < 0.05
     assert curves[2] == curves[0]
-
-
-def test_checkpoints_do_not_depend_on_the_switches(start):
-    first = start("--dtype float32 --max_steps 3 --amp bf16 --grad_checkpoint")
-    run = start("--dtype float32 --max_steps 6")
-    assert run.step == 6
-    assert "amp bf16 -> none" in run.log.text_path.read_text()
-    assert list(first.flow.state_dict()) == list(run.flow.state_dict())
+    run = start(f"{flags} --max_steps 61", "b")
+    assert run.step == 61 and "amp bf16 -> none" in run.log.text_path.read_text()
+    assert start(f"{flags} --max_steps 61", "c").step == 61
 
 
 def test_where_nothing_compiles_the_log_says_so_and_training_goes_on(monkeypatch, start):
@@ -114,9 +105,8 @@ def test_where_nothing_compiles_the_log_says_so_and_training_goes_on(monkeypatch
         raise RuntimeError("no compiler\nat all")
 
     monkeypatch.setattr(optim.torch, "compile", broken)
-    run = start("--max_steps 2 --compile")
-    assert run.step == 2
-    assert "--compile is off: torch.compile does not work here (no compiler)" in run.log.text_path.read_text()
+    text = start("--max_steps 2 --compile").log.text_path.read_text()
+    assert "--compile is off: torch.compile does not work here (no compiler)" in text and "step 2" in text
 
 
 def test_where_nothing_can_be_recorded_plain_calls_go_on(monkeypatch):
@@ -139,25 +129,10 @@ def test_a_captured_function_does_what_the_plain_one_does():
         return total.sum()
 
     captured = CapturedFunction(add)
-    expected = 0.0
     for k in range(6):
         x = torch.full((3,), float(k), device="cuda")
-        expected += 3.0 * k * (k + 1)
-        assert captured(x, x + 1).item() == expected
+        assert captured(x, x + 1).item() == k * (k + 1) * (k + 2)  # 3 times the sum of k (k + 1)
     assert captured.graph is not None
-
-
-def test_multiply_adds():
-    """Four networks of four residual blocks 24 -> 512 -> 512 -> 24 in each RNVP block, 64, 16, 4 and 1 patches."""
-    with torch.device("meta"):
-        flow = RGFlow()
-    network = 4 * (24 * 512 + 512 * 512 + 512 * 24)
-    blocks = 2 * (8 * 64 + 6 * 16 + 4 * 4 + 2 * 1)
-    assert flow.multiply_adds() == flow.multiply_adds(inverse=True) == 4 * network * blocks
-    assert flow.multiply_adds() == pytest.approx(5.74e9, rel=1e-3)
-    autoregressive = RGFlow(nchannels=1, L=4, nlayers=3, nresblocks=1, nmlp=1, nhidden=5, subnet="ar")
-    assert autoregressive.multiply_adds() == 2 * 3 * 2 * (16 * 5 + 5 * 16)
-    assert autoregressive.multiply_adds(inverse=True) == 16 * autoregressive.multiply_adds()
 
 
 @pytest.mark.parametrize(

@@ -25,24 +25,13 @@ def test_every_epoch_is_an_order_of_its_own():
     batches = Batches(IMAGES, 5, "cpu", seed=0)
     assert batches.steps_per_epoch == 4  # the last two images are dropped
     orders = [numbers(epoch(batches, k)) for k in (0, 1, 2, 3, 4, 5, 0)]
-    assert orders[0] == orders[-1] and orders[0] != orders[1]
+    assert orders[1] != orders[0] == orders[-1]
     assert all(len(order) == len(set(order)) == 20 for order in orders)
     assert {number for order in orders for number in order} == set(range(22))
     assert numbers(epoch(Batches(IMAGES, 5, "cpu", seed=1), 0)) != orders[0]
     with pytest.raises(UserError, match="--batch_size 23: must be at most the 22"):
         Batches(IMAGES, 23, "cpu", seed=0)
     assert torch.equal(epoch(batches, 0), torch.from_numpy(IMAGES)[orders[0]])  # unchanged without flips
-
-
-def test_flips_are_horizontal_and_half_of_all():
-    batches, flipped = Batches(IMAGES, 5, "cpu", seed=0, flips=True), 0
-    for k in range(50):
-        batch = epoch(batches, k)
-        plain = torch.from_numpy(IMAGES)[numbers(batch)]
-        unchanged, mirrored = ((batch == other).all((1, 2, 3)) for other in (plain, plain.flip(3)))
-        assert (unchanged ^ mirrored).all()
-        flipped += mirrored.sum().item()
-    assert 440 < flipped < 560  # of 1,000; 60 is 3.8 standard deviations
 
 
 @pytest.mark.parametrize("flips", [False, True])

@@ -25,9 +25,5 @@ def test_cached(tmp_path):
         path.write_bytes(damaged)
         assert torch.equal(cached(path, remaining.__next__), results[number])
     assert [each.name for each in path.parent.iterdir()] == ["x.cache"]
-
-
-def test_a_place_that_cannot_be_written_is_told_before_computing(tmp_path):
-    (tmp_path / "x.cache").mkdir()
-    with pytest.raises(OSError, match=r"x\.cache"):
-        cached(tmp_path / "x.cache", lambda: pytest.fail("computed"))
+    with pytest.raises(OSError, match=tmp_path.name):  # told before computing
+        cached(tmp_path, lambda: pytest.fail("computed"))

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,16 +11,6 @@ from runs import ROOT
 from sets import opened
 
 from data import msds
-
-
-def constants(shift=0, base=128, angle=0.0, colour=0):
-    """In place of numpy's Generator: integers and angles as given, by range."""
-    values = {(-1, 2): shift, (32, 224): base, (-32, 33): colour, (0, 180): angle}
-
-    def draw(low, high, size):
-        return np.broadcast_to(values[low, high], size).copy()
-
-    return SimpleNamespace(integers=draw, uniform=draw)
 
 
 def literal(ovals):
@@ -43,40 +32,17 @@ def test_images_are_those_of_the_labels(variant):
 
 
 def test_upright_ovals():
-    image, ovals, base = msds.draw_image(1, constants(base=[200, 100, 50]))
-    assert image.shape == (3, 32, 32) and image.dtype == np.uint8
-    assert ovals.shape == (16, 6) and ovals.dtype == np.float32 and base.tolist() == [200, 100, 50]
-    assert ovals[1].tolist() == [0, 8, 0, 200, 100, 50]  # the second oval is below the first, not beside it
     oval = np.zeros((8, 8), bool)
     oval[4, 1:8] = oval[3, 2:7] = oval[5, 2:7] = True  # Pillow's ellipse in the box (1, 3, 7, 5), both ends included
-    expected = np.tile(oval, (4, 4)) * np.array([200, 100, 50])[:, None, None]
-    assert (image == expected).all()
-
-
-def test_shift_moves_right_and_down():
-    shift = np.zeros((16, 2), int)
-    shift[4 * 2 + 1] = 1, -1  # column 2, row 1
-    image, ovals, _ = msds.draw_image(1, constants(shift=shift, base=90))
-    assert ovals[9].tolist() == [17, 7, 0, 90, 90, 90]
-    columns, rows = image[0, 8:16, 16:26].any(0), image[0, 4:16, 18:24].any(1)
-    assert np.flatnonzero(columns).tolist() == [2, 3, 4, 5, 6, 7, 8, 9]  # 18 to 24, and 25 of the next oval
-    assert np.flatnonzero(rows).tolist() == [0, 1, 6, 7, 8]  # 4, 5 of the oval above, and 10 to 12
-
-
-def test_later_ovals_cover_earlier_ones():
-    shift, colour = np.zeros((16, 2), int), np.zeros((16, 3), int)
-    shift[0], colour[0] = (1, 0), -30  # its last column is 8
-    shift[4], colour[4] = (-1, 0), 30  # its first column is 8 too: the oval of the next column, drawn later
-    image, *_ = msds.draw_image(1, constants(shift, colour=colour))
-    assert image[0, 4, 7] == 98 and image[0, 4, 8] == 158
+    image = msds.draw_ovals(np.array([(8 * k, 16, 0, 200, 100, 50) for k in range(4)]))
+    assert (image[:, 16:24] == np.tile(oval, 4) * np.array([200, 100, 50])[:, None, None]).all()
 
 
 @pytest.mark.parametrize("angle", [20, 45, 70, 110, 160])
 def test_angles_are_anticlockwise(angle):
-    image, ovals, _ = msds.draw_image(1, constants(angle=angle, base=200))
-    assert (ovals[:, 2] == angle).all()
-    rows, columns = np.mgrid[:8, :8].reshape(2, -1)
-    (xx, xy), (_, yy) = np.cov(columns, -rows, aweights=image[0, 8:16, 8:16].flatten())
+    image = msds.draw_ovals(np.array([[8, 8, angle, 200, 0, 0]]))
+    rows, columns = np.mgrid[:32, :32].reshape(2, -1)
+    (xx, xy), (_, yy) = np.cov(columns, -rows, aweights=image[0].flatten())
     measured = np.degrees(np.arctan2(2 * xy, xx - yy) / 2)
     assert abs((measured - angle + 90) % 180 - 90) < 4
 
@@ -121,9 +87,7 @@ def test_same_bytes_with_any_number_of_processes(monkeypatch):
     assert len(np.unique(one[1][:, :, 2])) == 87 * 16  # no image twice
 
 
-@pytest.mark.parametrize("how", ["-c", "stdin", "unguarded file"])
-def test_spawned_workers_leave_the_main_module_alone(how, tmp_path):
-    code = """
+CODE = """
 import os, sys
 print("main runs")
 sys.path.insert(0, os.environ["CODE"])
@@ -132,10 +96,13 @@ msds.CHUNK = 10
 print(msds.generate(1, 0, 0, 20, processes=2)[0].sum())
 print({"torch", "torchvision"} & set(sys.modules))
 """
-    (tmp_path / "script.py").write_text(code)
-    arguments = {"-c": ["-c", code], "stdin": ["-"], "unguarded file": ["script.py"]}[how]
-    how = {"input": code, "cwd": tmp_path, "env": {**os.environ, "CODE": str(ROOT)}, "timeout": 60}
-    run = subprocess.run([sys.executable, *arguments], text=True, capture_output=True, **how)
+
+
+@pytest.mark.parametrize("how", [["-c", CODE], ["-"], ["unguarded.py"]])
+def test_spawned_workers_leave_the_main_module_alone(how, tmp_path):
+    (tmp_path / "unguarded.py").write_text(CODE)
+    options = {"input": CODE, "cwd": tmp_path, "env": {**os.environ, "CODE": str(ROOT)}, "timeout": 60}
+    run = subprocess.run([sys.executable, *how], text=True, capture_output=True, **options)
     expected = msds.generate(1, 0, 0, 20, processes=1)[0].sum()
     assert (run.returncode, run.stdout) == (0, f"main runs\n{expected}\nset()\n"), run.stderr
 

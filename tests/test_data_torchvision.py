@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import struct
 from urllib.error import URLError
 
@@ -38,7 +39,7 @@ def cifar10(tmp_path, monkeypatch):
         pixels = (batch + 10 * image + 50 * channel + row + column).astype(np.uint8)
         path.write_bytes(pickle.dumps({"data": pixels.reshape(size, 3072), "labels": [0] * size}))
         files.append([path.name, md5(path)])
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": []}))
     monkeypatch.setattr(CIFAR10, "train_list", files[:5])
     monkeypatch.setattr(CIFAR10, "test_list", files[5:])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(folder / "batches.meta")})
@@ -60,9 +61,8 @@ def raw(tmp_path):
 
 def test_cifar10(cifar10):
     dataset = sets.opened("cifar10", cifar10)
-    assert dataset.train.shape == (10, 3, 32, 32) and dataset.test.shape == (3, 3, 32, 32)
-    assert dataset.train[7, 2, 30, 4] == 3 + 10 + 100 + 34  # second image of the fourth batch
-    assert dataset.test[2, 1, 0, 31] == 5 + 20 + 50 + 31
+    assert (len(dataset.train), dataset.train[7, 2, 30, 4]) == (10, 3 + 10 + 100 + 34)  # second of the fourth batch
+    assert (len(dataset.test), dataset.test[2, 1, 0, 31]) == (3, 5 + 20 + 50 + 31)
     assert dataset.warnings == ["cifar10: 10 training and 3 test images here, 50,000 and 10,000 in the whole set"]
     (dataset.path / "train.npy").unlink()
     os.truncate(cifar10 / "cifar-10-batches-py" / "data_batch_3", 1000)
@@ -71,14 +71,10 @@ def test_cifar10(cifar10):
 
 def test_mnist32(raw, tmp_path, monkeypatch):
     dataset = sets.opened("mnist32", tmp_path, 1)
-    assert dataset.train.shape == (4, 1, 32, 32) and dataset.test.shape == (2, 1, 32, 32)
-    assert dataset.train[3, 0, 2, 2] == 3 and dataset.train[3, 0, 29, 29] == 3 + 5 * 27 + 27
-    assert dataset.test[1, 0, 2 + 10, 2 + 20] == 1 + 50 + 20
-    frame = np.array(dataset.train)
-    frame[..., 2:30, 2:30] = 0
-    assert not frame.any()
-    for path in raw.iterdir():
-        path.unlink()
+    assert (len(dataset.train), len(dataset.test), dataset.test[1, 0, 2 + 10, 2 + 20]) == (4, 2, 1 + 50 + 20)
+    number, row, column = np.ogrid[:4, :28, :28]
+    assert (dataset.train[:, 0] == np.pad(number + 5 * row + column, ((0, 0), (2, 2), (2, 2)))).all()
+    shutil.rmtree(raw)
     monkeypatch.setattr(MNIST, "__init__", None)  # prepared arrays need neither files nor torchvision
     assert sets.opened("mnist32", tmp_path, 1).fingerprint == dataset.fingerprint
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,13 @@ def state_of(out, name):
     return read(path)
 
 
-def train_alone(images, out, extra):
-    done = call(main, *flags_of(images, out, extra))
-    assert done.returncode == 0, done.stderr
-
-
-def train_together(processes, images, out, extra):
-    status, output = finish(torchrun(processes, flags_of(images, out, extra)))
+def train(processes, images, out, extra):
+    """To the end, in so many processes of torchrun; 0: in this one."""
+    if processes == 0:
+        done = call(main, *flags_of(images, out, extra))
+        status, output = done.returncode, done.stderr
+    else:
+        status, output = finish(torchrun(processes, flags_of(images, out, extra)))
     assert status == 0, output
 
 
@@ -53,11 +54,10 @@ def largest_difference(one, other):
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-10), ("float32", 1e-5)])
 def test_two_processes_do_what_one_does(dtype, tolerance, images, tmp_path):
     extra = f"--dtype {dtype} --max_steps 20 --print_step 4 --lr 3e-3"
-    train_alone(images, tmp_path / "one", extra)
-    train_together(2, images, tmp_path / "two", extra)
+    train(0, images, tmp_path / "one", extra)
+    train(2, images, tmp_path / "two", extra)
     states = [state_of(tmp_path / name, "4.state") for name in ("one", "two")]
-    assert states[0]["step"] == states[1]["step"] == 20
-    assert largest_difference(*states) < tolerance
+    assert states[0]["step"] == states[1]["step"] == 20 and largest_difference(*states) < tolerance
     logs = [read_records(next((tmp_path / name).rglob("out.jsonl"))) for name in ("one", "two")]
     for one, other in zip(*logs, strict=True):
         assert (one["kind"], one["step"]) == (other["kind"], other["step"])
@@ -67,10 +67,9 @@ def test_two_processes_do_what_one_does(dtype, tolerance, images, tmp_path):
 
 
 def test_a_run_resumes_with_another_number_of_processes(images, tmp_path):
-    train_alone(images, tmp_path / "one", "--max_steps 15")
-    train_alone(images, tmp_path / "parts", "--max_steps 6")
-    for processes, steps in ((2, 10), (1, 15)):
-        train_together(processes, images, tmp_path / "parts", f"--max_steps {steps}")
+    train(0, images, tmp_path / "one", "--max_steps 15")
+    for processes, steps in ((0, 6), (2, 10), (1, 15)):
+        train(processes, images, tmp_path / "parts", f"--max_steps {steps}")
     assert largest_difference(*(state_of(tmp_path / name, "3.state") for name in ("one", "parts"))) < 1e-10
 
 
@@ -84,13 +83,11 @@ def endless(images, out):
 def workers(job):
     """Process numbers of the copies of main.py below torchrun, by rank."""
     found = {}
-    for entry in os.listdir("/proc"):
-        try:
-            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-            if parent == job.pid:
-                found[int(re.search(r"\0RANK=(\d+)\0", Path(f"/proc/{entry}/environ").read_text())[1])] = int(entry)
-        except (OSError, ValueError, IndexError, TypeError):
-            continue
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError, ValueError):
+            rank, parent = re.search(r"\0RANK=(\d+)\0", path.read_text()), path.with_name("stat").read_text()
+            if rank and int(parent.rpartition(")")[2].split()[1]) == job.pid:
+                found[int(rank[1])] = int(path.parent.name)
     return found
 
 
@@ -103,8 +100,7 @@ def test_a_signal_stops_all_at_the_same_step(receiver, name, images, tmp_path, s
     finish(job, 60)
     state = state_of(out, "last.state")
     assert f"{name}: stopped at step {state['step']}" in next(out.rglob("out.log")).read_text()
-    run = start(f"--max_steps {state['step'] + 1}", "two")
-    assert run.step == state["step"] + 1
+    assert start(f"--max_steps {state['step'] + 1}", "two").step == state["step"] + 1
 
 
 @finds_processes
@@ -114,29 +110,25 @@ def test_a_killed_process_ends_the_job(rank, images, tmp_path):
     job = endless(images, out)
     os.kill(workers(job)[rank], signal.SIGKILL)
     status, output = finish(job, 60)
-    assert status != 0
-    assert "another process of the run has ended" in output
+    assert status != 0 and "another process of the run has ended" in output
     assert not list(out.rglob("*.state"))
 
 
-@pytest.mark.parametrize(
-    "processes, error",
-    [
-        (2, "error: --out_dir {out}: cannot be written"),  # only by the first process
-        (3, "--batch_size 8: must be divisible by the 3 processes"),
-    ],
-)
-def test_a_failing_process_shows_its_error(processes, error, images, tmp_path):
+ERRORS = {2: "error: --out_dir {out}: cannot be written"}  # only by the first process
+ERRORS |= {3: "--batch_size 8: must be divisible by the 3 processes"}
+
+
+@pytest.mark.parametrize("processes", ERRORS)
+def test_a_failing_process_shows_its_error(processes, images, tmp_path):
     (tmp_path / "folder").write_text("in the way")
     status, output = finish(torchrun(processes, flags_of(images, tmp_path, "--max_steps 4")), 60)
-    assert status != 0
-    assert error.format(out=tmp_path) in output
+    assert status != 0 and ERRORS[processes].format(out=tmp_path) in output
 
 
 def test_restarts_continue_from_the_last_checkpoint(images, tmp_path):
     """torchrun --max_restarts after a process was killed: the job resumes and ends like an undisturbed run."""
     extra = "--max_steps 200 --plot_epoch 0"
-    train_alone(images, tmp_path / "one", extra)
+    train(0, images, tmp_path / "one", extra)
     job = torchrun(2, flags_of(images, tmp_path / "two", extra), "--max_restarts=1")
     wait_for(lambda: list((tmp_path / "two").rglob("[0-9]*.state")))
     os.kill(workers(job)[1], signal.SIGKILL)

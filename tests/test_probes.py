@@ -8,6 +8,8 @@ import torch
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 
 N = 2000
+PAIR = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / math.sqrt(2)
+HADAMARD = torch.kron(PAIR, torch.kron(PAIR, PAIR))  # orthogonal, with entries of equal size
 
 
 def parts(values):
@@ -20,19 +22,11 @@ def latents():
     return torch.distributions.Laplace(0.0, math.sqrt(0.5)).sample((2 * N, 8))
 
 
-def hadamard(n):
-    """An orthogonal matrix with entries of equal size."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < n:
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
-    return matrix / math.sqrt(n)
-
-
 @pytest.mark.parametrize(
     "factors, ridge, single",
     [
         (lambda z: -5 * z[:, [2, 5]] + 100, 1, 1),  # latents of their own; neither scale nor offset matters
-        (lambda z: z @ hadamard(8), 1, 1 / 8),  # an equal mixture of 8 latents each
+        (lambda z: z @ HADAMARD, 1, 1 / 8),  # an equal mixture of 8 latents each
         (lambda z: z + 0.5 * torch.randn_like(z), 0.8, 0.8),  # noise: 1 of the variance 1.25
     ],
 )
@@ -62,9 +56,10 @@ def test_the_best_latent_is_chosen_without_the_scores(latents):
     assert score == pytest.approx(-1, abs=0.2)  # slope 1 on an independent latent: error variance 2 over 1
 
 
-def test_constant_latents_are_harmless(latents):
+def test_constant_and_float32_latents_are_harmless(latents):
     z = torch.cat((torch.full((2 * N, 3), 4.0), latents), 1)
-    assert min(each(parts(z), parts(latents)).min() for each in (ridge_r2, single_r2)) > 0.999
+    for inputs in (z, (z + 1e3).float()):
+        assert min(each(parts(inputs), parts(latents)).min() for each in (ridge_r2, single_r2)) > 0.999
     expected = torch.eye(3)[:, 1:].repeat_interleave(3, 1)
     for found in position_r2(parts(z[:, :9].reshape(2 * N, 3, 3)), parts(latents[:, :6])):
         torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
@@ -78,8 +73,3 @@ def test_positions_against_least_squares(latents):
         errors = (parts(y).score - score @ torch.linalg.lstsq(fit, y[:N]).solution).square().sum(0)
         expected = 1 - errors / (parts(y).score - y[:N].mean(0)).square().sum(0)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-
-
-def test_float32_latents_are_taken_in_float64(latents):
-    z = Parts(*(part.float() for part in parts(latents + 1e3)))
-    assert single_r2(z, parts(latents)).min() > 0.9999

@@ -13,10 +13,10 @@ def test_a_result_says_how_to_measure_it_again(tmp_path, monkeypatch):
     assert about["command"] == "python bench.py --L 8" and "thread" in about["machine"]
     monkeypatch.setattr("sys.argv", ["x", "a b"])
     assert results.about("bench.py", None, "cpu")["command"] == "python bench.py 'a b'"
-    path = tmp_path / "new" / "out.json"
-    results.save(path, {**about, "results": [1]}, lambda record: iter([{"text": str(record["results"])}]))
-    record = json.loads(path.read_text())
-    assert (record["results"], record["rows"]) == ([1], [{"text": "[1]"}])
+    path, values = tmp_path / "new" / "out.json", [1.5, float("nan"), {"a": (float("inf"), "x", 2)}]
+    results.save(path, {**about, "results": values}, lambda record: iter([{"text": str(record["results"][0])}]))
+    record = json.loads(path.read_text())  # what is not finite is null
+    assert (record["results"], record["rows"]) == ([1.5, None, {"a": [None, "x", 2]}], [{"text": "1.5"}])
 
 
 FLAGS = [("json", ""), ("json", "file/out.json"), ("json", "file/folder/out.json"), ("fig_dir", "file/figures")]
@@ -33,16 +33,9 @@ def test_what_cannot_be_written_is_refused_at_the_start(flag, name, tmp_path, ca
     assert not (tmp_path / "new").exists()
 
 
-def test_tables_of_results_have_a_line_for_each_entry():
+def test_results_in_words():
+    """Tables have a line for each entry."""
     first, second = {"level": 0, "a": {"b": 1.23456789, "c": None}}, {"level": 12, "a": {"b": [1, 2.0], "c": "x"}}
     assert results.table([first, second]) == ["level       0    12", "a b    1.2346  1, 2", "a c         –     x"]
-
-
-def test_numbers_in_words():
     assert results.in_words([1.0]) == "1.000" and results.in_words([1.0, None]) == "–"
     assert results.in_words([1.0, 3.0], 1) == "2.0 ± 1.4"
-
-
-def test_what_is_not_finite_is_null(tmp_path):
-    results.save(tmp_path / "out.json", {"a": [1.5, float("nan")], "b": {"c": (float("inf"), "x", 2)}})
-    assert json.loads((tmp_path / "out.json").read_text()) == {"a": [1.5, None], "b": {"c": [None, "x", 2]}}

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from runs import ROOT
+from runs import command, process
 
 from utils.files import lock, replacing
 from utils.logging import RunLog, read_records
@@ -25,7 +23,7 @@ def test_seeds_differ_by_seed_purpose_and_index():
 
 
 def test_image_grid():
-    images = np.stack([np.full((1, 16, 16), value) for value in (0.0, 0.25, 0.5)])
+    images = np.array([0, 0.25, 0.5])[:, None, None, None] * np.ones((1, 16, 16))
     expected = np.ones((33, 33, 3))  # white lines, and white in place of a fourth image
     expected[:16, :16], expected[:16, 17:], expected[17:, :16] = 0, 0.25, 0.5
     assert (image_grid(images, 2) == expected).all()
@@ -35,8 +33,8 @@ def test_a_log_is_cut_to_the_step_and_whole_lines(tmp_path, capsys):
     """Records that are beyond the step or no records go, the rest stays as it is, an unfinished line of prose ends."""
     log, path = RunLog(tmp_path / "out", stdout=True), tmp_path / "out.jsonl"
     log.text("hello")
-    for step in (1, 2):
-        log.record(kind="train", step=step)
+    log.record(kind="train", step=1)
+    log.record(kind="train", step=2)
     good = path.read_bytes()
     junk = [b"5\n", b"[1]\n", b'{"step": "x"}\n', b"\xff\xfe\n", bytes(100), b'{"step": 3}\n', b'\n{"step": 2']
     path.write_bytes(good + b"".join(junk))
@@ -72,16 +70,14 @@ def test_replacing(tmp_path):
 def test_lock(tmp_path):
     """Refused to other openings; released on closing and when the process that holds it is killed."""
     path = tmp_path / "a.lock"
+    code = "import signal, sys; from utils.files import lock; held = lock(sys.argv[1]); print(1); signal.pause()"
     with lock(path), pytest.raises(BlockingIOError):
         lock(path)
-    code = f"from utils.files import lock; held = lock({str(path)!r}); print('held', flush=True); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    holder = subprocess.Popen([sys.executable, "-c", code], **pipes, cwd=ROOT)
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(BlockingIOError):
-        lock(path)
-    holder.kill()
-    holder.wait()
+    with process("-u", "-c", code, path) as holder:
+        assert holder.stdout.readline() == "1\n"
+        with pytest.raises(BlockingIOError):
+            lock(path)
+        holder.kill()
     lock(path).close()
 
 
@@ -91,7 +87,7 @@ def test_leave_on_signals():
     head += "try: os.kill(os.getpid(), signal.SIGTERM)\n"
     swallowed = "except: pass\nwith StopSignals() as stop: print(stop.number)"
     for code, status, text in (("finally: print('cleared up')", 143, "cleared up\n"), (swallowed, 0, "15\n")):
-        done = subprocess.run([sys.executable, "-c", head + code], cwd=ROOT, capture_output=True, text=True)
+        done = command("-c", head + code)
         assert (done.returncode, done.stdout, done.stderr) == (status, text, "")
 
 
@@ -100,7 +96,7 @@ def test_stop_signals():
     before = [*map(signal.getsignal, numbers)]
     with StopSignals() as stop:
         assert stop.number is None
-        for number in numbers[:2]:
-            os.kill(os.getpid(), number)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGINT)
         assert stop.number == signal.SIGUSR1
     assert [*map(signal.getsignal, numbers)] == before
