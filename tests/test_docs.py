@@ -141,6 +141,10 @@ def test_commands_are_understood(document, guide, monkeypatch):
         assert rest == [], script
 
 
+def test_scripts_print_one_sentence_for_an_error():
+    assert all((ROOT / f"{name}.py").read_text("utf-8").endswith("    cli.script(main)\n") for name in SCRIPTS)
+
+
 @pytest.mark.parametrize("name", ["README", "docs/differences", "docs/extending", "docs/figures", "docs/running"])
 def test_flags_in_text_exist(name):
     known = {flag for script in SCRIPTS for flag in parser_of(script)._option_string_actions}
