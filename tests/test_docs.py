@@ -142,7 +142,7 @@ def test_commands_are_understood(document, guide, monkeypatch):
 
 
 def test_scripts_print_one_sentence_for_an_error():
-    assert all((ROOT / f"{name}.py").read_text("utf-8").endswith("    cli.script(main)\n") for name in SCRIPTS)
+    assert all((ROOT / f"{name}.py").read_text("utf-8").endswith("script(main)\n") for name in SCRIPTS)
 
 
 @pytest.mark.parametrize("name", ["README", "docs/differences", "docs/extending", "docs/figures", "docs/running"])

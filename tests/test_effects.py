@@ -8,6 +8,7 @@ import torch
 
 import effects
 import main
+import plot_factors
 from args import get_args
 from data import msds
 from flow.base import Flow
@@ -217,10 +218,7 @@ def test_script(tmp_path, monkeypatch, capsys):
             effects.main(f"{prepared} {FEW} {flags}".split())
 
 
-def test_bad_input_is_refused(weights, capsys):
+@pytest.mark.parametrize("script", [effects, plot_factors])
+def test_flows_of_other_data_are_refused(script, weights):
     with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
-        effects.main(["--weights", weights["rgflow"]])
-    for flags, words in (("--pairs 19", "'19': must be a whole number from 20"), ("--range 1", "--range: '1'")):
-        with pytest.raises(SystemExit) as stop:
-            effects.main(flags.split())
-        assert stop.value.code == 2 and words in capsys.readouterr().err
+        script.main(["--weights", weights["rgflow"]])

@@ -11,7 +11,10 @@ from checks import levels, randomise
 from PIL import Image
 from runs import SMALL, call
 
+import effects
+import pinwheel
 import plot_cones
+import plot_factors
 import plot_generation
 import plot_latents
 import plot_mix_temperature
@@ -322,6 +325,10 @@ def test_files_of_another_size(draw, tmp_path):
         (fields, "--latents 0:0:0:0", r"0:0:0:0: row 0, column 0 is at level 1 of 0\.\.1"),
         (fields, "--latents 1:0:0:0 --levels 1", r"--levels: 1: must not be given with --latents"),
         (fields, "--temperature 1,1,1", r"--temperature: 1,1,1: must be one number or 2"),
+        (effects, "--pairs 19", r"--pairs: '19': must be a whole number from 20"),
+        (effects, "--range 1", r"--range: '1'"),
+        (plot_factors, "--images 9", r"--images: '9': must be a whole number of at least 100"),
+        *((pinwheel, flags, flags.split()[0]) for flags in ("--steps 0", "--seeds -1", "--json /dev/null/x.json")),
         (plot_latents, "--levels 0,5", r"--levels: 5: must be in 0\.\.1"),
         (plot_latents, "--latents 0:4:4:0", r"row 4, column 4 is at level 1"),
         (plot_latents, "--range 1", r"--range: '1': must be 2 numbers"),
@@ -329,7 +336,7 @@ def test_files_of_another_size(draw, tmp_path):
     ],
 )
 def test_what_does_not_exist_is_refused(weights, images, tmp_path, script, flags, words):
-    source = () if script is plot_cones else ("--weights", weights["rgflow"])
+    source = () if script in (plot_cones, pinwheel) else ("--weights", weights["rgflow"])
     done = call(script, *source, "--fig_dir", tmp_path / "f", *flags.format(images=images).split())
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and re.search(words, done.stderr)
     assert not (tmp_path / "f").exists()

@@ -94,11 +94,3 @@ def test_script(tmp_path, monkeypatch, capsys):
         ovals, base = msds.read_labels(dataset.path, split, 5)
         assert ovals.shape == (5, 16, 6) and base.shape == (5, 3)
         assert np.array_equal([msds.draw_ovals(each) for each in ovals], getattr(dataset, split)[:5])
-
-
-def test_bad_input_is_refused(weights, capsys):
-    with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
-        plot_factors.main(["--weights", weights["rgflow"]])
-    with pytest.raises(SystemExit) as stop:
-        plot_factors.main(["--images", "9"])
-    assert stop.value.code == 2 and "--images: '9': must be a whole number of at least 100" in capsys.readouterr().err
