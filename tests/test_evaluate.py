@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from fake_inception import install
-from runs import SMALL, call, command, make_images, records
+from runs import call, command, make_images, records
+from test_effects import train
 
 import args
 import evaluate
-import main
 from data import msds
 from flow import evaluation, load
 from flow.preprocess import to_uint8
@@ -83,12 +83,9 @@ def test_each_measurement_can_be_chosen(trained, measure):
 def test_structure_of_samples(tmp_path, monkeypatch, measure):
     """Drawn images in place of samples score 1; those of the flow, noise after three steps, have no ovals."""
     monkeypatch.setattr(msds, "SIZES", (60, 120))
-    small = SMALL.replace("--L 8", "").split()
-    run = main.Run(args.get_args(["--data", "msds1", "--data_path", str(tmp_path), "-o", str(tmp_path), *small]))
-    run.total_steps = 3
-    run.train()
-    flags = ["--weights", str(run.folder / "last.state"), "--data_path", str(tmp_path), "--draws", "0"]
-    flags += ["--round_trip", "0", "--structure", "100", "--temperature", "0.9"]
+    weights = train(tmp_path, "--data msds1 --max_steps 3")
+    flags = f"--weights {weights} --data_path {tmp_path / 'datasets'} --draws 0 --round_trip 0 --structure 100".split()
+    flags += ["--temperature", "0.9"]
     noise = measure(flags)["results"]["structure"]
     assert (noise["samples"], noise["temperature"], noise["score"]) == (100, 0.9, None) and "cells" in noise["failure"]
     drawn, _, _ = msds.generate(1, 5, 0, 100, processes=1)

@@ -284,8 +284,8 @@ def test_flags_that_do_not_fit(run_script, flags, words, capsys):
 
 
 def test_benchmark(run_script):
-    network = "--nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4".split()
-    record = run_script("--repeats", 1, "--edges", "16,32", source=["--bench", *network])
+    network = ["--bench", "--nlayers", "1", "--nresblocks", "1", "--nmlp", "1", "--nhidden", "4"]
+    record = run_script("--repeats", 1, "--edges", "16,32", source=network)
     assert (record["kind"], record["network"]) == ("inpainting_speed", "laplace_nl1_nr1_nm1_nh4")
     found = {(row["L"], row["place"]): row for row in record["results"]}
     assert (found[32, "centre"]["cone_blocks"], found[32, "centre"]["whole_blocks"]) == (60, 170)
@@ -294,4 +294,4 @@ def test_benchmark(run_script):
     assert [row["L"] for row in record["latents"]][::2] == [16, 32, 64, 128, 256, 512]
     assert Path("figures/inpaint_speed.pdf").exists()
     with pytest.raises(UserError, match="--edges: 8: must be at least 10"):
-        run_script("--edges", 8, source=["--bench", *network])
+        run_script("--edges", 8, source=network)
