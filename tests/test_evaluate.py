@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_inception import install
 from runs import call, command, make_images, records
 from test_effects import train
+from test_metrics import install
 
 import args
 import evaluate
