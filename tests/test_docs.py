@@ -74,7 +74,7 @@ def test_the_guides_figure(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n([^#].*?)```", GUIDE, re.DOTALL)
     names = {}
-    exec(replace_once(code, "last.state", weights["rgflow"]), names)
+    exec(code.replace("last.state", weights["rgflow"]), names)
     assert (tmp_path / "figures" / "levels_2_3.pdf").exists()
     assert names["z"].shape == (16, 3, 8, 8)
 
@@ -83,16 +83,10 @@ def test_python_of_the_readme(weights):
     section = README.split("\n## In Python\n")[1].split("\n## ")[0]
     code = "\n".join(re.findall("^    (.*)", section, re.MULTILINE))
     (path,) = re.findall(r'load\("(.*)"\)', code)
-    code = replace_once(code, path, weights["rgflow"]).replace("32, 32", "8, 8")
     names = {}
-    exec(code, names)
+    exec(code.replace(path, weights["rgflow"]).replace("32, 32", "8, 8"), names)
     assert names["images"].shape == (16, 3, 8, 8)
     torch.testing.assert_close(names["x_again"], names["x"])
-
-
-def replace_once(text, old, new):
-    assert text.count(old) == 1
-    return text.replace(old, new)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -139,6 +133,10 @@ def test_commands_are_understood(document, guide, monkeypatch):
         if not getattr(values, "weights", "no such flag"):  # the flags of main.py name a run
             _, rest = flags.build_parser().parse_known_args(rest)
         assert rest == [], script
+
+
+def test_scripts_print_one_sentence_for_an_error():
+    assert all((ROOT / f"{name}.py").read_text("utf-8").endswith("script(main)\n") for name in SCRIPTS)
 
 
 @pytest.mark.parametrize("name", ["README", "docs/differences", "docs/extending", "docs/figures", "docs/running"])

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from runs import SMALL
 
 import effects
 import main
+import plot_factors
 from args import get_args
 from data import msds
 from flow.base import Flow
@@ -174,19 +176,19 @@ def test_mixtures_without_ovals_have_a_reason_instead_of_weights(monkeypatch):
         effects.of_mixing(flow, *images.chunk(2), 1)
 
 
-FLAGS = "--nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 4 --batch_size 8 --max_steps 1 --no_stdout --plot_epoch 0"
-FEW = "--images 2 --pairs 20 --strongest 2 --steps 2 --draws 1 --per_level 4"
+def train(folder, flags):
+    """A flow trained a little on MSDS, with data in `folder`; the file of its weights."""
+    run = main.Run(get_args(f"{SMALL} --L 32 --data_path {folder / 'datasets'} -o {folder} {flags}".split()))
+    run.train()
+    return str(run.folder / "last.state")
 
 
 def test_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(msds, "SIZES", (40, 60))
-    files = []
-    prepared = f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
-    for k, flags in enumerate(("--data msds1", "--data msds2 --model realnvp")):
-        argv = f"{FLAGS} {flags} --data_path {tmp_path / 'datasets'} -o {tmp_path / str(k)}"
-        main.Run(get_args(argv.split())).train()
-        files.append(str(next((tmp_path / str(k)).glob("*/*/out_save/*.state"))))
-    effects.main([*f"{prepared} {FEW} --weights".split(), *files])
+    files = [train(tmp_path, f"{flags} --max_steps 1") for flags in ("--data msds1", "--data msds2 --model realnvp")]
+    argv = f"--data_path {tmp_path / 'datasets'} --fig_dir {tmp_path / 'figures'} --json {tmp_path / 'e.json'}"
+    argv += " --images 2 --pairs 20 --strongest 2 --steps 2 --draws 1 --per_level 4 --weights"
+    effects.main([*argv.split(), *files])
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["kind"] == "effects" and record["pairs"] == 20 and record["range"] == [-3, 3]
     assert [result["data"] for result in record["results"]] == ["msds1", "msds2"]
@@ -203,24 +205,20 @@ def test_script(tmp_path, monkeypatch, capsys):
     expected = [(table, k) for k in (0, 1) for table in ["moved"] * 2 + ["mixing"] * 4]
     assert [(row["table"], row["result"]) for row in record["rows"]] == expected
     output = capsys.readouterr().out
-    assert "msds1, laplace nl1_nr1_nm1_nh4, 1 step, seed 0" in output and "msds2, laplace realnvp_nl1" in output
-
-    effects.main(f"{prepared} {FEW} --levels 0,2 --weights {files[0]}".split())
+    assert "msds1, laplace nl1_nr1_nm1_nh8, 1 step, seed 0" in output and "msds2, laplace realnvp_nl1" in output
+    effects.main(f"{argv} {files[0]} --levels 0,2".split())
     again = json.loads((tmp_path / "e.json").read_text())["results"][0]
     assert again["levels"] == [row for row in record["results"][0]["levels"] if row["level"] in (0, 2)]
     for flags, words in (
-        (f"--pairs 31 --weights {files[0]}", "--pairs: 31: must be at most 30 for msds1"),
-        (f"--weights {files[0]} {files[0]}", "a second flow of laplace nl1_nr1_nm1_nh4, 1 step with seed 0 on msds1"),
-        (f"--levels 4 --weights {files[0]}", r"--levels: 4: must be in 0\.\.3"),
+        ("--pairs 31", "--pairs: 31: must be at most 30 for msds1"),
+        (files[0], "a second flow of laplace nl1_nr1_nm1_nh8, 1 step with seed 0 on msds1"),
+        ("--levels 4", r"--levels: 4: must be in 0\.\.3"),
     ):
         with pytest.raises(UserError, match=words):
-            effects.main(f"{prepared} {FEW} {flags}".split())
+            effects.main(f"{argv} {files[0]} {flags}".split())
 
 
-def test_bad_input_is_refused(weights, capsys):
+@pytest.mark.parametrize("script", [effects, plot_factors])
+def test_flows_of_other_data_are_refused(script, weights):
     with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
-        effects.main(["--weights", weights["rgflow"]])
-    for flags, words in (("--pairs 19", "'19': must be a whole number from 20"), ("--range 1", "--range: '1'")):
-        with pytest.raises(SystemExit) as stop:
-            effects.main(flags.split())
-        assert stop.value.code == 2 and words in capsys.readouterr().err
+        script.main(["--weights", weights["rgflow"]])

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_inception import install
-from runs import SMALL, call, command, make_images, records
+from runs import call, make_images, records
+from test_effects import train
+from test_metrics import install
 
 import args
 import evaluate
-import main
 from data import msds
 from flow import evaluation, load
 from flow.preprocess import to_uint8
@@ -39,9 +39,14 @@ def measure(tmp_path):
     return measure
 
 
-def test_bits_and_round_trip_by_default(trained, tmp_path):
-    run, flags = trained
-    done = command("evaluate.py", *flags, "--json", str(tmp_path / "out.json"))
+NAMES = [("", "RG-Flow", "RG-Flow, Laplacian"), ("--model realnvp --prior gaussian", "Real NVP", "Real NVP, Gaussian")]
+
+
+@pytest.mark.parametrize("flags, model, flow", NAMES)
+def test_bits_and_round_trip_by_default(start, tmp_path, flags, model, flow):
+    run = start(f"{flags} --max_steps 3")
+    argv = "--weights", run.folder / "last.state", "--data_path", run.args.data_path, "--json", tmp_path / "out.json"
+    done = call(evaluate, *argv)
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
     record = json.loads((tmp_path / "out.json").read_text())
     assert (record["kind"], record["step"], record["config"]["data"]) == ("evaluation", 3, "folder")
@@ -52,22 +57,14 @@ def test_bits_and_round_trip_by_default(trained, tmp_path):
     assert results["bpd_stderr_draws"] == pytest.approx(statistics.stdev(results["bpd_draws"]) / 3**0.5)
     assert results["bpd_stderr"] == pytest.approx(reported["bpd_stderr"], rel=0.1)
     assert results["images"] == results["round_trip_images"] == 6
-    assert results["round_trip"]["float64"]["data"]["image"] < 1e-10 < results["round_trip"]["float32"]["data"]["image"]
-    assert [len(each["levels"]) for each in results["round_trip"]["float32"].values()] == [2, 2]
+    single, double = (results["round_trip"][dtype] for dtype in ("float32", "float64"))
+    assert double["data"]["image"] < 1e-10 < single["data"]["image"] and double["samples"]["image"] < 1e-10
+    assert [len(each["levels"]) for each in single.values()] == [2, 2]
     assert "fid" not in results and f"{results['bpd']:.5g}" in done.stdout
     assert (results["warnings"], results["compile"], results["amp"]) == ([], False, "none")
-    names = [("G1", "RG-Flow"), ("round trip", "folder: RG-Flow, Laplacian prior")]
+    names = [("G1", model), ("round trip", f"folder: {flow} prior")]
     assert [(row["table"], row["row"]) for row in record["rows"]] == names
-
-
-def test_real_nvp(start, measure):
-    run = start("--model realnvp --prior gaussian --max_steps 2")
-    record = measure(["--weights", str(run.folder / "last.state"), "--data_path", run.args.data_path])
-    results, row = record["results"], record["rows"][0]
-    assert results["bpd_draws"][0] == records(run, "test")[-1]["bpd"]
-    assert results["round_trip"]["float64"]["samples"]["image"] < 1e-10
-    assert [len(each["levels"]) for each in results["round_trip"]["float32"].values()] == [2, 2]
-    assert (row["row"], row["cells"]) == ("Real NVP", {"folder BPD": f"{results['bpd']:.3f}"})
+    assert record["rows"][0]["cells"] == {"folder BPD": f"{results['bpd']:.3f}"}
 
 
 def test_each_measurement_can_be_chosen(trained, measure):
@@ -83,12 +80,9 @@ def test_each_measurement_can_be_chosen(trained, measure):
 def test_structure_of_samples(tmp_path, monkeypatch, measure):
     """Drawn images in place of samples score 1; those of the flow, noise after three steps, have no ovals."""
     monkeypatch.setattr(msds, "SIZES", (60, 120))
-    small = SMALL.replace("--L 8", "").split()
-    run = main.Run(args.get_args(["--data", "msds1", "--data_path", str(tmp_path), "-o", str(tmp_path), *small]))
-    run.total_steps = 3
-    run.train()
-    flags = ["--weights", str(run.folder / "last.state"), "--data_path", str(tmp_path), "--draws", "0"]
-    flags += ["--round_trip", "0", "--structure", "100", "--temperature", "0.9"]
+    weights = train(tmp_path, "--data msds1 --max_steps 3")
+    flags = f"--weights {weights} --data_path {tmp_path / 'datasets'} --draws 0 --round_trip 0 --structure 100".split()
+    flags += ["--temperature", "0.9"]
     noise = measure(flags)["results"]["structure"]
     assert (noise["samples"], noise["temperature"], noise["score"]) == (100, 0.9, None) and "cells" in noise["failure"]
     drawn, _, _ = msds.generate(1, 5, 0, 100, processes=1)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from checks import levels, randomise
 from PIL import Image
-from runs import SMALL, command
+from runs import SMALL, call
 
+import effects
+import pinwheel
 import plot_cones
+import plot_factors
 import plot_generation
 import plot_latents
 import plot_mix_temperature
@@ -27,13 +30,16 @@ from flow.preprocess import to_image
 from utils.cli import UserError
 from utils.plotting import grid_figure
 
-MODELS = pytest.mark.parametrize("model", [RGFlow, RealNVP])
-
 
 def small(model=RGFlow, **settings):
     """16 x 16 images: three levels."""
     sizes = {"nchannels": 3, "L": 16, "nlayers": 1, "nresblocks": 1, "nmlp": 1, "nhidden": 6, **settings}
     return randomise(model(**sizes), 0.2)
+
+
+@pytest.fixture(params=[RGFlow, RealNVP])
+def flow(request):
+    return small(request.param)
 
 
 def bytes_of(images):
@@ -45,18 +51,16 @@ def random_images(n):
     return torch.randint(256, (n, 3, 16, 16), dtype=torch.uint8)
 
 
-@MODELS
-def test_mixing_takes_each_level_from_the_right_image(model):
-    flow = small(model)
+def test_mixing_takes_each_level_from_the_right_image(flow):
     a, b = torch.randn(2, 3, 16, 16)
     for theta in range(5):
         assert torch.equal(mix(flow, a, b, theta), torch.where(levels(flow) >= theta, a, b))
+    torch.testing.assert_close(interpolate(a, b, 5)[1], b + 0.75 * (a - b))
 
 
-@MODELS
-def test_mixtures_of_two_images_begin_and_end_with_them(model):
+def test_mixtures_of_two_images_begin_and_end_with_them(flow):
     """Theta = 0 and lambda = 1 give the image of the high levels, the last ones that of the low levels."""
-    flow, images = small(model), random_images(2)
+    images = random_images(2)
     rows = plot_mixing.pair_images(flow, images, linear=True)
     assert rows.shape == (3, 2 + 4, 3, 16, 16)
     for row, (first, last) in zip(rows, ((0, 1), (1, 0), (0, 1)), strict=True):
@@ -82,14 +86,8 @@ def test_grid_of_mixtures():
     torch.testing.assert_close(plot_mixing.grid_images(flow, high, low, 1)[2, 2], decode(flow, z[1:2])[0])
 
 
-def test_interpolation():
-    a, b = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(interpolate(a, b, 5)[1], b + 0.75 * (a - b))
-
-
-@MODELS
-def test_encoded_images_come_back_whatever_their_number(model):
-    flow, images = small(model, nhidden=4), random_images(35)
+def test_encoded_images_come_back_whatever_their_number(flow):
+    images = random_images(35)
     z = encode(flow, images)
     assert torch.equal(bytes_of(decode(flow, z)), images)
     torch.testing.assert_close(z[34:], encode(flow, images[34:]))
@@ -99,21 +97,16 @@ def test_generation_is_that_of_flows_without_the_lower_levels():
     """x^(h) is what a smaller flow, of the levels from h up, makes of their latents."""
     flow = small()
     z = flow.sample_prior(2)
-    steps = plot_generation.generation(flow, z)
-    assert [tuple(step.shape) for step in steps] == [(2, 3, 16, 16)] * 3
-    torch.testing.assert_close(steps[-1], decode(flow, z))
-    for h in (1, 2):
+    for h, step in zip((2, 1, 0), plot_generation.generation(flow, z), strict=True):
         upper = small(L=16 >> h)
         upper.disentanglers, upper.decimators = flow.disentanglers[h:], flow.decimators[h:]
         expected = decode(upper, z[:, :, :: 2**h, :: 2**h])
         assert expected.std() > 0.01
-        torch.testing.assert_close(steps[2 - h], torch.kron(expected, torch.ones(2**h, 2**h)))
+        torch.testing.assert_close(step, torch.kron(expected, torch.ones(2**h, 2**h)))
 
 
-@MODELS
-def test_random_walk(model):
+def test_random_walk(flow):
     """Closed, of equal steps, in the chosen levels alone; every frame has the prior's variance at its temperature."""
-    flow = small(model)
     z = torch.randn(20, 3, 16, 16)
     walk = random_walk(flow, z, (0, 2), 3, 8, (0.5, 1.0, 2.0), torch.Generator().manual_seed(0))
     assert walk.shape == (24, 20, 3, 16, 16)
@@ -126,9 +119,8 @@ def test_random_walk(model):
         assert steps.max() < min(1.2 * steps.min(), 0.3 * temperature)
 
 
-@MODELS
-def test_varied_latents(model):
-    flow, latent, values = small(model), (2, 4, 12), torch.tensor([0.0, 0.7, 6.0])
+def test_varied_latents(flow):
+    latent, values = (2, 4, 12), torch.tensor([0.0, 0.7, 6.0])
     z = flow.sample_prior(2)
     images = vary(flow, z, latent, values)
     for value, varied in zip(values, images, strict=True):
@@ -137,9 +129,7 @@ def test_varied_latents(model):
         torch.testing.assert_close(varied, to_image(flow.inverse(own)[0]))
 
 
-@MODELS
-def test_edits(model):
-    flow = small(model)
+def test_edits(flow):
     z, other = torch.randn(2, 1, 3, 16, 16)
     values = [((2, 4, 3), 7.0), ((0, 0, 0), -1.0)]
     kept = z.clone()
@@ -301,9 +291,9 @@ def test_files_of_another_size(draw, tmp_path):
     "script, flags, words",
     [
         (plot_samples, "--temperature 1,1,1", r"--temperature: 1,1,1: must be one number or 2"),
-        (plot_samples, "--real --grid 3", r"--grid: 3: 9 images, but the test split has 6"),
+        (plot_samples, "--real --grid 3 --data_path {images}", r"--grid: 3: 9 images, but the test split has 6"),
         (plot_generation, "--temperature 1,2,3", r"--temperature: 1,2,3"),
-        (plot_mixing, "--images 0,6", r"--images: 6: must be in 0\.\.5"),
+        (plot_mixing, "--images 0,6 --data_path {images}", r"--images: 6: must be in 0\.\.5"),
         (plot_mixing, "--images 0", r"--images: 0: must be 2 numbers"),
         (plot_mixing, "--grid 2,2 --theta 3", r"--theta: 3: must be in 0\.\.2"),
         (plot_mixing, "--grid 2", r"--grid: '2': must be 2 numbers"),
@@ -312,7 +302,7 @@ def test_files_of_another_size(draw, tmp_path):
         (plot_walk, "--levels 0,2", r"--levels: 2: must be in 0\.\.1"),
         (plot_walk, "--latents 0:4:4:0", r"--latents: 0:4:4:0: row 4, column 4 is at level 1"),
         (plot_walk, "--latents 1:2:3", "level:row:column:channel"),
-        (plot_walk, "--images 7,0", r"--images: 7: must be in 0\.\.5"),
+        (plot_walk, "--images 7,0 --data_path {images}", r"--images: 7: must be in 0\.\.5"),
         (plot_walk, "--images 7", r"--images: '7': must be 2 numbers"),
         (plot_walk, "--stops 1", "at least 2"),
         (plot_walk, "--levels 1 --images 0,1", "not allowed with"),
@@ -335,21 +325,18 @@ def test_files_of_another_size(draw, tmp_path):
         (fields, "--latents 0:0:0:0", r"0:0:0:0: row 0, column 0 is at level 1 of 0\.\.1"),
         (fields, "--latents 1:0:0:0 --levels 1", r"--levels: 1: must not be given with --latents"),
         (fields, "--temperature 1,1,1", r"--temperature: 1,1,1: must be one number or 2"),
+        (effects, "--pairs 19", r"--pairs: '19': must be a whole number from 20"),
+        (effects, "--range 1", r"--range: '1'"),
+        (plot_factors, "--images 9", r"--images: '9': must be a whole number of at least 100"),
+        *((pinwheel, flags, flags.split()[0]) for flags in ("--steps 0", "--seeds -1", "--json /dev/null/x.json")),
         (plot_latents, "--levels 0,5", r"--levels: 5: must be in 0\.\.1"),
         (plot_latents, "--latents 0:4:4:0", r"row 4, column 4 is at level 1"),
         (plot_latents, "--range 1", r"--range: '1': must be 2 numbers"),
         (plot_latents, "--temperatures 1,2,3", r"--temperatures: 1,2,3: must be one number or 2"),
     ],
 )
-def test_what_does_not_exist_is_refused(draw, tmp_path, capsys, script, flags, words):
-    with pytest.raises((UserError, SystemExit)) as stop:
-        draw(script, None if script is plot_cones else "rgflow", flags)
-    assert 2 in (getattr(stop.value, "status", None), getattr(stop.value, "code", None))
-    assert re.search(words, f"{stop.value} {capsys.readouterr().err}")
+def test_what_does_not_exist_is_refused(weights, images, tmp_path, script, flags, words):
+    source = () if script in (plot_cones, pinwheel) else ("--weights", weights["rgflow"])
+    done = call(script, *source, "--fig_dir", tmp_path / "f", *flags.format(images=images).split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and re.search(words, done.stderr)
     assert not (tmp_path / "f").exists()
-
-
-def test_status_of_a_refusal(weights):
-    done = command("plot_walk.py", "--weights", weights["rgflow"], "--levels", "4")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: argument --levels: 4: must be in 0..1\n"

@@ -12,17 +12,41 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from fake_inception import install
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from utils import metrics
 from utils.cli import UserError
 
-N = 3000
+N, NAME = 3000, "random-projection"
+
+
+class RandomProjection(FeatureExtractorBase):
+    """Linear features of the grey levels: (B, 3, H, W) uint8 -> (B, 4) float64."""
+
+    def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
+        super().__init__(name, features_list)
+        self.register_buffer("matrix", torch.load(feature_extractor_weights_path, weights_only=True)["matrix"])
+
+    get_provided_features_list = staticmethod(lambda: ("projection",))
+    get_default_feature_layer_for_metric = staticmethod(lambda metric: "projection")
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8 and images.shape[1] == 3
+        return (images.flatten(1).to(self.matrix.dtype) @ self.matrix,)
+
+
+def install(monkeypatch, folder, inputs):
+    """Put this in Inception's place; returns the file of its weights, random with `inputs` rows, and the matrix."""
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, NAME, RandomProjection)
+    monkeypatch.setattr(metrics, "INCEPTION", NAME)
+    matrix = torch.randn(inputs, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.save({"matrix": matrix}, folder / "projection.pth")
+    return folder / "projection.pth", matrix.numpy()
 
 
 @pytest.fixture
 def projection(monkeypatch, tmp_path):
-    """File of the weights, and the matrix, of a random projection of 12 grey levels in Inception's place."""
     return install(monkeypatch, tmp_path, 12)
 
 
@@ -74,28 +98,21 @@ def test_grey_images_are_repeated_and_results_say_what_they_are(projection):
     assert settings["version"].startswith("0.") and "299" in settings["resize"]
 
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"
-
-
-def test_without_network_it_says_which_file_to_put_where(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=URLError("no network")))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError) as error:
-        metrics.inception_weights()
-    for words in ("https://github.com/toshas/torch-fidelity/", f"{tmp_path}/checkpoints/{FILE}", "--feature_weights"):
-        assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_the_download_is_checked_and_taken(monkeypatch, tmp_path, projection):
-    """What is downloaded goes where torch-fidelity itself would look for it, and is used."""
-    fetch = Mock(side_effect=lambda url, path, *_, **__: shutil.copy(projection[0], path))
+def test_inceptions_weights_are_downloaded_checked_and_used(monkeypatch, tmp_path, projection):
+    """They go where torch-fidelity itself would look; without a network the error says which file to put there."""
+    path = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    fetch = Mock(side_effect=URLError("no network"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(UserError) as error:
+        metrics.inception_weights()
+    for words in ("https://github.com/toshas/torch-fidelity/", str(path), "--feature_weights"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    fetch.side_effect = lambda url, path, *_, **__: shutil.copy(projection[0], path)
     for _ in range(2):
-        assert metrics.inception_weights()[0] == tmp_path / "hub" / "checkpoints" / FILE
-    (called,) = fetch.call_args_list
-    assert called.args[2] == "6726825d"
+        assert metrics.inception_weights()[0] == path
+    assert [called.args[2] for called in fetch.call_args_list] == ["6726825d"] * 2  # the second file was there
 
 
 class Code:

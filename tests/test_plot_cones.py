@@ -5,23 +5,18 @@ import re
 import numpy as np
 import pytest
 import torch
-from checks import randomise
 from matplotlib.colors import to_rgb
+from test_figures import small
 
 import plot_cones as script
-from flow import RGFlow
 from plot_cones import generation_sections, inference_sections
 
 SIZES = {1092, 1200, 1344, 1488, 1668}  # of the inference cones of 10 x 10 regions, in latents of three channels
 
 
-@pytest.fixture
-def flow():
-    return randomise(RGFlow(1, 16, nlayers=1, nresblocks=1, nmlp=1, nhidden=6), 0.3)
-
-
 @pytest.mark.parametrize("h, i, j", [(0, 5, 7), (0, 0, 1), (1, 6, 14), (1, 2, 0), (2, 12, 4)])
-def test_generation_sections_are_what_a_latent_changes(flow, h, i, j):
+def test_generation_sections_are_what_a_latent_changes(h, i, j):
+    flow = small(nchannels=1)
     z = flow.sample_prior(1)
     other = z.clone()
     other[0, 0, i, j] += 1
@@ -33,8 +28,8 @@ def test_generation_sections_are_what_a_latent_changes(flow, h, i, j):
 
 
 @pytest.mark.parametrize("i, j, size", [(0, 0, 1), (3, 9, 1), (5, 6, 3), (14, 1, 2)])
-def test_inference_sections_are_what_pixels_change(flow, i, j, size):
-    x = torch.randn(1, 1, 16, 16)
+def test_inference_sections_are_what_pixels_change(i, j, size):
+    flow, x = small(nchannels=1), torch.randn(1, 1, 16, 16)
     other = x.clone()
     other[..., i : i + size, j : j + size] += 1
     changed = ((flow(x)[0] - flow(other)[0]).abs() > 1e-12)[0, 0]

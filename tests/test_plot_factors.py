@@ -6,11 +6,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from test_effects import train
 from test_probes import hadamard, parts
 
-import main
 import plot_factors
-from args import get_args
 from data import msds, open_dataset
 from flow.base import Flow
 from flow.hierarchy import level_map
@@ -57,18 +56,12 @@ def test_factors_rebuild_the_labels():
             assert np.abs(np.angle(mean / doubled(angles).mean(1))).mean() < 2 * np.radians(3)
 
 
-FLAGS = "--data msds1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8 --batch_size 8 --max_steps 2 --no_stdout"
-
-
 def test_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(msds, "SIZES", (240, 120))
-    files, prepared = [], tmp_path / "datasets"
-    for seed in (0, 1):
-        argv = f"{FLAGS} --data_path {prepared} -o {tmp_path} --seed {seed} --out_infix _{seed}"
-        main.Run(get_args(argv.split())).train()
-        files.append(str(next(tmp_path.glob(f"msds1/*/out_{seed}_save/*.state"))))
-    argv = f"--data_path {prepared} --images 200 --held_out 120 --fig_dir {tmp_path} --json {tmp_path}/f.json --weights"
-    plot_factors.main([*argv.split(), *files])
+    files = [train(tmp_path, f"--data msds1 --max_steps 2 --seed {seed} --out_infix _{seed}") for seed in (0, 1)]
+    prepared = tmp_path / "datasets"
+    argv = f"--data_path {prepared} --images 200 --held_out 120 --fig_dir {tmp_path} --json {tmp_path}/f.json".split()
+    plot_factors.main([*argv, "--weights", *files])
     record = json.loads((tmp_path / "f.json").read_text())
     factors = "global", "local", "deviation"
     assert record["kind"] == "factors" and record["data"] == "msds1"
@@ -83,22 +76,14 @@ def test_script(tmp_path, monkeypatch, capsys):
     assert " ± " in output and "factors_msds1.pdf" in output
     assert (tmp_path / "factors_msds1.png").stat().st_size > 20_000
 
-    plot_factors.main([*argv.split()[:-3], "--json", f"{tmp_path}/g.json", "--weights", files[0]])
+    plot_factors.main([*argv, "--json", f"{tmp_path}/g.json", "--weights", files[0]])
     again = json.loads((tmp_path / "g.json").read_text())
     assert again["results"][0]["levels"] == record["results"][0]["levels"]
     with pytest.raises(UserError, match="--images: 300: must be at most 240"):
-        plot_factors.main([*argv.split(), files[0], "--images", "300"])
+        plot_factors.main([*argv, "--weights", files[0], "--images", "300"])
 
     dataset = open_dataset("msds1", prepared, 3, 32)  # the labels are those of the images
     for split in ("train", "test"):
         ovals, base = msds.read_labels(dataset.path, split, 5)
         assert ovals.shape == (5, 16, 6) and base.shape == (5, 3)
         assert np.array_equal([msds.draw_ovals(each) for each in ovals], getattr(dataset, split)[:5])
-
-
-def test_bad_input_is_refused(weights, capsys):
-    with pytest.raises(UserError, match="trained on folder, must be one of msds1, msds2"):
-        plot_factors.main(["--weights", weights["rgflow"]])
-    with pytest.raises(SystemExit) as stop:
-        plot_factors.main(["--images", "9"])
-    assert stop.value.code == 2 and "--images: '9': must be a whole number of at least 100" in capsys.readouterr().err

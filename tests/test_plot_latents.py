@@ -1,5 +1,7 @@
 """Latents that are varied: over which values, in which panels."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,9 @@ def test_many_latents_fill_two_columns(draw, drawn):
 
 
 def test_fields_are_shared_with_their_own_figure(draw, tmp_path):
-    draw(plot_receptive_fields, "rgflow", "--draws 1")
+    draw(plot_receptive_fields, "rgflow", f"--draws 1 --json {tmp_path / 'r.json'}")
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["kind"] == "receptive fields" and len(record["results"]) == 2
+    assert all(len(each["visible"]) <= each["computed"] <= each["latents"] for each in record["results"])
     draw(script, "rgflow", "--draws 1 --steps 2")
     assert len(list((tmp_path / "f").glob("*.cache"))) == 1

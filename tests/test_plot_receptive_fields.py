@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise, product
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -73,18 +74,13 @@ def test_chosen_latents_and_random_subsets(compute):
 
 
 def test_fields_are_computed_once_per_weights_draws_seed_and_latents(weights, tmp_path, monkeypatch):
-    calls = []
-
-    def count(flow, n, latents, *_, **__):
-        calls.append(n)
-        return torch.ones(len(latents), flow.L, flow.L)
-
-    monkeypatch.setattr("flow.fields.receptive_fields", count)
+    compute = Mock(side_effect=lambda flow, n, latents, *_, **__: torch.ones(len(latents), flow.L, flow.L))
+    monkeypatch.setattr("flow.fields.receptive_fields", compute)
     flow, config = load(weights["rgflow"])
 
     def call(flow=flow, config=config, n=16, seed=0, **settings):
         get_fields(flow, config, tmp_path / "fields", n, seed, **settings)
-        return len(calls)
+        return compute.call_count
 
     assert [call(), call(), call(temperatures=(1.0, 1.0))] == [1, 1, 1]
     assert [call(n=3), call(seed=1), call(latents=[(0, 0, 0)]), call(subset=2)] == [2, 3, 4, 5]
@@ -97,17 +93,17 @@ def test_fields_are_computed_once_per_weights_draws_seed_and_latents(weights, tm
     assert call() == 9
 
 
-def known_fields():
+@pytest.fixture
+def known():
     """Five fields of 2 x 2 pixels, of strengths 0.5, 4, 1, 2 and 3, at levels 0, 0, 0, 1 and 1."""
     latents = torch.tensor([[0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [2, 0, 0]])
     fields = torch.tensor([0.5, 4, 1, 2, 3])[:, None, None] * torch.tensor([[0.0, 1], [1, 2]])
     return Fields(latents, torch.tensor([0, 0, 0, 1, 1]), fields, [9, 3])
 
 
-def test_strengths_and_the_report_of_visible_latents(capsys):
-    fields = known_fields()
-    assert fields.strengths.tolist() == [0.5, 4, 1, 2, 3]
-    top, low = script.report(fields)
+def test_strengths_and_the_report_of_visible_latents(known, capsys):
+    assert known.strengths.tolist() == [0.5, 4, 1, 2, 3]
+    top, low = script.report(known)
     assert (list(top["visible"].items()), top["paper_visible_celeba"]) == ([("1:0:0:2", 3), ("1:0:0:1", 2)], 30)
     assert (low["computed"], low["latents"], low["paper_visible_celeba"]) == (3, 9, None)
     assert (low["visible"], low["mean_strength"], low["largest_strength"]) == ({"0:1:0:0": 4}, 5.5 / 3, 4)
@@ -117,8 +113,12 @@ def test_strengths_and_the_report_of_visible_latents(capsys):
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
-def test_histogram(compute, logarithmic):
-    fields, _ = compute("rgflow", 1)
+@pytest.mark.parametrize("trained", [False, True])
+def test_histogram(weights, tmp_path, trained, logarithmic):
+    """Of an untrained flow, the identity, all strengths are the same."""
+    flow, config = load(weights["rgflow"])
+    fields = get_fields(flow if trained else build(config).eval(), config, tmp_path / "fields", 1, 0)
+    assert len(fields.strengths.unique()) == (192 if trained else 1)
     figure = draw_histogram(fields, [1, 0], logarithmic)
     for axes, h in zip(figure.axes, (1, 0), strict=True):
         counts, edges, _ = axes.patches[0].get_data()
@@ -132,24 +132,13 @@ def test_histogram(compute, logarithmic):
         assert (axes.get_yscale(), axes.get_xscale()) == ("log", "log" if logarithmic else "linear")
 
 
-@pytest.mark.parametrize("logarithmic", [False, True])
-def test_untrained_flows_have_a_histogram(weights, tmp_path, logarithmic):
-    """Of an identity all strengths are the same."""
-    _, config = load(weights["rgflow"])
-    fields = get_fields(build(config).eval(), config, tmp_path / "fields", 16, 0)
-    assert set(fields.strengths.tolist()) == {1 / 64}
-    panels = draw_histogram(fields, [1, 0], logarithmic).axes
-    assert [axes.patches[0].get_data().values.sum() for axes in panels] == [48, 144]
-
-
-def test_pictures_of_fields():
+def test_pictures_of_fields(known):
     """Every field is divided by its largest value, and each panel has its latent's name."""
-    fields = known_fields()
-    image = field_pictures(fields.fields)
+    image = field_pictures(known.fields)
     assert image.shape == (5, 3, 2, 2)
     colours = [colormaps[COLOUR_MAP](share)[:3] for share in (0, 0.5, 0.5, 1.0)]
     assert np.array_equal(image.reshape(5, 3, 4), np.broadcast_to(np.transpose(colours), (5, 3, 4)))
-    figure = draw_fields(fields, [(1, torch.tensor([4, 3])), (0, torch.tensor([1]))])
+    figure = draw_fields(known, [(1, torch.tensor([4, 3])), (0, torch.tensor([1]))])
     assert [axes.get_title() for axes in figure.axes[:3]] == ["1:0:0:2", "1:0:0:1", "0:1:0:0"]
     assert [text.get_text() for text in figure.texts] == ["$h = 1$", "$h = 0$"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), image[4].transpose(1, 2, 0))
@@ -165,16 +154,8 @@ def test_long_rows_are_wrapped_and_all_panels_equal():
     assert all(min(x, y) > 0 and x + w < 1 + 1e-9 and y + h < 1 for x, y, w, h in panels)
 
 
-def test_record(draw, tmp_path):
-    draw(script, "rgflow", f"--draws 1 --json {tmp_path / 'r.json'}")
-    record = json.loads((tmp_path / "r.json").read_text())
-    assert record["kind"] == "receptive fields" and len(record["results"]) == 2
-    assert all(len(each["visible"]) <= each["computed"] <= each["latents"] for each in record["results"])
-
-
 def test_fields_that_are_not_finite_are_refused(draw, monkeypatch):
-    nothing = lambda flow, n, latents, *_, **__: latents[:, :1, None] * torch.nan  # noqa: E731
-    monkeypatch.setattr("flow.fields.receptive_fields", nothing)
+    monkeypatch.setattr("flow.fields.receptive_fields", Mock(return_value=torch.full((192, 8, 8), torch.nan)))
     with pytest.raises(UserError, match="not finite"):
         draw(script, "rgflow")
 

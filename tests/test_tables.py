@@ -1,9 +1,10 @@
 """tables.py on results written here by hand: which number stands in which cell, and what is skipped."""
 
 import json
-from functools import partial
+from unittest.mock import Mock
 
 import pytest
+from runs import call
 
 import effects
 import evaluate
@@ -13,36 +14,31 @@ import tables
 from args import get_args
 from utils.results import inpainting_rows, row
 
-CONFIG = vars(get_args(["--data", "msds1", "--nlayers", "4"]))
+FLOW = {"weights": "a|b.state", "parameters": 185516800, "step": 3000, "network": "n"}
+FLOW["config"] = vars(get_args(["--data", "msds1", "--nlayers", "4"]))
 BITS = {"bpd": 3.14159, "bpd_stderr": 0.0018, "bpd_draws": [3.1, 3.2], "images": 10_000}
 FID = {"fid": 31.27, "kid_mean": 0.0123, "kid_std": 0.0004, "precision": 0.61, "recall": 0.42}
 FID["fid_settings"] = {"samples": 50_000, "images": 9, "temperature": 0.9, "split": "train", "version": "0.4.0"}
 FID["fid_settings"] |= {"library": "torch-fidelity", "feature_weights": "inception.pth"}
 ABOUT = {"command": "python evaluate.py --weights a|b.state", "machine": "a fast one", "commit": "abc1234"}
-STRUCTURE, ROUND_TRIP = "Structure of MSDS samples", "Largest round-trip errors, model space"
-LAPLACE = "RG-Flow, Laplacian prior"
+STRUCTURE, LAPLACE = "Structure of MSDS samples", "RG-Flow, Laplacian prior"
+
+
+def with_rows(rows, **record):
+    record = {**ABOUT, **record}
+    return {**record, "rows": list(rows(record))}
 
 
 def record(results=BITS, kind="evaluation", rows=evaluate.rows, seconds=3661.2, step=3000, **config):
-    trained = {"weights": "a|b.state", "parameters": 185516800, "epoch": 1, "step": step, "train_seconds": seconds}
-    whole = {"kind": kind, **ABOUT, **trained, "trained_on": "a slow one", "config": {**CONFIG, **config}}
-    whole["results"] = {"warnings": [], **results} if isinstance(results, dict) else results
-    return {**whole, "rows": list(rows(whole))}
-
-
-def of_flows(results, rows, **settings):
-    """A record of several flows, each a pair of its configuration and its results."""
-    whole = record()
-    trained = {key: whole[key] for key in ("weights", "parameters", "step")}
-    results = [{**trained, "config": {**CONFIG, **config}, "network": "n", **result} for config, result in results]
-    whole = {**ABOUT, "results": results, **settings}
-    return {**whole, "rows": list(rows(whole))}
+    trained = {**FLOW, "config": {**FLOW["config"], **config}, "step": step, "train_seconds": seconds}
+    results = {"warnings": [], **results} if isinstance(results, dict) else results
+    return with_rows(rows, kind=kind, **trained, trained_on="a slow one", results=results)
 
 
 @pytest.fixture
 def make(tmp_path, capsys):
-    """Write records to files of these names and run tables.py; returns {title: {row: {column: cell}}}, the lists of
-    sources {title: rows of cells} and the warnings, which must be `number`."""
+    """Write records to files of these names and run tables.py; returns {(title, row, column): cell}, the lists of
+    sources {title: rows of cells} and the warnings, which must be `number`. Titles are cut at their colon."""
 
     def make(number=0, **records):
         folder, cells, sources = tmp_path / "results", {}, {}
@@ -53,24 +49,18 @@ def make(tmp_path, capsys):
         tables.main([str(folder)])
         captured = capsys.readouterr()
         for part in captured.out.split("## ")[1:]:
-            title, first, *rest = part.strip().split("\n\n")
-            cells[title.split(":")[0]] = {} if first == "Not measured yet." else by_row(*parse(first))
-            sources[title.split(":")[0]] = parse(rest[0])[1] if rest else []
+            title, table, *rest = part.strip().split("\n\n")
+            title = title.split(":")[0]
+            header, rows = ([], []) if table == "Not measured yet." else parse(table)
+            names = [header[k - 1].removesuffix(", paper") if name == "ours" else name for k, name in enumerate(header)]
+            for first, *line in rows:
+                cells |= {(title, first, name): cell for name, cell in zip(names[1:], line, strict=True)}
+            sources[title] = parse(rest[0])[1] if rest else []
         warnings = captured.err.splitlines()
         assert len(warnings) == number, warnings
         return cells, sources, warnings
 
     return make
-
-
-def by_row(header, rows):
-    """{row: {column: [the paper's, ours]}}, without the paper's where the table lacks it."""
-    names = [header[k - 1] if name == "ours" else name for k, name in enumerate(header)]
-    named = {first: {} for first, *_ in rows}
-    for first, *cells in rows:
-        for name, cell in zip(names[1:], cells, strict=True):
-            named[first].setdefault(name.removesuffix(", paper"), []).append(cell)
-    return named
 
 
 def parse(text):
@@ -82,17 +72,20 @@ def parse(text):
 
 
 def filled(cells):
-    """Our numbers in the paper's columns."""
-    return [pair[1] for each in cells.values() for line in each.values() for pair in line.values() if pair[1:] > [""]]
+    """Our numbers, by where they stand."""
+    return {where: text for where, text in cells.items() if "[" in text}
 
 
 def test_the_papers_numbers_beside_empty_cells(make):
     cells, sources, (warning,) = make(1)
-    assert cells["Table B1"]["RG-Flow, Gaussian prior"]["MSDS2 BPD"] == ["1.53", ""]
-    assert cells["Table B1"]["Real NVP"]["MSDS2 FID"] == ["78.0", ""]
-    assert cells["Table G1"]["RG-Flow"]["3D Chairs FID"] == ["36.2", ""]
-    assert cells["Table G1"]["Real NVP"]["CIFAR-10 BPD"] == ["3.61", ""]
-    assert cells["Table F1"]["Constrained Real NVP"]["Inception-PSNR"] == ["15.7", ""]
+    for table, name, column, paper in (
+        ("Table B1", "RG-Flow, Gaussian prior", "MSDS2 BPD", "1.53"),
+        ("Table B1", "Real NVP", "MSDS2 FID", "78.0"),
+        ("Table G1", "RG-Flow", "3D Chairs FID", "36.2"),
+        ("Table G1", "Real NVP", "CIFAR-10 BPD", "3.61"),
+        ("Table F1", "Constrained Real NVP", "Inception-PSNR", "15.7"),
+    ):
+        assert (cells[table, name, f"{column}, paper"], cells[table, name, column]) == (paper, "")
     assert not any(sources.values()) and "no .json or .jsonl file" in warning
 
 
@@ -105,25 +98,24 @@ def test_the_papers_numbers_beside_empty_cells(make):
         ({"model": "realnvp", "prior": "gaussian", "data": "cifar10"}, "Table G1", "Real NVP", "CIFAR-10"),
         ({"data": "celeba32"}, "Table G1", "RG-Flow", "CelebA"),
         ({"data": "chair600"}, "Table G1", "RG-Flow", "3D Chairs"),
+        ({"subnet": "spline"}, "Table B1", "RG-Flow with spline, Laplacian prior", "MSDS1"),
+        ({"data": "celeba32", "prior": "gaussian"}, "Table G1", "RG-Flow, Gaussian prior", "CelebA"),
+        ({"data": "mnist32"}, "Table G1", "RG-Flow", "MNIST"),
     ],
 )
 def test_the_cell_of_an_evaluation(make, config, table, name, column):
     cells, sources, _ = make(one=record({**BITS, **FID}, **config))
-    assert cells[table][name][f"{column} BPD"][1] == "3.142 [1]"
-    assert cells[table][name][f"{column} FID"][1] == "31.3 [1]"
-    assert len(filled(cells)) == 2 and sum(map(len, sources.values())) == 1
+    assert filled(cells) == {(table, name, f"{column} BPD"): "3.142 [1]", (table, name, f"{column} FID"): "31.3 [1]"}
+    assert sum(map(len, sources.values())) == 1
 
 
 def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
-    spline = record({**BITS, "bpd": 1.0}, subnet="spline")
-    faces = record(data="celeba32", prior="gaussian")
-    cells, _, _ = make(a=spline, b=record(), c=record(data="mnist32"), d=faces)
-    assert list(cells["Table B1"])[2:] == ["Real NVP", "RG-Flow with spline, Laplacian prior"]
-    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"] == ["0.906", "3.142 [2]"]
-    assert cells["Table B1"]["RG-Flow with spline, Laplacian prior"]["MSDS1 BPD"] == ["", "1.000 [1]"]
-    assert list(cells["Table G1"]) == ["RG-Flow", "Real NVP", "RG-Flow, Gaussian prior"]
-    assert cells["Table G1"]["RG-Flow"]["MNIST BPD"] == ["3.142 [1]"]
-    assert cells["Table G1"]["RG-Flow, Gaussian prior"]["CelebA BPD"] == ["", "3.142 [2]"]
+    cells, _, _ = make(a=record(subnet="spline"), b=record(data="celeba32", prior="gaussian"), c=record(data="mnist32"))
+    last = {title: (row, column) for title, row, column in cells}
+    assert last["Table B1"] == ("RG-Flow with spline, Laplacian prior", "MSDS2 FID")
+    assert last["Table G1"] == ("RG-Flow, Gaussian prior", "MNIST BPD")
+    assert cells["Table B1", "RG-Flow with spline, Laplacian prior", "MSDS1 BPD, paper"] == ""
+    assert ("Table G1", "RG-Flow", "MNIST BPD, paper") not in cells
 
 
 def test_structure_and_round_trip(make):
@@ -136,25 +128,28 @@ def test_structure_and_round_trip(make):
         two=record({"structure": failed}, data="msds2", model="realnvp"),
     )
     names = "score", "cells with an oval", "of real images", "spread between images / real"
-    line = [cells[STRUCTURE][LAPLACE][f"MSDS1 {name}"] for name in names]
-    assert line == [["0.432 [1]"], ["95.0% [1]"], ["99.0% [1]"], ["0.88 [1]"]]
-    assert cells[STRUCTURE]["Real NVP, Laplacian prior"]["MSDS2 score"] == ["none [2]"]
-    details = [line[1] for line in sources[STRUCTURE]]
-    assert "off by 1.3° and 2.5 of 256 levels" in details[0] and "all alike" in details[1]
-    line = cells[ROUND_TRIP][f"MSDS1: {LAPLACE}"]
-    assert (line["float32, images"], line["float32, latents"]) == (["2.0e-05 [1]"], ["not finite [1]"])
+    line = [cells[STRUCTURE, LAPLACE, f"MSDS1 {name}"] for name in names]
+    assert line == ["0.432 [1]", "95.0% [1]", "99.0% [1]", "0.88 [1]"]
+    assert cells[STRUCTURE, "Real NVP, Laplacian prior", "MSDS2 score"] == "none [2]"
+    (_, first, *_), (_, second, *_) = sources[STRUCTURE]
+    assert "off by 1.3° and 2.5 of 256 levels" in first and "all alike" in second
+    *_, images, latents = cells.items()
+    place = "Largest round-trip errors, model space", f"MSDS1: {LAPLACE}"
+    assert images == ((*place, "float32, images"), "2.0e-05 [1]")
+    assert latents == ((*place, "float32, latents"), "not finite [1]")
 
 
 def test_factors_are_averaged_over_seeds(make):
     def result(seed, probe, ratio):
-        levels = [(0, probe, ratio), (1, 0.01, None)]
+        levels = (0, probe, ratio), (1, 0.01, None)
         levels = [{"factor": "global", "level": h, "probe": p, "ratio": r} for h, p, r in levels]
-        return {}, {"data": "msds1", "seed": seed, "levels": levels}
+        return {**FLOW, "data": "msds1", "seed": seed, "levels": levels}
 
     results = [result(3, 0.7, 0.2), result(5, 0.9, 0.4)]
-    cells, sources, _ = make(one=of_flows(results, plot_factors.rows, images=4000, held_out=2000))
-    line = cells["Factors of MSDS"][f"MSDS1 global, {LAPLACE}"]
-    assert line == {"h = 0": ["0.80 ± 0.14 / 0.30 ± 0.14 [1]"], "h = 1": ["0.01 ± 0.00 / – [1]"]}
+    cells, sources, _ = make(one=with_rows(plot_factors.rows, results=results, images=4000, held_out=2000))
+    line = "Factors of MSDS", f"MSDS1 global, {LAPLACE}"
+    expected = {(*line, "h = 0"): "0.80 ± 0.14 / 0.30 ± 0.14 [1]", (*line, "h = 1"): "0.01 ± 0.00 / – [1]"}
+    assert filled(cells) == expected
     assert sources["Factors of MSDS"][0][1] == "seeds 3, 5, 4,000 training and 2,000 test images"
 
 
@@ -165,63 +160,56 @@ def test_effects_are_averaged_over_seeds_and_kept_apart_by_data(make):
         mixing = {"theta": 3, "found": 0.875, "score": score}
         mixing |= {"global": {"high": weight, "low": 1 - weight}, "local": {"high": None, "low": None}}
         levels = [{"level": 1, "latents": 8, "colour": colour, "orientation": none}]
-        named = {"data": data, "weights": f"{data}.state", "seed": seed}
-        return {"data": data}, {**named, "mixing": [mixing], "levels": levels}
+        return {**FLOW, "data": data, "weights": data, "seed": seed, "mixing": [mixing], "levels": levels}
 
     settings = {"images": 16, "pairs": 200, "range": [-3, 3], "thresholds": {"colour": 20, "orientation": 10}}
     results = [result(3, 12.0, 0.75, 0.5), result(5, 14.0, 0.25, None), result(3, 2.0, 1.0, 0.9, "msds2")]
-    cells, sources, _ = make(one=of_flows(results, effects.rows, **settings))
-    rows = cells["Latents of MSDS that are moved"]
-    assert rows[f"MSDS1 colour, {LAPLACE}"] == {"h = 1": ["13.0 ± 1.4 / 14.0 ± 1.4 / 0.90 ± 0.00 [1]"]}
-    assert rows[f"MSDS1 orientation, {LAPLACE}"]["h = 1"] == ["0.0 ± 0.0 / 0.0 ± 0.0 / – [1]"]
-    assert rows[f"MSDS2 colour, {LAPLACE}"]["h = 1"] == ["2.0 / 3.0 / 0.90 [2]"]
-    details = [line[1] for line in sources["Latents of MSDS that are moved"]]
+    cells, sources, _ = make(one=with_rows(effects.rows, results=results, **settings))
+    moved = "Latents of MSDS that are moved"
+    assert cells[moved, f"MSDS1 colour, {LAPLACE}", "h = 1"] == "13.0 ± 1.4 / 14.0 ± 1.4 / 0.90 ± 0.00 [1]"
+    assert cells[moved, f"MSDS1 orientation, {LAPLACE}", "h = 1"] == "0.0 ± 0.0 / 0.0 ± 0.0 / – [1]"
+    assert cells[moved, f"MSDS2 colour, {LAPLACE}", "h = 1"] == "2.0 / 3.0 / 0.90 [2]"
     moves = "moved from -3 to 3 in 16 test images; changed: by more than 20 of 256 levels or 10°; 8 latents a level"
-    assert details == [f"seeds 3, 5, {moves}", f"seed 3, {moves}"]
-    rows = [row["Θ = 3"] for row in cells["Mixing of MSDS"].values()]
-    assert rows[:4] == [["0.50 ± 0.35 / 0.50 ± 0.35 [1]"], ["– / – [1]"], ["– [1]"], ["87.5 ± 0.0 [1]"]]
-    assert rows[4:] == [["1.00 / 0.00 [2]"], ["– / – [2]"], ["0.90 [2]"], ["87.5 [2]"]]
+    assert [line[1] for line in sources[moved]] == [f"seeds 3, 5, {moves}", f"seed 3, {moves}"]
+    found = [text for (title, *_), text in cells.items() if title == "Mixing of MSDS"]
+    assert found[:4] == ["0.50 ± 0.35 / 0.50 ± 0.35 [1]", "– / – [1]", "– [1]", "87.5 ± 0.0 [1]"]
+    assert found[4:] == ["1.00 / 0.00 [2]", "– / – [2]", "0.90 [2]", "87.5 [2]"]
     assert "200 pairs of test images" in sources["Mixing of MSDS"][0][1]
 
 
 def test_pinwheel(make):
     results = [{"prior": "laplace", "quadrants": q, "axes": 0.5, "best": 0.75} for q in (0.5, 0.7)]
-    whole = {**ABOUT, "commit": None, "config": {"steps": 3000}, "results": results}
-    cells, sources, _ = make(one={**whole, "rows": list(pinwheel.rows(whole))})
-    (line,) = cells["Pinwheel (figure E1)"].values()
-    assert list(line.values()) == [["0.600 ± 0.141 [1]"], ["0.500 ± 0.000 [1]"], ["0.750 ± 0.000 [1]"]]
+    cells, sources, _ = make(one=with_rows(pinwheel.rows, commit=None, config={"steps": 3000}, results=results))
+    assert [*filled(cells).values()] == ["0.600 ± 0.141 [1]", "0.500 ± 0.000 [1]", "0.750 ± 0.000 [1]"]
     assert sources["Pinwheel (figure E1)"][0][1:4] == ["2 seeds, 3,000 steps each", "", ""]
 
 
 def test_inpainting(make):
-    def results(images=15, names=None, **config):
-        common = {"psnr_image": 36.66, "psnr_region": 26.56, "images": images, "names": names or list(range(images))}
-        common |= {"region": [[0, 1, 10, 10]] * images, "lr": 0.1, "steps": 300, "draws": 200, "free_latents": 1200}
-        nvp = {**common, "weights": "nvp.state", "parameters": 5, "step": 7, "train_seconds": 60}
-        nvp |= {"config": {**CONFIG, **config, "model": "realnvp"}}
-        free = {**nvp, "method": "realnvp", "free_latents": 3072, "psnr_image": 31.0}
-        first = {**common, "method": "rgflow", "config": {**CONFIG, **config}}
-        return [first, {**nvp, "method": "realnvp_constrained"}, free]
+    def result(method="rgflow", images=15, **changes):
+        one = {"method": method, "psnr_image": 36.66, "psnr_region": 26.56, "images": images, "free_latents": 1200}
+        one |= {"region": [[0, 1, 10, 10]] * images, "lr": 0.1, "steps": 300, "draws": 200, "names": [*range(images)]}
+        return {**one, "config": {**FLOW["config"], "data": "celeba32"}, **changes}
 
-    inpainting = partial(record, kind="inpainting", rows=inpainting_rows)
-    cells, sources, _ = make(one=inpainting(results(data="celeba32")))
-    columns = "PSNR", "Inception-PSNR", "PSNR of the region", "free latents"
-    for name, *line in (
-        ("RG-Flow", ["38.7", "36.7 [1]"], ["24.9", ""], ["26.6 [1]"], ["1,200 [1]"]),
-        ("Constrained Real NVP", ["23.2", "36.7 [2]"], ["15.7", ""], ["26.6 [2]"], ["1,200 [2]"]),
-        ("Real NVP", ["37.0", "31.0 [2]"], ["24.8", ""], ["26.6 [2]"], ["3,072 [2]"]),
-    ):
-        assert cells["Table F1"][name] == dict(zip(columns, line, strict=True))
+    def inpainting(*results, kind="inpainting"):
+        return record(results, kind, inpainting_rows)
+
+    nvp = {"weights": "nvp.state", "parameters": 5, "step": 7, "train_seconds": 60}
+    nvp["config"] = {**FLOW["config"], "data": "celeba32", "model": "realnvp"}
+    free = result("realnvp", free_latents=3072, psnr_image=31.0, **nvp)
+    cells, sources, _ = make(one=inpainting(result(), result("realnvp_constrained", **nvp), free))
+    assert [text for (title, *_), text in cells.items() if title == "Table F1"] == [
+        *("38.7", "36.7 [1]", "24.9", "", "26.6 [1]", "1,200 [1]"),
+        *("23.2", "36.7 [2]", "15.7", "", "26.6 [2]", "1,200 [2]"),
+        *("37.0", "31.0 [2]", "24.8", "", "26.6 [2]", "3,072 [2]"),
+    ]
     words = "RG-Flow: PSNR 36.66 dB, 26.56 dB in the region, 1200 free latents; 15 images, 10 x 10, lr 0.1, 300 steps"
     assert sources["Table F1"][0][1] == f"{words}, 200 draws"
     assert "realnvp_laplace" in sources["Table F1"][1][2] and sources["Table F1"][1][3:6] == ["5", "7", "0:01:00"]
     # More images win a cell, files of a user's own and measurements of speed belong in none.
-    one = {**results(1)[0], "psnr_image": 50.0}
-    own = inpainting([{**one, "names": ["photo.png"], "psnr_image": 60.0}])
-    speed = record([{"L": 32}], "inpainting_speed", inpainting_rows)
-    cells, _, warnings = make(2, one=inpainting(results()[:1]), two=inpainting([one]), own=own, speed=speed)
-    assert cells["Table F1"]["RG-Flow"]["PSNR"] == ["38.7", ""]
-    assert cells["Table F1"]["RG-Flow, MSDS1"]["PSNR"] == ["", "36.7 [1]"]
+    many, few = result(config=FLOW["config"]), result(config=FLOW["config"], images=1, psnr_image=50.0)
+    own, speed = inpainting(result(names=["photo.png"])), inpainting({"L": 32}, kind="inpainting_speed")
+    cells, _, warnings = make(2, one=inpainting(many), two=inpainting(few), own=own, speed=speed)
+    assert filled(cells)["Table F1", "RG-Flow, MSDS1", "PSNR"] == "36.7 [1]" and len(filled(cells)) == 3
     assert "own.json" in warnings[0] and "speed.json" in warnings[1]
 
 
@@ -242,30 +230,23 @@ def test_the_source_of_a_number(make):
 
 
 def test_most_training_seconds_win_a_cell_then_steps_then_file_names(make):
-    results = {
-        "a": record({**BITS, "bpd": 4.0}, seconds=500),
-        "b": record({**BITS, "bpd": 2.0}, seconds=9000, step=10),
-        "c": record({**BITS, "bpd": 3.0, **FID}, seconds=800, step=9999),
-        "d": record({**BITS, "bpd": 1.0}, seconds=None, step=99999),
-    }
-    cells, sources, _ = make(**results)
-    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"] == ["0.906", "2.000 [2]"]
-    assert cells["Table B1"][LAPLACE]["MSDS1 FID"] == ["1.16", "31.3 [3]"]
+    cells, sources, _ = make(
+        a=record({**BITS, "bpd": 4.0}, seconds=500),
+        b=record({**BITS, "bpd": 2.0}, seconds=9000, step=10),
+        c=record({**BITS, "bpd": 3.0, **FID}, seconds=800, step=9999),
+        d=record({**BITS, "bpd": 1.0}, seconds=None, step=99999),
+    )
+    assert [*filled(cells).values()] == ["2.000 [2]", "31.3 [3]"]
     assert [each[0] for each in sources["Table B1"]] == ["[1]", "[2]", "[3]", "[4]"]
     assert "BPD 4.0000" in sources["Table B1"][0][1]
     cells, _, _ = make(e=record({**BITS, "bpd": 5.0}, seconds=9000, step=9), f=record(seconds=9000, step=11))
-    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"][1] == "3.142 [6]"
+    assert cells["Table B1", LAPLACE, "MSDS1 BPD"] == "3.142 [6]"
     cells, _, _ = make(g=record({**BITS, "bpd": 7.0}, seconds=9000, step=11))
-    assert cells["Table B1"][LAPLACE]["MSDS1 BPD"][1] == "7.000 [7]"
+    assert cells["Table B1", LAPLACE, "MSDS1 BPD"] == "7.000 [7]"
 
 
-def damaged(**changes):
-    """A record whose row is not as it should be."""
-    return {**record(), "rows": [{**row("B1", "Real NVP", {"MSDS1 BPD": "1"}, ""), **changes}]}
-
-
-def without(whole, key):
-    return {name: each for name, each in whole.items() if name != key}
+RECORD, ROW = record(), row("B1", "Real NVP", {"MSDS1 BPD": "1"}, "")
+DAMAGED_ROWS = [{"table": []}, {"cells": "3.1"}, {"result": 1}, {"weight": "heavy"}]
 
 
 @pytest.mark.parametrize(
@@ -275,47 +256,46 @@ def without(whole, key):
         ("[1, 2]", "nothing in it belongs in a table"),
         ("[" * 100_000, "nested too deeply"),
         ({"kind": "speed", "results": []}, "nothing in it belongs in a table"),
-        (damaged(table="Z9"), "'Z9' is missing or not known"),
-        *((damaged(**{name: value}), "") for name, value in (("table", []), ("cells", "3.1"), ("result", 1))),
-        (damaged(weight="heavy"), ""),
-        *(({**record(), "rows": rows}, "") for rows in (3, ["text"])),
-        ({**record(), "rows": [without(record()["rows"][0], "details")]}, "'details' is missing"),
-        *((without(record(), name), f"'{name}' is missing") for name in ("config", "machine")),
-        *(({**record(), name: value}, "") for name, value in (("config", []), ("parameters", "many"), ("step", None))),
+        ({"kind": "evaluation", "results": []}, "written by an older version, measure again"),
+        *(({**RECORD, "rows": [{**ROW, **changes}]}, "") for changes in DAMAGED_ROWS),
+        ({**RECORD, "rows": [{**ROW, "table": "Z9"}]}, "'Z9' is missing or not known"),
+        ({**RECORD, "rows": [{"table": "B1", "cells": {}}]}, "'result' is missing"),
+        *(({key: RECORD[key] for key in RECORD if key != name}, f"'{name}' is") for name in ("config", "machine")),
+        *(({**RECORD, **changes}, "") for changes in ({"config": []}, {"parameters": "many"}, {"step": None})),
+        *(({**RECORD, "rows": rows}, "") for rows in (3, ["text"])),
         (record(seconds=1e300), ""),
     ],
 )
 def test_other_files_are_skipped_with_one_sentence(make, content, words):
-    cells, _, (warning,) = make(1, bad=content, good=record())
+    cells, _, (warning,) = make(1, bad=content, good=RECORD)
     assert warning.startswith("warning: ") and "bad.json: skipped, " in warning and words in warning
-    assert filled(cells) == ["3.142 [1]"]
+    assert [*filled(cells).values()] == ["3.142 [1]"]
 
 
 def test_out_writes_what_stdout_shows_and_keeps_the_prose_above_its_line(make, tmp_path, capsys, monkeypatch):
-    make(good=record())
+    make(good=RECORD)
     tables.main([str(tmp_path / "results")])
     shown = capsys.readouterr().out.encode()
-    file, line = tmp_path / "new" / "results.md", b"<!-- tables.py writes what follows -->\n"
+    file, prose = tmp_path / "new" / "results.md", b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n"
+    prose += b"<!-- tables.py writes what follows -->\n"
     command = [str(tmp_path / "results"), "--out", str(file)]
     tables.main(command)
     assert file.read_bytes() == shown
-    file.write_bytes(b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n" + line + b"old\n" + line + b"older\n")
+    file.write_bytes(prose + b"old\n<!-- tables.py writes what follows -->\nolder\n")
     for _ in range(2):
         tables.main(command)
-        assert file.read_bytes() == b"# Ours\n\n1 \xff 2, by tables.py writes what follows\n" + line + b"\n" + shown
-    before = file.read_bytes()
+        assert file.read_bytes() == prose + b"\n" + shown
     make(good=record({**BITS, "bpd": 1.0}))
-    monkeypatch.setattr("utils.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("utils.files.os.replace", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
         tables.main(command)
-    assert file.read_bytes() == before
+    assert file.read_bytes() == prose + b"\n" + shown
 
 
 def write_log(path, *rows):
-    """Rows: kind, step, BPD, seconds (None: left out); the last line is cut."""
+    """Rows: kind, step, BPD, seconds if any; the last line is cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    records = [dict(zip(("kind", "step", "bpd", "seconds"), row, strict=True)) for row in rows]
-    lines = [json.dumps({key: value for key, value in each.items() if value is not None}) for each in records]
+    lines = [json.dumps(dict(zip(("kind", "step", "bpd", "seconds"), row, strict=False))) for row in rows]
     path.write_text("\n".join([*lines, '{"kind": "te']))
 
 
@@ -324,7 +304,7 @@ def test_what_runs_had_reached(tmp_path, capsys):
     early = ("train", 100, 7.0, 60.0), ("train", 1000, 3.5, 600.0), ("test", 1000, 3.2, 600.0)
     late = ("train", 1500, 3.3, 900.0), ("train", 2000, 3.1, 1200.4), ("test", 3000, 2.9, 1800.0)
     write_log(folder / "msds1_laplace.jsonl", *early, *late)
-    write_log(folder / "msds2" / "net" / "out_x.jsonl", ("test", 20_000, 2.5, None), ("train", 20_500, 2.4, 18_000))
+    write_log(folder / "msds2" / "net" / "out_x.jsonl", ("test", 20_000, 2.5), ("train", 20_500, 2.4, 18_000))
     (folder / "bad.jsonl").write_text('{"kind": "train"}\n')
     (folder / "msds1_laplace.args").write_text("--data msds1\n")
     tables.main([str(folder)])
@@ -340,7 +320,7 @@ def test_what_runs_had_reached(tmp_path, capsys):
 
 
 def test_files_beside_folders_are_read_once(make, tmp_path, capsys):
-    make(good=record())
+    make(good=RECORD)
     write_log(tmp_path / "a.jsonl", ("test", 5, 8.0, 1.0))
     tables.main([str(tmp_path / "results"), str(tmp_path / "results" / "good.json"), str(tmp_path / "a.jsonl")])
     shown, warnings = capsys.readouterr()
@@ -349,9 +329,7 @@ def test_files_beside_folders_are_read_once(make, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, word", [(["{tmp}/none"], "PATH: "), (["{tmp}", "--out", "{tmp}"], "--out: ")])
-def test_bad_flags(argv, word, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        tables.main([argument.format(tmp=tmp_path) for argument in argv])
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert f"{word}{argv[-1].format(tmp=tmp_path)}" in message and message.count("\n") == 1
+def test_bad_flags(argv, word, tmp_path):
+    argv = [argument.format(tmp=tmp_path) for argument in argv]
+    done = call(tables, *argv)
+    assert done.returncode == 2 and f"{word}{argv[-1]}" in done.stderr and done.stderr.count("\n") == 1
