@@ -18,12 +18,9 @@ import random
 import resource
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
-import zipfile
-import zlib
 from collections import Counter
 from functools import partial
 from itertools import count
@@ -38,7 +35,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from runs import SMALL, make_images
-from sets import opened, pack
+from sets import opened
+from test_checkpoint import same
 
 import args as flags
 import main
@@ -188,21 +186,6 @@ class Faults:
         """A weight that becomes NaN at a random step"""
         return self.disturbed(20, lambda: (partial(poison, step := self.random.randrange(40)), f"step {step + 1}: "))
 
-    def two(self):
-        """A second run on the folder of one that is running, a third when that has been killed"""
-        for out in self.folders(10):
-            attempts = []
-
-            def second_has_run(out=out, attempts=attempts):
-                attempts.extend([self.train(out)] if self.saved(out) else [])
-                return attempts
-
-            # One kept file is enough: a run checks that the disk has room for all of them.
-            self.train(out, "--epoch 100000 --keep_epoch 100000", kill=0, when=second_has_run)
-            second, third = *attempts, self.train(out)
-            refused = "another process" in second.text and third.status == 0
-            yield f"second {second.outcome}, third {third.outcome}" if refused else f"BAD: {second.text} {third.text}"
-
     def removed(self):
         """The output folder removed during the run"""
         for out in self.folders(10):
@@ -267,51 +250,24 @@ class Faults:
 
     def pictures(self):
         """Damaged, cut and odd files in a folder of images"""
-        kinds = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA"]
+        kinds = ["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "ico", "tga"]
         for folder in self.folders(60):
             make_images(folder)
             for n in range(20):
-                kind, mode = self.random.choice(kinds), self.random.choice(["RGB", "L"])
-                content = noise((16, 16), mode, kind)
-                self.overwrite(content, self.random.randrange(6))
+                path = folder / "train" / f"odd{n}.{self.random.choice(kinds)}"
+                Image.effect_noise((16, 16), 80).convert(self.random.choice(["RGB", "L"])).save(path)
+                content = bytearray(path.read_bytes())
+                for _ in range(self.random.randrange(6)):
+                    content[self.random.randrange(len(content))] = self.random.randrange(256)
                 if self.random.random() < 0.3:
                     del content[self.random.randrange(len(content)) :]
-                (folder / "train" / f"odd{n}.{kind.lower()}").write_bytes(content)
-            (folder / "train" / "bomb.png").write_bytes(png_bomb())
+                path.write_bytes(content)
             yield self.somewhere(partial(opened, "folder", folder, L=8))
             shutil.rmtree(folder)
-
-    def archives(self):
-        """CelebA archives with members that lead outside, bombs, cut, damaged or not archives at all"""
-        for root in self.folders(100):
-            (root / "images").mkdir(parents=True)
-            (root / "list_eval_partition.txt").write_text("".join(f"{n:06}.jpg {n % 3}\n" for n in range(1, 7)))
-            for n in range(1, 7):
-                path = root / "images" / f"{n:06}.jpg"
-                path.write_bytes(noise((178, 218), "RGB", "JPEG"))
-                if self.random.random() < 0.1:
-                    os.truncate(path, 300 * 10**6)  # a bomb: zeros at the end
-            prefix = self.random.choice(["img_align_celeba/", "", "a/b/", "../", "/", "x/../../", "//etc/"])
-            archive = pack(root / "images", root / "img_align_celeba.zip", prefix, zipfile.ZIP_DEFLATED)
-            content = bytearray(archive.read_bytes())
-            harm = self.random.choice(["none", "cut", "bytes", "page"])
-            if harm == "cut":
-                del content[self.random.randrange(len(content)) :]
-            if harm == "bytes":
-                for start in (0, len(content) - 400):  # anywhere, and in its directory
-                    self.overwrite(content, self.random.randrange(1, 30), start)
-            archive.write_bytes(b"<html><title>Quota exceeded</title></html>" if harm == "page" else content)
-            yield self.somewhere(partial(opened, "celeba32", root))
-            shutil.rmtree(root)
 
     def folders(self, number):
         """A new folder for each of `number` cases, or of those that -n asks for."""
         return (self.folder / f"case{next(self.cases)}" for _ in range(self.number or number))
-
-    def overwrite(self, content, number, start=0):
-        """Random bytes at random places of a bytearray, from `start` on."""
-        for _ in range(number):
-            content[self.random.randrange(max(0, start), len(content))] = self.random.randrange(256)
 
     def somewhere(self, work):
         """The outcome of `work`, which may write in `folder` only and take at most 1 GB more than this process has."""
@@ -334,15 +290,6 @@ class Faults:
         before, most = listing(), peak_memory() + 1
         outcome = Attempt(within_limits).outcome
         return outcome if listing() == before else "BAD: a file outside the output and data folders"
-
-
-def same(one, other):
-    """Whether two states are equal bit for bit."""
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-    return type(one) is type(other) and one == other
 
 
 def fill_disk(budget):
@@ -372,23 +319,7 @@ def poison(at):
     main.Run.rate = poisoned
 
 
-def noise(size, mode, kind):
-    """The bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.effect_noise(size, 80).convert(mode).save(buffer, kind)
-    return bytearray(buffer.getvalue())
-
-
-def png_bomb():
-    """A PNG of 60,000 x 60,000 black pixels in 500 kB."""
-    header, pixels = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0), zlib.compress(bytes(10**6))
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
-
-
-KINDS = "kill signals space limit nan two removed garble contents commands pictures archives"
+KINDS = "kill signals space limit nan removed garble contents commands pictures"
 
 
 def run():
