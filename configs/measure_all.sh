@@ -15,7 +15,7 @@ measure() { # NAME SCRIPT FLAGS…
     [ -e "$json" ] || ${PYTHON:-python} "$@" --json "$json"
 }
 
-for state in weights/*.state; do
+for state in weights/msds*.state; do
     name=$(basename "$state" .state)
     measure "$name" evaluate.py --weights "$state" --draws 3 ${FLAGS:-}
     measure "${name}_factors" plot_factors.py --weights "$state" ${FLAGS:-}

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Train the networks of weights/, or resume from their checkpoints, and write their weights and logs there again.
 #
-#     sh configs/run_all.sh                           all, two at a time, one thread each
+#     sh configs/run_all.sh                           all of MSDS, two at a time, one thread each
 #     JOBS=1 sh configs/run_all.sh msds1_laplace      some of them
 #     FLAGS="--cuda 0" sh configs/run_all.sh          more flags for all
 #
