@@ -29,11 +29,11 @@ class Networks(nn.Module):
         return f"{type(self).__name__}({self.description})"
 
     def accelerate(self, compile=False, dtype=None, recompute=False):
-        """Set how the networks run, never what is computed or saved.
+        """Set how the networks run. Results change by rounding only; checkpoints do not change.
 
-        compile: run the steps, and where a subclass does so the folding, as compiled kernels
-        dtype: type of the networks' products, None for that of the parameters
-        recompute: keep only the variables between steps for the backward pass and compute the rest again
+        compile: run the steps, and the folding of residual networks, as kernels of torch.compile
+        dtype: type of the networks' matrix products, such as torch.bfloat16; None, and all else, is of the parameters'
+        recompute: for the backward pass, store only the variables between steps and recompute the rest
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
         self._folded = self._folded_from = None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .coupling import RNVP, on_halves
+from .coupling import RNVP, travel
 from .fold import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
@@ -269,8 +269,8 @@ class Spline(nn.Module):
 
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves([block.couple_halves for block in self.blocks], x)
+        return travel([*self.blocks], x)
 
     def inverse(self, y):
         """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves([block.uncouple_halves for block in reversed(self.blocks)], y)
+        return travel([*self.blocks], y, -1)
