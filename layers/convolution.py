@@ -66,9 +66,9 @@ def evaluate(folded, x):
 
 
 class Couplings(nn.Module):
-    """`nlayers` couplings of (B, c, l, l) maps in a row, which keep one half of the variables and the other in turn; the
-    rest becomes x * exp(s(kept)) + t(kept). A subclass MUST define step(k, function, folded, x): x after coupling k by
-    function, `couple` or `uncouple`, and the sum of s, (B,)."""
+    """`nlayers` couplings of (B, c, l, l) maps in a row, which keep one half of the variables and the other in turn;
+    the rest becomes x * exp(s(kept)) + t(kept). A subclass MUST define step(k, function, folded, x): x after coupling k
+    by function, `couple` or `uncouple`, and the sum of s, (B,)."""
 
     def __init__(self, nfeatures, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()
