@@ -19,8 +19,7 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     """Equation 14: E |dG / dz_l| over n draws of z, summed over colours, G the generator with images in model space.
 
     latents: (S, 3) integers, channel, row and column of each, or None for all
-    temperature, generator: of the draws, see `Flow.sample`
-    progress: show a bar on terminals
+    temperature, generator: of the draws, see `Flow.sample`; progress: show a bar on terminals
     Returns (C, L, L, L, L), latent c, i, j -> pixels, or (S, L, L) for chosen latents.
     """
     C, L = flow.nchannels, flow.L
@@ -30,19 +29,15 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     total = sum((l // flow.kernel_size) ** 2 for _, l, _ in flow.layers()) or len(flat)
     with tqdm(total=n * total, desc="receptive fields", disable=None if progress else True) as bar:
         for each in z:
-            done = 0
-            for part in tangents(flow, each, flat.to(z.device), bar.update):
-                fields[done : done + len(part)] += part.abs().sum(1) / n
-                done += len(part)
+            parts = tangents(flow, each, flat.to(z.device), bar.update)
+            fields += torch.cat([part.abs().sum(1) for part in parts]) / n
     return fields.reshape(C, L, L, L, L) if latents is None else fields
 
 
 @torch.no_grad()
 def tangents(flow, z, latents, advance=lambda number: None):
     """dG / dz_l at z (C, L, L) for latents l, indices (S,) into z.flatten(): parts (s, C, L, L) of all S, in order.
-
-    advance: called with the number of patches, or of latents for flows without, that have been differentiated
-    """
+    advance: called with the number of patches, or of latents for flows without, that have been differentiated."""
     push = by_layers(flow, z, advance) if flow.layers() else partial(by_passes, flow, z, advance)
     for chosen in latents.split(max(1, ENTRIES // z.numel())):
         units = torch.zeros(len(chosen), z.numel(), dtype=z.dtype, device=z.device)
