@@ -56,8 +56,8 @@ def nats_to_bits(nats):
 
 
 def nats_per_dim(flow, images, generator=None, noise=None):
-    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1. generator, noise:
-    see `to_model`."""
+    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1. generator,
+    noise: see `to_model`."""
     x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
     return -(flow.log_prob(x) + log_det) / x[0].numel()
 

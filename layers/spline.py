@@ -33,8 +33,9 @@ SOFT = 1 / (10 - 1)
 #   outer, inner: 1 for a point right of the middle knot, and right of its own, otherwise 0
 #   half, fractions: size of that half, and where its knot cuts it;  middle_slope, own_slope: of both knots
 Piece = namedtuple("Piece", "corner size left right middle own outer inner half fractions middle_slope own_slope")
-# What a coupling with curves needs: folded networks of s, t and the curves' features, and the linear map of these.
-Step = namedtuple("Step", "folded head bias")
+# What a coupling with curves needs: folded networks of s, t and the curves' features, the linear map of these, and
+# whether the derivative is the one that is written out.
+Step = namedtuple("Step", "folded head bias by_hand")
 
 
 def bend(raw, x):
@@ -109,33 +110,28 @@ def quadratics(piece, along):
 
 def couple(step, x, moved):
     """curve(moved * exp(s(x)) + t(x)) and the logarithm of its derivative, all (N, n)."""
-    raw, s, t = conditioned(step, x)
+    outputs = evaluate(step.folded, x)
+    if step.by_hand:
+        return CoupleInTraining.apply(outputs, moved, step.head, step.bias)
+    raw, s, t, _ = conditioned(outputs, step.head, step.bias)
     y, log_slope, *_ = bend(raw, torch.addcmul(t, moved, s.exp()))
     return y, s + log_slope
 
 
 def uncouple(step, x, moved):
     """The inverse of `couple`, and the same logarithm."""
-    raw, s, t = conditioned(step, x)
+    raw, s, t, _ = conditioned(evaluate(step.folded, x), step.head, step.bias)
     y, log_slope = unbend(raw, moved)
     return (y - t) * (-s).exp(), s + log_slope
 
 
-def couple_in_training(step, x, moved):
-    """`couple` with the derivative of all but the networks written out."""
-    return CoupleInTraining.apply(evaluate(step.folded, x), moved, step.head, step.bias)
-
-
-def conditioned(step, x):
-    """What makes the curves of one half, (9, N, n), and s and t, from the other half x (N, n)."""
-    s, t, features = evaluate(step.folded, x)
-    return curves(features, step.head, step.bias)[0], s.tanh(), t
-
-
-def curves(features, head, bias):
-    """features (N, n), head (n, 9 n), bias (9 n) -> the numbers of curves (9, N, n), and tanh(features) / 2."""
+def conditioned(outputs, head, bias):
+    """Outputs of the networks (3, N, n), head (n, 9 n), bias (9 n) -> the numbers of the curves (9, N, n), s, t, and
+    tanh(features) / 2."""
+    s, t, features = outputs
     features = (features + features).sigmoid() - 0.5  # in a third of the time of tanh
-    return torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous(), features
+    raw = torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous()
+    return raw, s.tanh(), t, features
 
 
 class CoupleInTraining(torch.autograd.Function):
@@ -143,8 +139,7 @@ class CoupleInTraining(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, outputs, moved, head, bias):
-        """outputs: of the networks, (3, N, n)"""
-        s, t, (raw, features) = outputs[0].tanh(), outputs[1], curves(outputs[2], head, bias)
+        raw, s, t, features = conditioned(outputs, head, bias)
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
         y, log_slope, piece, along, terms = bend(raw, x)
@@ -217,7 +212,7 @@ class Bent(RNVP):
     """
 
     nnetworks = 3
-    uncouple = staticmethod(uncouple)
+    couple, uncouple = staticmethod(couple), staticmethod(uncouple)
 
     def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__(nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden)
@@ -226,13 +221,9 @@ class Bent(RNVP):
         self.head = nn.Parameter(torch.zeros(2 * nlayers, half, NUMBERS * half))
         self.bias = nn.Parameter(torch.zeros(2 * nlayers, NUMBERS * half))
 
-    @property
-    def couple(self):
-        # torch.compile writes out the derivative itself.
-        return couple_in_training if self.training and not self.networks.compile_kernels else couple
-
     def steps(self):
-        return [Step(*each) for each in zip(self.networks.steps(), self.head, self.bias, strict=True)]
+        by_hand = self.training and not self.networks.compile_kernels  # torch.compile writes out the derivative itself
+        return [Step(*each, by_hand) for each in zip(self.networks.steps(), self.head, self.bias, strict=True)]
 
 
 class Spline(nn.Module):
