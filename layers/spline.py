@@ -151,55 +151,50 @@ class CoupleInTraining(torch.autograd.Function):
     def backward(ctx, grad_y, grad_log):
         if torch.is_grad_enabled():
             raise RuntimeError("second derivatives of the spline coupling: only after eval()")
-        s, moved, scale, features, head, *rest = ctx.saved_tensors
+        s, moved, scale, features, head, inside, along, mean, curvature, D, R, Q, M, *piece = ctx.saved_tensors
+        piece = Piece(*piece)
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
-        grad_raw = bend_backward(rest, grad_y, grad_log, out=grads[1])
-        grad_moved = grads[1] * scale
+        # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D,  M' = 2 (Q - R).
+        # The gradients of along and height need that of R before M's part in it.
+        (width, height), rest, unit = piece.size, 1 - along, 1 - 2 * CUT
+        grad_ratio, twice = grad_y * height / D, grad_log + grad_log
+        grad_R, grad_M = grad_ratio * along, grad_log / M
+        shrink_D = torch.addcmul(twice, grad_R, R).div_(D)  # minus the gradient of D
+        grad_along = (grad_ratio * R).addcmul_(grad_R, mean - piece.left).addcmul_(grad_M, Q - R, value=2)
+        grad_along.addcmul_(shrink_D * curvature, along - rest)
+        grad_height = grad_R * R / height
+        grad_Q = grad_M * along
+        grad_R.addcmul_(grad_M, rest)
+        shrink_curvature = shrink_D * along * rest
+        grad_left = torch.addcmul(-shrink_curvature, grad_R, rest)
+        grad_right = torch.addcmul(-shrink_curvature, grad_Q, along)
+        grad_mean = (twice / mean).addcmul_(grad_R, along).addcmul_(grad_Q, rest).sub_(shrink_D)
+        grad_mean.add_(shrink_curvature, alpha=2).div_(width)
+        grad_distance = grad_along / width
+        grad_width = -torch.addcmul(grad_distance * along, grad_mean, mean)
+        grad_size = torch.stack((grad_width, grad_height.add_(grad_mean)))
+        grad_corner = torch.stack((-grad_distance, grad_y))
+        grad_x = torch.lerp(grad_y, grad_distance, inside, out=grads[1])
+        # `find`, backwards. A cut is the size of the piece left of it, the corner of the piece right of it.
+        grad_cut = torch.lerp(grad_size, grad_corner - grad_size, piece.inner)
+        grad_half = torch.addcmul(grad_size * piece.inner, grad_cut, piece.fractions)
+        grad_middle, grad_own = torch.empty_like(piece.middle), torch.empty_like(piece.own)
+        torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * EDGE * unit)
+        torch.lerp(grad_left, grad_right, piece.inner, out=grad_middle[2]).mul_((piece.outer - piece.inner).abs_())
+        torch.mul(grad_cut, piece.half, out=grad_own[:2]).mul_(unit)
+        torch.lerp(grad_right, grad_left, piece.inner, out=grad_own[2])
+        # The slopes of the knots, and the sigmoid of all their numbers.
+        for grad, slope in (grad_middle, piece.middle_slope), (grad_own, piece.own_slope):
+            grad[2].mul_((1 + slope).square_()).mul_(1 / (1 + 2 * SOFT))
+        grad_middle = torch.ops.aten.sigmoid_backward(grad_middle, piece.middle)
+        grad_own = torch.ops.aten.sigmoid_backward(grad_own, piece.own)
+        right = grad_own * piece.outer
+        grad_raw = torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1).transpose(0, 1).flatten(1)
+        # The affine map and the map of the features.
+        grad_moved = grad_x * scale
         grads[0] = torch.ops.aten.tanh_backward(torch.addcmul(grad_log, grad_moved, moved), s)
         torch.mm(grad_raw, head.t(), out=grads[2]).mul_(0.5 - 2 * features.square())
         return grads, grad_moved, features.t() @ grad_raw, grad_raw.sum(0)
-
-
-def bend_backward(saved, grad_y, grad_log, out):
-    """The derivative of `bend`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
-    inside, along, mean, curvature, D, R, Q, M, *piece = saved
-    piece = Piece(*piece)
-    # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D  and  M' = 2 (Q - R).
-    # The gradients of along and height need that of R before M's part in it.
-    (width, height), rest, unit = piece.size, 1 - along, 1 - 2 * CUT
-    grad_ratio, twice = grad_y * height / D, grad_log + grad_log
-    grad_R, grad_M = grad_ratio * along, grad_log / M
-    shrink_D = torch.addcmul(twice, grad_R, R).div_(D)  # minus the gradient of D
-    grad_along = (grad_ratio * R).addcmul_(grad_R, mean - piece.left).addcmul_(grad_M, Q - R, value=2)
-    grad_along.addcmul_(shrink_D * curvature, along - rest)
-    grad_height = grad_R * R / height
-    grad_Q = grad_M * along
-    grad_R.addcmul_(grad_M, rest)
-    shrink_curvature = shrink_D * along * rest
-    grad_left = torch.addcmul(-shrink_curvature, grad_R, rest)
-    grad_right = torch.addcmul(-shrink_curvature, grad_Q, along)
-    grad_mean = (twice / mean).addcmul_(grad_R, along).addcmul_(grad_Q, rest).sub_(shrink_D)
-    grad_mean.add_(shrink_curvature, alpha=2).div_(width)
-    grad_distance = grad_along / width
-    grad_width = -torch.addcmul(grad_distance * along, grad_mean, mean)
-    grad_size = torch.stack((grad_width, grad_height.add_(grad_mean)))
-    grad_corner = torch.stack((-grad_distance, grad_y))
-    torch.lerp(grad_y, grad_distance, inside, out=out)
-    # `find`, backwards. A cut is the size of the piece left of it, the corner of the piece right of it.
-    grad_cut = torch.lerp(grad_size, grad_corner - grad_size, piece.inner)
-    grad_half = torch.addcmul(grad_size * piece.inner, grad_cut, piece.fractions)
-    grad_middle, grad_own = torch.empty_like(piece.middle), torch.empty_like(piece.own)
-    torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * EDGE * unit)
-    torch.lerp(grad_left, grad_right, piece.inner, out=grad_middle[2]).mul_((piece.outer - piece.inner).abs_())
-    torch.mul(grad_cut, piece.half, out=grad_own[:2]).mul_(unit)
-    torch.lerp(grad_right, grad_left, piece.inner, out=grad_own[2])
-    # The slopes of the knots, and the sigmoid of all their numbers.
-    for grad, slope in (grad_middle, piece.middle_slope), (grad_own, piece.own_slope):
-        grad[2].mul_((1 + slope).square_()).mul_(1 / (1 + 2 * SOFT))
-    grad_middle = torch.ops.aten.sigmoid_backward(grad_middle, piece.middle)
-    grad_own = torch.ops.aten.sigmoid_backward(grad_own, piece.own)
-    right = grad_own * piece.outer
-    return torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1).transpose(0, 1).flatten(1)
 
 
 class Bent(RNVP):
