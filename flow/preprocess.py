@@ -56,14 +56,14 @@ def nats_to_bits(nats):
 
 
 def nats_per_dim(flow, images, generator=None, noise=None):
-    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1. generator,
-    noise: see `to_model`."""
+    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1. Its mean over a
+    batch is the loss of equation 13, per dimension of x = (image + u) / 256. generator, noise: see `to_model`."""
     x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
     return -(flow.log_prob(x) + log_det) / x[0].numel()
 
 
 class Loss(torch.nn.Module):
-    """The training loss (equation 13): nats per dimension of x = (image + u) / 256, the mean over a batch."""
+    """The training loss (equation 13): nats per dimension, the mean over a batch."""
 
     def __init__(self, flow):
         super().__init__()
