@@ -120,8 +120,8 @@ def _prepare(folder, preparation, progress):
         with suppress(FileNotFoundError):
             if max(path.stat().st_mtime for path in (leftover, *leftover.glob("new"))) < time.time() - 24 * 3600:
                 shutil.rmtree(leftover, ignore_errors=True)
-    place = {"prefix": f".{folder.name}.", "suffix": ".tmp", "dir": folder.parent}
-    with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as temporary:
+    place = ".tmp", f".{folder.name}.", folder.parent  # suffix, prefix and where
+    with tempfile.TemporaryDirectory(*place, ignore_cleanup_errors=True) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
         warnings = preparation.build(new, progress)
@@ -132,17 +132,15 @@ def _prepare(folder, preparation, progress):
         for path in new.iterdir():
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
-        for attempt in range(10):
-            try:
-                os.rename(new, folder)
-                break
-            except OSError:
-                if not os.path.lexists(folder):
-                    raise
-            with suppress(_Unusable):
-                return _load(folder, preparation)
-            with suppress(FileNotFoundError):  # another process moved it
-                os.rename(folder, f"{temporary}/old{attempt}")
+        with suppress(_Unusable):
+            return _load(folder, preparation)
+        with suppress(FileNotFoundError):
+            os.rename(folder, f"{temporary}/old")
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if not os.path.lexists(folder):  # otherwise it is of another process, and loaded next
+                raise
     sync_folder(folder.parent)
 
 

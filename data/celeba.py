@@ -47,8 +47,8 @@ def _build(base, partition, images, archive, folder, progress):
     lacking = ["the images"] * (not images and not archive) + ["the list of the splits"] * (not partition)
     if lacking:
         raise UserError(MISSING.format(" and ".join(lacking), base=base))
-    splits = _read_partition(partition)
-    wanted = splits["train"] + splits["test"]
+    train, test = _read_partition(partition)
+    wanted = train + test
     entries, zipped, place = dict.fromkeys(os.listdir(images)) if images else {}, None, images
     if archive and not all(name in entries for name in wanted):  # no folder, or one that was unpacked in part
         _refuse_web_page(archive)
@@ -72,7 +72,7 @@ def _build(base, partition, images, archive, folder, progress):
         except DAMAGED as error:
             raise UserError(f"{place / name}: not a readable image of CelebA, fetch it again ({error})") from error
 
-    for split, names in splits.items():
+    for split, names in (("train", train), ("test", test)):
         write_split(folder / f"{split}.npy", load, names, (3, 32, 32), f"celeba32 {split}", progress)
     return []
 
@@ -80,7 +80,8 @@ def _build(base, partition, images, archive, folder, progress):
 def _read_partition(path):
     """The names of the training (0) and test (2) images, in the order of the list. Raises UserError."""
     _refuse_web_page(path)
-    parts = {"0": [], "1": [], "2": []}
+    train, test = [], []
+    parts = {"0": train, "1": [], "2": test}
     for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         fields = line.replace(",", " ").split()
         if fields in ([], ["image_id", "partition"]):  # the second is the first line of Kaggle's CSV
@@ -88,10 +89,9 @@ def _read_partition(path):
         if len(fields) != 2 or fields[1] not in parts or "/" in fields[0]:
             raise UserError(f"{path}: line {number} is {line[:80]!r}, expected an image's name and 0, 1 or 2")
         parts[fields[1]].append(fields[0])
-    for split, part in (("train", "0"), ("test", "2")):
-        if not parts[part]:
-            raise UserError(f"{path}: no {split} images listed, the file is cut short")
-    return {"train": parts["0"], "test": parts["2"]}
+    if not train or not test:
+        raise UserError(f"{path}: no {'test' if train else 'train'} images listed, the file is cut short")
+    return train, test
 
 
 def _refuse_web_page(path):

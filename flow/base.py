@@ -7,6 +7,7 @@ from torch import nn
 
 from layers.networks import Networks
 
+from .hierarchy import num_levels
 from .prior import PRIORS
 
 
@@ -16,16 +17,15 @@ class Flow(nn.Module):
     A subclass MUST define
         forward(x) -> z, log_det     log |det dz/dx|, (B,), the second term of equation 1
         inverse(z) -> x, log_det     the exact inverse; log |det dx/dz|, (B,), which equation 2 subtracts
-        layers()                     the layers that act on patches, see `RGFlow.layers`; an empty list without such
-        level_parameters(h)          the parameters of level h, a list; shared levels count at h = 0
         multiply_adds(inverse)       multiply-adds of the networks for one image, in one direction
         default_nlayers(num_levels)  the default of `nlayers`
+    and keep its modules in lists, one per level, or one for all levels.
 
     level_map: (L, L) integers in 0 … num_levels - 1, the level of each latent position. All other code finds the level
     of a latent in the buffer of that name, (C, L, L).
     """
 
-    def __init__(self, nchannels, L, level_map, num_levels, prior, **sizes):
+    def __init__(self, nchannels, L, kernel_size, level_map, prior, **sizes):
         """Raises ValueError for an unknown prior, and unless all sizes are at least 1."""
         super().__init__()
         for name, size in {"nchannels": nchannels, **sizes}.items():
@@ -33,23 +33,26 @@ class Flow(nn.Module):
                 raise ValueError(f"{name} {size}: must be at least 1")
         if prior not in PRIORS:
             raise ValueError(f"prior {prior!r}: must be one of {', '.join(PRIORS)}")
-        self.nchannels, self.L, self.num_levels = nchannels, L, num_levels
-        self.prior = PRIORS[prior]()
+        self.nchannels, self.L, self.kernel_size = nchannels, L, kernel_size
+        self.num_levels, self.prior = num_levels(L, kernel_size), PRIORS[prior]()
         self.register_buffer("level_map", level_map.expand(nchannels, L, L).clone(), persistent=False)
 
-    def accelerate(self, compile=False, dtype=None, recompute=False):
-        """Set how the networks run. Results change by rounding only; checkpoints do not change.
+    def layers(self):
+        """The layers that act on patches, see `RGFlow.layers`; without such, an empty list."""
+        return []
 
-        compile: run networks, couplings and RG-Flow's folding of parameters as kernels of torch.compile
-        dtype: type of the networks' matrix products, such as torch.bfloat16; everything else keeps its type
-        recompute: for the backward pass, store only the variables between coupling layers and recompute the rest
-        """
+    def level_parameters(self, h):
+        """The parameters of level h, a list; those for all levels count at h = 0."""
+        return [parameter for modules in self.children() for parameter in modules[h : h + 1].parameters()]
+
+    def accelerate(self, *args, **kwargs):
+        """Set how the networks run, with the arguments of `Networks.accelerate`."""
         for module in self.modules():
             if isinstance(module, Networks):
-                module.accelerate(compile, dtype, recompute)
+                module.accelerate(*args, **kwargs)
 
     def extra_repr(self):
-        return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} levels"
+        return f"{self.nchannels}x{self.L}x{self.L} image, {self.num_levels} levels, kernel_size {self.kernel_size}"
 
     def check_shape(self, images):
         """Raises ValueError unless `images` are (B, C, L, L) with the flow's C and L."""
@@ -99,15 +102,15 @@ class Flow(nn.Module):
 
         The factors of the prior (equation D.1) become p(z_l)^(1 / T_l), up to a constant (equation D.4).
         """
-        several, given = isinstance(temperature, (list, tuple)), temperature
-        if several and len(given) != self.num_levels:
-            rule = f"must be one number or {self.num_levels}, one per level"
-            raise ValueError(f"temperature {','.join(map(str, given))}: {rule}")
-        temperature = torch.as_tensor(given, dtype=torch.float64, device=self.level_map.device)
-        temperature = temperature[self.level_map] if several else temperature
-        if not ((temperature >= 0) & (temperature < math.inf)).all():
-            raise ValueError(f"temperature {temperature.min().item():g}: must be finite and at least 0")
-        return temperature
+        values = torch.as_tensor(temperature, dtype=torch.float64, device=self.level_map.device)
+        if isinstance(temperature, (list, tuple)):
+            if len(values) != self.num_levels:
+                given = ",".join(map(str, temperature))
+                raise ValueError(f"temperature {given}: must be one number or {self.num_levels}, one per level")
+            values = values[self.level_map]
+        if not ((values >= 0) & (values < math.inf)).all():
+            raise ValueError(f"temperature {values.min().item():g}: must be finite and at least 0")
+        return values
 
 
 def per_level(nlayers, num_levels, share_levels=False):

@@ -6,7 +6,6 @@ all patches. Flows without layers of patches, such as Real NVP, take one pass pe
 """
 
 import warnings
-from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -19,8 +18,7 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     """Equation 14: E |dG / dz_l| over n draws of z, summed over colours, G the generator with images in model space.
 
     latents: (S, 3) integers, channel, row and column of each, or None for all
-    temperature, generator: of the draws, see `Flow.sample`
-    progress: show a bar on terminals
+    temperature, generator: of the draws, see `Flow.sample`; progress: show a bar on terminals
     Returns (C, L, L, L, L), latent c, i, j -> pixels, or (S, L, L) for chosen latents.
     """
     C, L = flow.nchannels, flow.L
@@ -40,27 +38,24 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
 @torch.no_grad()
 def tangents(flow, z, latents, advance=lambda number: None):
     """dG / dz_l at z (C, L, L) for latents l, indices (S,) into z.flatten(): parts (s, C, L, L) of all S, in order.
-
-    advance: called with the number of patches, or of latents for flows without, that have been differentiated
-    """
-    push = by_layers(flow, z, advance) if flow.layers() else partial(by_passes, flow, z, advance)
-    for chosen in latents.split(max(1, ENTRIES // z.numel())):
+    advance: called with the number of patches, or of latents for flows without, that have been differentiated."""
+    jacobians = layer_jacobians(flow, z, advance) if flow.layers() else None
+    size = max(1, ENTRIES // z.numel())
+    for chosen in latents.split(size if jacobians else min(size, PASSES)):
         units = torch.zeros(len(chosen), z.numel(), dtype=z.dtype, device=z.device)
-        yield push(units.scatter_(1, chosen[:, None], 1).reshape(-1, *z.shape))
+        units = units.scatter_(1, chosen[:, None], 1).reshape(-1, *z.shape)
+        if jacobians:
+            remaining = iter(jacobians)
+            *_, images = flow.generate(units, lambda _, blocks, its=remaining: apply_blocks(next(its), blocks))
+        else:
+            images = derivative(flow.inverse, z.repeat(len(chosen), 1, 1, 1), units)
+            advance(len(chosen))
+        yield images
 
 
-def by_passes(flow, z, advance, units):
-    """dG / dz at z (C, L, L) in the directions `units` (S, C, L, L), a pass for each: (S, C, L, L)."""
-    changes = []
-    for part in units.split(PASSES):
-        changes.append(derivative(flow.inverse, z.repeat(len(part), 1, 1, 1), part))
-        advance(len(part))
-    return torch.cat(changes)
-
-
-def by_layers(flow, z, advance):
-    """The same as a function of `units`, by the layers of the generator: their Jacobians at z are computed once."""
-    jacobians = []  # of each layer for each of its P patches, (P, C m^2, C m^2), output by input
+def layer_jacobians(flow, z, advance):
+    """The Jacobians of the generator's layers at z, for each of their P patches: (P, C m^2, C m^2), output by input."""
+    jacobians = []
 
     def layer(bijector, blocks):
         outputs, _ = bijector.inverse(blocks)
@@ -74,13 +69,7 @@ def by_layers(flow, z, advance):
         return outputs
 
     list(flow.generate(z[None], layer))
-
-    def push(units):
-        remaining = iter(jacobians)
-        *_, images = flow.generate(units, lambda _, blocks: apply_blocks(next(remaining), blocks))
-        return images
-
-    return push
+    return jacobians
 
 
 def block_jacobians(function, blocks):

@@ -23,9 +23,7 @@ def build(config):
 
 def load(path, device="cpu"):
     """(flow, config) from a checkpoint file: the flow in evaluation mode on `device`, and its run's configuration.
-
-    Raises utils.cli.UserError if the file cannot be used.
-    """
+    Raises utils.cli.UserError if the file cannot be used."""
     return load_trained(path, device)[:2]
 
 

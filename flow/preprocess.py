@@ -50,17 +50,14 @@ def to_bytes(images):
     return (images * 256).floor().clamp(0, 255).to(torch.uint8)
 
 
-def nats_to_bits(nats_per_dim):
-    """Nats per dimension, as `nats_per_dim` gives them -> bits per dimension of the 8-bit image: + log2(256) = 8."""
-    return nats_per_dim / math.log(2) + 8
+def nats_to_bits(nats):
+    """What `nats_per_dim` gives -> bits per dimension of the 8-bit image: + log2(256) = 8."""
+    return nats / math.log(2) + 8
 
 
 def nats_per_dim(flow, images, generator=None, noise=None):
-    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1.
-
-    Its mean over a batch is the loss of equation 13, per dimension of x = (image + u) / 256. generator, noise: see
-    `to_model`
-    """
+    """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1. Its mean over a
+    batch is the loss of equation 13, per dimension of x = (image + u) / 256. generator, noise: see `to_model`."""
     x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
     return -(flow.log_prob(x) + log_det) / x[0].numel()
 

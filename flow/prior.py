@@ -32,19 +32,17 @@ class Laplace:
 
 
 class Gaussian:
-    """The standard normal distribution. At temperature T the standard deviation is sqrt(T) (equation D.2)."""
+    """The standard normal distribution, with the methods of `Laplace`. At temperature T the standard deviation is
+    sqrt(T) (equation D.2)."""
 
     def log_prob(self, z):
-        """z: any shape -> the log-density of each entry, nats."""
         return -0.5 * (z.square() + math.log(2 * math.pi))
 
     def sample(self, like, temperature=1.0, generator=None):
-        """A draw with the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
         z = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
         return self.from_normal(z, temperature)
 
     def from_normal(self, normal, temperature=1.0):
-        """Standard normal variables -> variables of this prior at the temperature."""
         return normal * temperature**0.5
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layers.convolution import ChannelCouplings, CheckerboardCouplings
+from layers.coupling import join_diagonal, join_squares, split_diagonal, split_squares
 
 from . import hierarchy
 from .base import Flow, per_level
@@ -35,30 +36,21 @@ class RealNVP(Flow):
     def __init__(
         self, nchannels=3, L=32, kernel_size=4, nlayers=(3, 3, 3, 4), nresblocks=4, nmlp=2, nhidden=64, prior="laplace"
     ):
-        num_levels = hierarchy.num_levels(L, kernel_size)
         sizes = {"nresblocks": nresblocks, "nmlp": nmlp, "nhidden": nhidden}
-        super().__init__(nchannels, L, level_map(L, num_levels), num_levels, prior, **sizes)
-        nlayers = per_level(nlayers, num_levels)
-
-        def couplings(kind, h, channels, width):
-            return kind(2**h * channels, nlayers[h], nresblocks, nmlp, 2**h * width)
-
-        levels = range(num_levels)
-        self.checkerboards = nn.ModuleList(couplings(CheckerboardCouplings, h, nchannels, nhidden) for h in levels)
-        self.channels = nn.ModuleList(couplings(ChannelCouplings, h, 4 * nchannels, 2 * nhidden) for h in levels[:-1])
+        super().__init__(nchannels, L, kernel_size, level_map(L, kernel_size), prior, **sizes)
+        nlayers = per_level(nlayers, self.num_levels)
+        self.checkerboards = nn.ModuleList(
+            CheckerboardCouplings(2**h * nchannels, n, nresblocks, nmlp, 2**h * nhidden) for h, n in enumerate(nlayers)
+        )
+        self.channels = nn.ModuleList(
+            ChannelCouplings(2**h * 2 * nchannels, n, nresblocks, nmlp, 2**h * nhidden)
+            for h, n in enumerate(nlayers[:-1], 1)
+        )
 
     @staticmethod
     def default_nlayers(num_levels):
         """3 couplings of each kind, 4 at the last scale."""
         return (3,) * (num_levels - 1) + (4,)
-
-    def layers(self):
-        """No layers of patches."""
-        return []
-
-    def level_parameters(self, h):
-        """The parameters of scale h, a list."""
-        return [*self.checkerboards[h].parameters(), *self.channels[h : h + 1].parameters()]
 
     def multiply_adds(self, inverse=False):
         """Multiply-adds of the convolutions for one image, in either direction: each position uses each weight once."""
@@ -72,13 +64,13 @@ class RealNVP(Flow):
         x, log_det = self.checkerboards[0](x)
         factored_out = []
         for channels, checkerboards in zip(self.channels, self.checkerboards[1:], strict=True):
-            x, change = channels(squeeze(x))
-            x, latents = factor_out(x)
+            x, change = channels(torch.cat(split_squares(x), 1))
+            x, latents = split_diagonal(x.chunk(4, 1))
             factored_out.append(latents)
             x, more = checkerboards(x)
             log_det = log_det + change + more
         for latents in reversed(factored_out):
-            x = unsqueeze(factor_in(x, latents))
+            x = join_squares(join_diagonal(x, latents))
         return x, log_det
 
     def inverse(self, z):
@@ -86,42 +78,19 @@ class RealNVP(Flow):
         self.check_shape(z)
         x, factored_out = z, []
         for _ in self.channels:
-            x, latents = factor_out(squeeze(x))
+            x, latents = split_diagonal(split_squares(x))
             factored_out.append(latents)
         x, log_det = self.checkerboards[-1].inverse(x)
         for h in reversed(range(len(self.channels))):
-            x, change = self.channels[h].inverse(factor_in(x, factored_out[h]))
-            x, more = self.checkerboards[h].inverse(unsqueeze(x))
+            x, change = self.channels[h].inverse(torch.cat(join_diagonal(x, factored_out[h]), 1))
+            x, more = self.checkerboards[h].inverse(join_squares(x.chunk(4, 1)))
             log_det = log_det + change + more
         return x, log_det
 
 
-def level_map(L, num_levels):
+def level_map(L, kernel_size):
     """The level of each latent position: (L, L) integers."""
     position = torch.arange(L)
     different = position[:, None] ^ position
-    return sum((different % 2**h == 0 for h in range(1, num_levels)), torch.zeros_like(different))
-
-
-def squeeze(x):
-    """(B, c, l, l) -> (B, 4 c, l / 2, l / 2): upper left positions, upper right, lower left, lower right."""
-    B, c, l, _ = x.shape
-    return x.reshape(B, c, l // 2, 2, l // 2, 2).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)  # of (B, 2, 2, c, l/2, l/2)
-
-
-def unsqueeze(x):
-    """The inverse of `squeeze`."""
-    x = x.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)  # (B, c/4, l, 2, l, 2)
-    return x.flatten(4, 5).flatten(2, 3)
-
-
-def factor_out(x):
-    """Squeezed (B, 4 c, l, l) -> the diagonal of the squares, which goes on, and the rest, (B, 2 c, l, l) each."""
-    upper_left, upper_right, lower_left, lower_right = x.chunk(4, 1)
-    return torch.cat((upper_left, lower_right), 1), torch.cat((upper_right, lower_left), 1)
-
-
-def factor_in(kept, latents):
-    """The inverse of `factor_out`."""
-    (upper_left, lower_right), (upper_right, lower_left) = kept.chunk(2, 1), latents.chunk(2, 1)
-    return torch.cat((upper_left, upper_right, lower_left, lower_right), 1)
+    levels = range(1, hierarchy.num_levels(L, kernel_size))
+    return sum((different % 2**h == 0 for h in levels), torch.zeros_like(different))

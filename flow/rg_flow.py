@@ -39,11 +39,9 @@ class RGFlow(Flow):
         prior="laplace",
         share_levels=False,
     ):
-        num_levels = hierarchy.num_levels(L, kernel_size)
         sizes = {"nresblocks": nresblocks, "nmlp": nmlp, "nhidden": nhidden}
-        super().__init__(nchannels, L, hierarchy.level_map(L, kernel_size), num_levels, prior, **sizes)
-        self.kernel_size = kernel_size
-        nlayers = per_level(nlayers, num_levels, share_levels)
+        super().__init__(nchannels, L, kernel_size, hierarchy.level_map(L, kernel_size), prior, **sizes)
+        nlayers = per_level(nlayers, self.num_levels, share_levels)
         if subnet not in PATCH_BIJECTORS:
             raise ValueError(f"subnet {subnet!r}: must be one of {', '.join(PATCH_BIJECTORS)}")
         build = partial(PATCH_BIJECTORS[subnet], nchannels, kernel_size, **sizes)
@@ -60,10 +58,6 @@ class RGFlow(Flow):
         last = len(self.decimators) - 1  # 0 with `share_levels`
         return [(stack[min(h, last)], self.L >> h, offset) for h in range(self.num_levels) for stack, offset in stacks]
 
-    def level_parameters(self, h):
-        """The parameters of level h, a list; with `share_levels` all are counted at h = 0."""
-        return [*self.disentanglers[h : h + 1].parameters(), *self.decimators[h : h + 1].parameters()]
-
     def multiply_adds(self, inverse=False):
         """Multiply-adds of the networks' matrix products for one image: each pass uses each weight once per patch."""
         total, m = 0, self.kernel_size
@@ -71,9 +65,6 @@ class RGFlow(Flow):
             weights = sum(parameter.numel() for parameter in bijector.parameters() if parameter.dim() == 3)
             total += (l // m) ** 2 * (bijector.inverse_passes if inverse else 1) * weights
         return total
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, {self.kernel_size}x{self.kernel_size} blocks"
 
     def forward(self, x):
         """The RG transformation, equation 3 level by level: x (B, C, L, L) -> z of the same shape, log_det (B,)."""

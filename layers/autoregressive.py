@@ -28,7 +28,7 @@ class Autoregressive(nn.Module):
         # After the first residual block, strictly masked and without skip, entry i depends on x_<i; the rest keep that.
         masks = [autoregressive_masks(self.size, nhidden, nmlp, strict=block == 0) for block in range(nresblocks)]
         skips = [block > 0 for block in range(nresblocks)]
-        self.nlayers = nlayers
+        self.reversed = [1] * (nlayers % 2)  # the axis that an odd number of blocks leaves reversed
         self.networks = ResidualNetworks(nlayers, 2, self.size, nhidden, nresblocks, nmlp, masks, skips)
 
     def forward(self, x):
@@ -38,15 +38,11 @@ class Autoregressive(nn.Module):
             x, s = self.networks.run(couple, folded, x, x)
             x = x.flip(1)  # the next block sees the reverse order
             log_det = log_det + s.sum(1)
-        if self.nlayers % 2:
-            x = x.flip(1)
-        return x.reshape(shape), log_det
+        return x.flip(self.reversed).reshape(shape), log_det
 
     def inverse(self, z):
         """z: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        shape, z, log_det = z.shape, z.flatten(1), 0
-        if self.nlayers % 2:
-            z = z.flip(1)
+        shape, z, log_det = z.shape, z.flatten(1).flip(self.reversed), 0
         for folded in reversed(self.networks.steps()):
             z = z.flip(1)
             x = torch.zeros_like(z)

@@ -66,53 +66,50 @@ def evaluate(folded, x):
 
 
 class Couplings(nn.Module):
-    """Couplings of (B, c, l, l) maps in a row. A subclass MUST define travel(x, function, steps): apply function,
-    `couple` or `uncouple`, with the (number, folded parameters) of each step; return x and the sum of s, (B,)."""
+    """`nlayers` couplings of (B, c, l, l) maps in a row, which keep one half of the variables and the other in turn;
+    the rest becomes x * exp(s(kept)) + t(kept). A subclass MUST define step(k, function, folded, x): x after coupling k
+    by function, `couple` or `uncouple`, and the sum of s, (B,)."""
+
+    def __init__(self, nfeatures, nlayers, nresblocks, nmlp, nhidden):
+        super().__init__()
+        self.networks = ConvolutionalNetworks(nlayers, nfeatures, nfeatures, nhidden, nresblocks, nmlp)
 
     def forward(self, x):
         """x: (B, c, l, l) -> y of the same shape, log_det (B,)."""
-        return self.travel(x, couple, enumerate(self.networks.steps()))
+        return self.travel(x, couple, 1)
 
     def inverse(self, y):
         """y: (B, c, l, l) -> x of the same shape, log_det (B,) of this direction."""
-        x, log_det = self.travel(y, uncouple, reversed([*enumerate(self.networks.steps())]))
-        return x, -log_det
+        return self.travel(y, uncouple, -1)
+
+    def travel(self, x, function, direction):
+        log_det = x.new_zeros(len(x))
+        for k, folded in [*enumerate(self.networks.steps())][::direction]:
+            x, s = self.step(k, function, folded, x)
+            log_det = log_det + s
+        return x, direction * log_det
 
 
 class CheckerboardCouplings(Couplings):
-    """`nlayers` couplings, which in turn keep the positions of even and of odd row + column; the others become
-    x * exp(s(kept x)) + t(kept x)."""
+    """Couplings that keep the positions of even row + column, then of odd."""
 
-    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.networks = ConvolutionalNetworks(nlayers, nchannels, nchannels, nhidden, nresblocks, nmlp)
-
-    def travel(self, x, function, steps):
+    def step(self, k, function, folded, x):
         position = torch.arange(x.shape[2], device=x.device)
-        odd = ((position[:, None] + position) % 2).to(x.dtype)
-        log_det = x.new_zeros(len(x))
-        for k, folded in steps:
-            x, s = self.networks.run(function, folded, x, x, odd if k % 2 else 1 - odd)
-            log_det = log_det + s
-        return x, log_det
+        kept = ((position[:, None] + position + k + 1) % 2).to(x.dtype)
+        return self.networks.run(function, folded, x, x, kept)
 
 
 class ChannelCouplings(Couplings):
-    """`nlayers` couplings, c even, which in turn keep the first and the second half of the channels and move the other
-    half: x * exp(s(kept)) + t(kept)."""
+    """Couplings that keep the first half of the channels, c even, then the second."""
 
-    def __init__(self, nchannels, nlayers, nresblocks, nmlp, nhidden):
-        super().__init__()
-        self.networks = ConvolutionalNetworks(nlayers, nchannels // 2, nchannels // 2, nhidden, nresblocks, nmlp)
+    def __init__(self, nchannels, *sizes):
+        super().__init__(nchannels // 2, *sizes)
 
-    def travel(self, x, function, steps):
-        halves = list(x.chunk(2, 1))
-        log_det = x.new_zeros(len(x))
-        for k, folded in steps:
-            kept, moved = k % 2, 1 - k % 2
-            halves[moved], s = self.networks.run(function, folded, halves[kept], halves[moved])
-            log_det = log_det + s
-        return torch.cat(halves, 1), log_det
+    def step(self, k, function, folded, x):
+        order = -1 if k % 2 else 1
+        kept, moved = x.chunk(2, 1)[::order]
+        moved, s = self.networks.run(function, folded, kept, moved)
+        return torch.cat((kept, moved)[::order], 1), s
 
 
 def couple(folded, kept, moved, mask=None):

@@ -47,54 +47,63 @@ class RNVP(nn.Module):
 
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves([self.couple_halves], x)
+        return travel([self], x)
 
     def inverse(self, y):
         """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves([self.uncouple_halves], y)
+        return travel([self], y, -1)
 
     def steps(self):
         """What `couple` needs of the parameters, a list over couplings."""
         return self.networks.steps()
 
-    def couple_halves(self, x1, x2):
-        """y1, y2 and the logarithms of the derivatives of single entries, (N, n) all."""
-        kept, moved, log_scale = x1, x2, 0
-        for step in self.steps():
-            (kept, s), moved = self.networks.run(self.couple, step, kept, moved), kept
-            log_scale = log_scale + s
-        return kept, moved, log_scale
 
-    def uncouple_halves(self, y1, y2):
-        """The inverse of `couple_halves`: x1, x2 and the logarithms of its own derivatives."""
-        kept, moved, log_scale = y1, y2, 0
-        for step in reversed(self.steps()):
-            kept, (moved, s) = moved, self.networks.run(self.uncouple, step, moved, kept)
-            log_scale = log_scale - s
-        return kept, moved, log_scale
-
-
-def on_halves(functions, x):
-    """Apply methods such as `couple_halves` one after the other to x (N, C, m, m): the result joined, log_det (N,)."""
-    even, odd = split_checkerboard(x)
+def travel(blocks, x, direction=1):
+    """Pass x (N, C, m, m) through all couplings of `RNVP` modules in a row, or undo them with direction -1: the result,
+    log_det (N,)."""
+    kept, moved = split_checkerboard(x)[::direction]
     log_scale = 0
-    for function in functions:
-        even, odd, change = function(even, odd)
+    for block in blocks[::direction]:
+        function, change = block.couple if direction > 0 else block.uncouple, 0
+        for step in block.steps()[::direction]:
+            (kept, s), moved = block.networks.run(function, step, kept, moved), kept
+            change = change + s
         log_scale = log_scale + change
-    return join_checkerboard(even, odd, x.shape), log_scale.sum(1)
+    return join_checkerboard(*(kept, moved)[::direction], x.shape), direction * log_scale.sum(1)
 
 
 def split_checkerboard(x):
     """x: (N, C, m, m) -> the entries with even and those with odd row + column, (N, C m^2 / 2) each."""
-    N, C, m, _ = x.shape
-    upper, lower = x.reshape(N, C, m // 2, 2, m // 2, 2).unbind(3)  # rows 0, 2, … and rows 1, 3, …
-    (even0, odd0), (odd1, even1) = upper.unbind(-1), lower.unbind(-1)
-    return torch.stack((even0, even1), 1).flatten(1), torch.stack((odd0, odd1), 1).flatten(1)
+    return [half.flatten(1) for half in split_diagonal(split_squares(x))]
 
 
 def join_checkerboard(even, odd, shape):
     """The inverse of `split_checkerboard`; shape: (N, C, m, m)."""
-    N, C, m, _ = shape
-    (even0, even1), (odd0, odd1) = (half.reshape(N, 2, C, m // 2, m // 2).unbind(1) for half in (even, odd))
-    upper, lower = torch.stack((even0, odd0), 4), torch.stack((odd1, even1), 4)  # (N, C, m/2, m/2, 2)
-    return torch.stack((upper, lower), 3).reshape(shape)  # (N, C, m/2, 2, m/2, 2) -> (N, C, m, m)
+    halves = (half.reshape(len(half), -1, shape[2] // 2, shape[3] // 2) for half in (even, odd))
+    return join_squares(join_diagonal(*halves))
+
+
+def split_squares(x):
+    """x: (B, c, l, l) -> the upper left, upper right, lower left and lower right entries of its 2 x 2 squares, each
+    (B, c, l / 2, l / 2)."""
+    B, c, l, _ = x.shape
+    upper, lower = x.reshape(B, c, l // 2, 2, l // 2, 2).unbind(3)
+    return *upper.unbind(-1), *lower.unbind(-1)
+
+
+def join_squares(quarters):
+    """The inverse of `split_squares`."""
+    upper, lower = torch.stack(quarters[:2], 4), torch.stack(quarters[2:], 4)  # (B, c, l/2, l/2, 2)
+    return torch.stack((upper, lower), 3).flatten(4, 5).flatten(2, 3)  # (B, c, l/2, 2, l/2, 2) -> (B, c, l, l)
+
+
+def split_diagonal(quarters):
+    """What `split_squares` gives -> upper left and lower right, upper right and lower left, (B, 2 c, l / 2, l / 2)."""
+    upper_left, upper_right, lower_left, lower_right = quarters
+    return torch.cat((upper_left, lower_right), 1), torch.cat((upper_right, lower_left), 1)
+
+
+def join_diagonal(diagonal, rest):
+    """The inverse of `split_diagonal`."""
+    (upper_left, lower_right), (upper_right, lower_left) = diagonal.chunk(2, 1), rest.chunk(2, 1)
+    return upper_left, upper_right, lower_left, lower_right

@@ -51,8 +51,8 @@ class FoldedNetworks(Networks):
 def folded_together(module):
     """Fold all small networks of `module` at once; within, `steps()` gives what their parameters were on entry.
 
-    For a training step: where networks are small, what folding costs is the number of operations, not their size.
-    Large networks are folded when they are used, so that memory holds the gradient of one of them at a time.
+    For a training step: folding small networks costs by the number of operations, not by their size. Large networks are
+    folded when they are used, so that memory holds the gradient of one of them at a time.
     """
     every = [part for part in module.modules() if isinstance(part, FoldedNetworks) and part.kind]
     kinds = {}
@@ -69,7 +69,7 @@ def folded_together(module):
 
 
 class FoldedTogether(nn.Module):
-    """A module that is called within `folded_together`, as in a training step."""
+    """A module that is called within `folded_together`."""
 
     def __init__(self, module):
         super().__init__()
@@ -139,8 +139,7 @@ def fold_weight(settings, mask, weight, before, gain, after):
     fold, columns = compiled(fold_piece) if settings.compile else fold_piece, gain * after
     slices = pieces(weight, settings.ngroups)
     done = [fold(masked(weight[at], mask), before[at], columns[at], settings.dtype) for at in slices]
-    matrices = [step for matrix, _ in done for step in matrix.split(settings.ngroups)]
-    return matrices, joined([norm for _, norm in done])
+    return [step for matrix, _ in done for step in matrix.split(settings.ngroups)], joined([norm for _, norm in done])
 
 
 class FoldWeight(torch.autograd.Function):
@@ -178,10 +177,8 @@ def fold_piece(weight, rows, columns, dtype):
 
 
 def unfold_piece(grad, weight, rows, columns, norm, out):
-    """The derivative of `fold_piece`; `columns` are divided by norm here.
-
-    Writes the gradient of the weight to `out` (S, in, out) and returns those of rows (S, in) and of columns (S, out).
-    """
+    """The derivative of `fold_piece`, with columns / norm as `columns`: that of the weight goes to `out` (S, in, out),
+    those of rows (S, in) and of columns (S, out) are returned."""
     rows, columns = rows[:, :, None], columns[:, None, :]
     if torch.compiler.is_compiling():  # sums, which fuse with the products; a library's product is one pass more
         product = grad * weight

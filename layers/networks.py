@@ -7,17 +7,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# A smaller norm of weights counts as this. Weights that a mask clears have the norm 0.
-NORM_MIN = 1e-12
+NORM_MIN = 1e-12  # a smaller norm of weights counts as this; weights that a mask clears have the norm 0
 
 
 class Networks(nn.Module):
     """The networks of the K steps of a bijector, each with its own parameters. A step is one coupling, which is half of
     an RNVP block, or one autoregressive block.
 
-    A subclass MUST define
-        fold()    a list over the K steps of what a step needs of the parameters, in `self.dtype` where that is not
-                  None, differentiable where gradients are asked for
+    A subclass MUST define fold(): a list over the K steps of what a step needs of the parameters, in `self.dtype` where
+    that is not None, differentiable where gradients are asked for.
     """
 
     def __init__(self, description):
@@ -29,14 +27,14 @@ class Networks(nn.Module):
         return f"{type(self).__name__}({self.description})"
 
     def accelerate(self, compile=False, dtype=None, recompute=False):
-        """Set how the networks run, never what is computed or saved.
+        """Set how the networks run. Results change by rounding only; checkpoints do not change.
 
-        compile: run the steps, and where a subclass does so the folding, as compiled kernels
-        dtype: type of the networks' products, None for that of the parameters
-        recompute: keep only the variables between steps for the backward pass and compute the rest again
+        compile: run the steps, and the folding of residual networks, as kernels of torch.compile
+        dtype: type of the networks' matrix products, such as torch.bfloat16; None, and all else, is of the parameters'
+        recompute: for the backward pass, store only the variables between steps and recompute the rest
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-        self._folded = self._folded_from = None
+        self._kept = None
 
     def steps(self):
         """The folded parameters of the K steps as they are now, for `run`.
@@ -48,13 +46,13 @@ class Networks(nn.Module):
         parameters = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
-            self._folded_from = self._folded = None
+            self._kept = None
             return self.fold()
         state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
-        if self._folded_from != state:
+        if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._folded, self._folded_from = self.fold(), state
-        return self._folded
+                self._kept = state, self.fold()
+        return self._kept[1]
 
     def run(self, function, folded, *variables):
         """function(folded, *variables): one step with one entry of `steps()` and tensors."""
@@ -65,7 +63,7 @@ class Networks(nn.Module):
         return function(folded, *variables)
 
     def train(self, mode=True):
-        self._folded_from = self._folded = None
+        self._kept = None
         return super().train(mode)
 
 

@@ -47,18 +47,15 @@ class ResidualBlock(nn.Module):
     def masks(self):
         return [getattr(self, f"mask{k}") for k in range(len(self.weights))]
 
-    def layers(self):
-        """(beta of the swish, V, gain, bias) of each linear layer: (S, 1, in), (S, in, out), (S, 1, out) twice."""
-        ins, outs = zip(*(weight.shape[1:] for weight in self.weights), strict=True)
-        V = [masked(weight, mask) for weight, mask in zip(self.weights, self.masks, strict=True)]
-        beta, gain, bias = self.beta[:, None], self.gain[:, None], self.bias[:, None]
-        return list(zip(beta.split(ins, 2), V, gain.split(outs, 2), bias.split(outs, 2), strict=True))
-
     def forward(self, x):
         """(S, N, n) -> (S, N, n)."""
+        ins, outs = zip(*(weight.shape[1:] for weight in self.weights), strict=True)
+        betas, gains, biases = self.beta.split(ins, 1), self.gain.split(outs, 1), self.bias.split(outs, 1)
         f = x
-        for beta, V, gain, bias in self.layers():
+        for k, (weight, mask) in enumerate(zip(self.weights, self.masks, strict=True)):
+            beta, gain, bias = (each[k][:, None] for each in (betas, gains, biases))
             f = f * torch.sigmoid(beta * f)
+            V = masked(weight, mask)
             norm = torch.linalg.vector_norm(V, dim=1, keepdim=True).clamp_min(NORM_MIN)
             f = gain * (f @ (V / norm)) + bias
         return (x + f) / math.sqrt(2) if self.skip else f

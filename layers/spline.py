@@ -9,33 +9,22 @@ and height of the square in two, each at a fraction of its own; the knot of the 
 again. Numbers 0 and 1 say where a point lies: on a CPU booleans and `where` are several times slower than arithmetic.
 """
 
-import math
 from collections import namedtuple
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .coupling import RNVP, on_halves
+from .coupling import RNVP, travel
 from .fold import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 
 
-class Limits(NamedTuple):
-    """edge: half the edge of the square
-    cut: a knot cuts at a fraction between cut and 1 - cut; a piece is at most ((1 - cut) / cut)^2 steep on average
-    steepest: the slope at a knot is between 1 / steepest and steepest; between knots, with the defaults, all measured
-        are between 1 / 1500 and 32. With much wider limits (cut 0.01, steepest 1000) float32 fails.
-    """
-
-    edge: float
-    cut: float
-    steepest: float
-
-    @property
-    def soft(self):  # what keeps the slope of a knot between its limits
-        return 1 / (self.steepest - 1)
+EDGE = 3.0  # half the edge of the square
+CUT = 0.2  # a knot cuts at a fraction between CUT and 1 - CUT; a piece is at most ((1 - CUT) / CUT)^2 steep on average
+# The slope at a knot is between 1 / 10 and 10; between knots all measured are between 1 / 1500 and 32. With much wider
+# limits (CUT 0.01, slopes to 1000) float32 fails.
+SOFT = 1 / (10 - 1)
 
 
 # The pieces of curves that hold points, all (N, n), or (2, N, n) for x and y.
@@ -44,14 +33,15 @@ class Limits(NamedTuple):
 #   outer, inner: 1 for a point right of the middle knot, and right of its own, otherwise 0
 #   half, fractions: size of that half, and where its knot cuts it;  middle_slope, own_slope: of both knots
 Piece = namedtuple("Piece", "corner size left right middle own outer inner half fractions middle_slope own_slope")
-# What a coupling with curves needs: folded networks of s, t and the curves' features, and the linear map of these.
-Step = namedtuple("Step", "folded head bias limits")
+# What a coupling with curves needs: folded networks of s, t and the curves' features, the linear map of these, and
+# whether the derivative is the one that is written out.
+Step = namedtuple("Step", "folded head bias by_hand")
 
 
-def bend(raw, x, limits):
+def bend(raw, x):
     """The curve of raw (9, N, n), 0 for the identity: x (N, n) -> y, log(dy / dx), and what the derivative needs."""
-    distance = (x + limits.edge).clamp(0, 2 * limits.edge)
-    piece = find(raw, distance, 0, limits)
+    distance = (x + EDGE).clamp(0, 2 * EDGE)
+    piece = find(raw, distance, 0)
     distance = distance - piece.corner[0]
     along = distance / piece.size[0]
     terms = mean, _, D, R, _, M = quadratics(piece, along)
@@ -61,10 +51,10 @@ def bend(raw, x, limits):
     return y, (M * ratio.square()).log(), piece, along, terms
 
 
-def unbend(raw, y, limits):
+def unbend(raw, y):
     """The inverse of `bend`: y (N, n) -> x and log(dy / dx) there."""
-    distance = (y + limits.edge).clamp(0, 2 * limits.edge)
-    piece = find(raw, distance, 1, limits)
+    distance = (y + EDGE).clamp(0, 2 * EDGE)
+    piece = find(raw, distance, 1)
     distance = distance - piece.corner[1]
     mean, up = piece.size[1] / piece.size[0], distance / piece.size[1]
     # The root of  (mean - b) along^2 + b along - mean up = 0  in [0, 1],  b = linear + slant; its terms do not cancel.
@@ -76,16 +66,16 @@ def unbend(raw, y, limits):
     return x, (M * (mean / D).square()).log()
 
 
-def find(raw, distance, axis, limits):
+def find(raw, distance, axis):
     """The pieces that hold points at a distance (N, n) from -edge along an axis, 0 for x and 1 for y."""
     middle, left, right = raw.unflatten(0, (3, 3)).unbind(1)
     middle = middle.sigmoid()
-    fractions, middle_slope = knot(middle, limits)
-    cut = 2 * limits.edge * fractions
+    fractions, middle_slope = knot(middle)
+    cut = 2 * EDGE * fractions
     outer = above(distance, cut[axis])
-    half, corner = torch.lerp(cut, 2 * limits.edge - cut, outer), cut * outer
+    half, corner = torch.lerp(cut, 2 * EDGE - cut, outer), cut * outer
     own = torch.lerp(left, right, outer).sigmoid()
-    fractions, own_slope = knot(own, limits)
+    fractions, own_slope = knot(own)
     cut = half * fractions
     inner = above(distance - corner[axis], cut[axis])
     size, corner = torch.lerp(cut, half - cut, inner), torch.addcmul(corner, cut, inner)
@@ -95,10 +85,10 @@ def find(raw, distance, axis, limits):
     return Piece(corner, size, left, right, middle, own, outer, inner, half, fractions, middle_slope, own_slope)
 
 
-def knot(unit, limits):
+def knot(unit):
     """Numbers in [0, 1], (3, N, n) -> the fractions (2, N, n) of x and y at which a knot cuts, and its slope (N, n)."""
-    slope = (unit[2] + limits.soft) / (1 + limits.soft - unit[2])
-    return limits.cut + (1 - 2 * limits.cut) * unit[:2], slope
+    slope = (unit[2] + SOFT) / (1 + SOFT - unit[2])
+    return CUT + (1 - 2 * CUT) * unit[:2], slope
 
 
 def above(a, b):
@@ -120,103 +110,91 @@ def quadratics(piece, along):
 
 def couple(step, x, moved):
     """curve(moved * exp(s(x)) + t(x)) and the logarithm of its derivative, all (N, n)."""
-    raw, s, t = conditioned(step, x)
-    y, log_slope, *_ = bend(raw, torch.addcmul(t, moved, s.exp()), step.limits)
+    outputs = evaluate(step.folded, x)
+    if step.by_hand:
+        return CoupleInTraining.apply(outputs, moved, step.head, step.bias)
+    raw, s, t, _ = conditioned(outputs, step.head, step.bias)
+    y, log_slope, *_ = bend(raw, torch.addcmul(t, moved, s.exp()))
     return y, s + log_slope
 
 
 def uncouple(step, x, moved):
     """The inverse of `couple`, and the same logarithm."""
-    raw, s, t = conditioned(step, x)
-    y, log_slope = unbend(raw, moved, step.limits)
+    raw, s, t, _ = conditioned(evaluate(step.folded, x), step.head, step.bias)
+    y, log_slope = unbend(raw, moved)
     return (y - t) * (-s).exp(), s + log_slope
 
 
-def couple_in_training(step, x, moved):
-    """`couple` with the derivative of all but the networks written out."""
-    return CoupleInTraining.apply(evaluate(step.folded, x), moved, step.head, step.bias, step.limits)
-
-
-def conditioned(step, x):
-    """What makes the curves of one half, (9, N, n), and s and t, from the other half x (N, n)."""
-    s, t, features = evaluate(step.folded, x)
-    return curves(features, step.head, step.bias)[0], s.tanh(), t
-
-
-def curves(features, head, bias):
-    """features (N, n), head (n, 9 n), bias (9 n) -> the numbers of curves (9, N, n), and tanh(features) / 2."""
+def conditioned(outputs, head, bias):
+    """Outputs of the networks (3, N, n), head (n, 9 n), bias (9 n) -> the numbers of the curves (9, N, n), s, t, and
+    tanh(features) / 2."""
+    s, t, features = outputs
     features = (features + features).sigmoid() - 0.5  # in a third of the time of tanh
-    return torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous(), features
+    raw = torch.addmm(bias, features, head).unflatten(1, (NUMBERS, -1)).transpose(0, 1).contiguous()
+    return raw, s.tanh(), t, features
 
 
 class CoupleInTraining(torch.autograd.Function):
     """`couple` behind its networks with the derivative written out, in less time than what autograd records."""
 
     @staticmethod
-    def forward(ctx, outputs, moved, head, bias, limits):
-        """outputs: of the networks, (3, N, n)"""
-        s, t, (raw, features) = outputs[0].tanh(), outputs[1], curves(outputs[2], head, bias)
+    def forward(ctx, outputs, moved, head, bias):
+        raw, s, t, features = conditioned(outputs, head, bias)
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
-        y, log_slope, piece, along, terms = bend(raw, x, limits)
+        y, log_slope, piece, along, terms = bend(raw, x)
         saved = piece._replace(corner=None, right=None)  # which `backward` does not use
-        ctx.save_for_backward(s, moved, scale, features, head, above(limits.edge, x.abs()), along, *terms, *saved)
-        ctx.limits = limits
+        ctx.save_for_backward(s, moved, scale, features, head, above(EDGE, x.abs()), along, *terms, *saved)
         return y, s + log_slope
 
     @staticmethod
     def backward(ctx, grad_y, grad_log):
         if torch.is_grad_enabled():
             raise RuntimeError("second derivatives of the spline coupling: only after eval()")
-        s, moved, scale, features, head, *rest = ctx.saved_tensors
+        s, moved, scale, features, head, inside, along, mean, curvature, D, R, Q, M, *piece = ctx.saved_tensors
+        piece = Piece(*piece)
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
-        grad_raw = bend_backward(rest, ctx.limits, grad_y, grad_log, out=grads[1])
-        grad_moved = grads[1] * scale
+        # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D,  M' = 2 (Q - R).
+        # The gradients of along and height need that of R before M's part in it.
+        (width, height), rest, unit = piece.size, 1 - along, 1 - 2 * CUT
+        grad_ratio, twice = grad_y * height / D, grad_log + grad_log
+        grad_R, grad_M = grad_ratio * along, grad_log / M
+        shrink_D = torch.addcmul(twice, grad_R, R).div_(D)  # minus the gradient of D
+        grad_along = (grad_ratio * R).addcmul_(grad_R, mean - piece.left).addcmul_(grad_M, Q - R, value=2)
+        grad_along.addcmul_(shrink_D * curvature, along - rest)
+        grad_height = grad_R * R / height
+        grad_Q = grad_M * along
+        grad_R.addcmul_(grad_M, rest)
+        shrink_curvature = shrink_D * along * rest
+        grad_left = torch.addcmul(-shrink_curvature, grad_R, rest)
+        grad_right = torch.addcmul(-shrink_curvature, grad_Q, along)
+        grad_mean = (twice / mean).addcmul_(grad_R, along).addcmul_(grad_Q, rest).sub_(shrink_D)
+        grad_mean.add_(shrink_curvature, alpha=2).div_(width)
+        grad_distance = grad_along / width
+        grad_width = -torch.addcmul(grad_distance * along, grad_mean, mean)
+        grad_size = torch.stack((grad_width, grad_height.add_(grad_mean)))
+        grad_corner = torch.stack((-grad_distance, grad_y))
+        grad_x = torch.lerp(grad_y, grad_distance, inside, out=grads[1])
+        # `find`, backwards. A cut is the size of the piece left of it, the corner of the piece right of it.
+        grad_cut = torch.lerp(grad_size, grad_corner - grad_size, piece.inner)
+        grad_half = torch.addcmul(grad_size * piece.inner, grad_cut, piece.fractions)
+        grad_middle, grad_own = torch.empty_like(piece.middle), torch.empty_like(piece.own)
+        torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * EDGE * unit)
+        torch.lerp(grad_left, grad_right, piece.inner, out=grad_middle[2]).mul_((piece.outer - piece.inner).abs_())
+        torch.mul(grad_cut, piece.half, out=grad_own[:2]).mul_(unit)
+        torch.lerp(grad_right, grad_left, piece.inner, out=grad_own[2])
+        # The slopes of the knots, and the sigmoid of all their numbers.
+        for grad, slope in (grad_middle, piece.middle_slope), (grad_own, piece.own_slope):
+            grad[2].mul_((1 + slope).square_()).mul_(1 / (1 + 2 * SOFT))
+        grad_middle = torch.ops.aten.sigmoid_backward(grad_middle, piece.middle)
+        grad_own = torch.ops.aten.sigmoid_backward(grad_own, piece.own)
+        right = grad_own * piece.outer
+        grad_raw = torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1).transpose(0, 1).flatten(1)
+        # The affine map and the map of the features.
+        grad_moved = grad_x * scale
         grads[0] = torch.ops.aten.tanh_backward(torch.addcmul(grad_log, grad_moved, moved), s)
         torch.mm(grad_raw, head.t(), out=grads[2]).mul_(0.5 - 2 * features.square())
-        return grads, grad_moved, features.t() @ grad_raw, grad_raw.sum(0), None
-
-
-def bend_backward(saved, limits, grad_y, grad_log, out):
-    """The derivative of `bend`: that of x (N, n) goes to `out`, that of raw is returned, (N, 9 n)."""
-    inside, along, mean, curvature, D, R, Q, M, *piece = saved
-    piece = Piece(*piece)
-    # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D  and  M' = 2 (Q - R).
-    # The gradients of along and height need that of R before M's part in it.
-    (width, height), rest, unit = piece.size, 1 - along, 1 - 2 * limits.cut
-    grad_ratio, twice = grad_y * height / D, grad_log + grad_log
-    grad_R, grad_M = grad_ratio * along, grad_log / M
-    shrink_D = torch.addcmul(twice, grad_R, R).div_(D)  # minus the gradient of D
-    grad_along = (grad_ratio * R).addcmul_(grad_R, mean - piece.left).addcmul_(grad_M, Q - R, value=2)
-    grad_along.addcmul_(shrink_D * curvature, along - rest)
-    grad_height = grad_R * R / height
-    grad_Q = grad_M * along
-    grad_R.addcmul_(grad_M, rest)
-    shrink_curvature = shrink_D * along * rest
-    grad_left = torch.addcmul(-shrink_curvature, grad_R, rest)
-    grad_right = torch.addcmul(-shrink_curvature, grad_Q, along)
-    grad_mean = (twice / mean).addcmul_(grad_R, along).addcmul_(grad_Q, rest).sub_(shrink_D)
-    grad_mean.add_(shrink_curvature, alpha=2).div_(width)
-    grad_distance = grad_along / width
-    grad_width = -torch.addcmul(grad_distance * along, grad_mean, mean)
-    grad_size = torch.stack((grad_width, grad_height.add_(grad_mean)))
-    grad_corner = torch.stack((-grad_distance, grad_y))
-    torch.lerp(grad_y, grad_distance, inside, out=out)
-    # `find`, backwards. A cut is the size of the piece left of it, the corner of the piece right of it.
-    grad_cut = torch.lerp(grad_size, grad_corner - grad_size, piece.inner)
-    grad_half = torch.addcmul(grad_size * piece.inner, grad_cut, piece.fractions)
-    grad_middle, grad_own = torch.empty_like(piece.middle), torch.empty_like(piece.own)
-    torch.lerp(grad_half, grad_corner - grad_half, piece.outer, out=grad_middle[:2]).mul_(2 * limits.edge * unit)
-    torch.lerp(grad_left, grad_right, piece.inner, out=grad_middle[2]).mul_((piece.outer - piece.inner).abs_())
-    torch.mul(grad_cut, piece.half, out=grad_own[:2]).mul_(unit)
-    torch.lerp(grad_right, grad_left, piece.inner, out=grad_own[2])
-    # The slopes of the knots, and the sigmoid of all their numbers.
-    for grad, slope in (grad_middle, piece.middle_slope), (grad_own, piece.own_slope):
-        grad[2].mul_((1 + slope).square_()).mul_(1 / (1 + 2 * limits.soft))
-    grad_middle = torch.ops.aten.sigmoid_backward(grad_middle, piece.middle)
-    grad_own = torch.ops.aten.sigmoid_backward(grad_own, piece.own)
-    right = grad_own * piece.outer
-    return torch.stack((grad_middle, grad_own - right, right), 1).flatten(0, 1).transpose(0, 1).flatten(1)
+        return grads, grad_moved, features.t() @ grad_raw, grad_raw.sum(0)
 
 
 class Bent(RNVP):
@@ -229,48 +207,36 @@ class Bent(RNVP):
     """
 
     nnetworks = 3
-    uncouple = staticmethod(uncouple)
+    couple, uncouple = staticmethod(couple), staticmethod(uncouple)
 
-    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, limits):
+    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__(nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden)
-        self.limits = limits
         nn.init.ones_(self.networks.scale[self.nnetworks - 1 :: self.nnetworks])
         half = nchannels * kernel_size**2 // 2
         self.head = nn.Parameter(torch.zeros(2 * nlayers, half, NUMBERS * half))
         self.bias = nn.Parameter(torch.zeros(2 * nlayers, NUMBERS * half))
 
-    @property
-    def couple(self):
-        # torch.compile writes out the derivative itself.
-        return couple_in_training if self.training and not self.networks.compile_kernels else couple
-
     def steps(self):
-        return [Step(*each, self.limits) for each in zip(self.networks.steps(), self.head, self.bias, strict=True)]
+        by_hand = self.training and not self.networks.compile_kernels  # torch.compile writes out the derivative itself
+        return [Step(*each, by_hand) for each in zip(self.networks.steps(), self.head, self.bias, strict=True)]
 
 
 class Spline(nn.Module):
-    """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`.
-
-    edge, cut, steepest: see `Limits`. Raises ValueError unless 0 < edge, 0 < cut < 1/2 and 1 < steepest, all finite.
-    """
+    """`nlayers` blocks in a row, a bijector of patches: the first is `Bent`, the others are those of `RNVP`."""
 
     inverse_passes = 1
 
-    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden, edge=3.0, cut=0.2, steepest=10.0):
+    def __init__(self, nchannels, kernel_size, nlayers, nresblocks, nmlp, nhidden):
         super().__init__()
-        limits = Limits(edge, cut, steepest)
-        for name, value, low, high in zip(Limits._fields, limits, (0, 0, 1), (math.inf, 0.5, math.inf), strict=True):
-            if not low < value < high:
-                raise ValueError(f"{name} {value}: must be above {low} and below {high}")
         sizes = nresblocks, nmlp, nhidden
-        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes, limits)])
+        self.blocks = nn.ModuleList([Bent(nchannels, kernel_size, 1, *sizes)])
         if nlayers > 1:
             self.blocks.append(RNVP(nchannels, kernel_size, nlayers - 1, *sizes))
 
     def forward(self, x):
         """x: (N, C, m, m) -> y of the same shape, log_det (N,)."""
-        return on_halves([block.couple_halves for block in self.blocks], x)
+        return travel([*self.blocks], x)
 
     def inverse(self, y):
         """y: (N, C, m, m) -> x of the same shape, log_det (N,) of this direction."""
-        return on_halves([block.uncouple_halves for block in reversed(self.blocks)], y)
+        return travel([*self.blocks], y, -1)

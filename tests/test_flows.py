@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flow import RealNVP, RGFlow
 from flow.hierarchy import generation_cone
-from flow.real_nvp import factor_in, factor_out, squeeze, unsqueeze
 from layers import PATCH_BIJECTORS
 from layers.convolution import ChannelCouplings, CheckerboardCouplings, ConvolutionalNetworks, evaluate
+from layers.coupling import join_diagonal, join_squares, split_diagonal, split_squares
 
 both = pytest.mark.parametrize("model", [RGFlow, RealNVP])
 SIZES = [(1, 2, 2), (1, 4, 4), (3, 4, 4), (1, 8, 4), (3, 8, 4), (1, 16, 4), (1, 8, 2), (1, 12, 6)]  # C, L, m
@@ -90,7 +90,7 @@ def test_default_networks_and_their_repr():
     for ours, theirs in ((flow, baseline), pair):  # of CelebA and MSDS: about as many parameters
         assert count(theirs) == pytest.approx(count(ours), rel=0.1)
     text = repr(flow)
-    assert "3x32x32 image, 4 levels, 4x4 blocks" in text and text.count("\n") < 40
+    assert "3x32x32 image, 4 levels, kernel_size 4" in text and text.count("\n") < 40
     assert "16 steps x 2 networks of 4 residual blocks 24 -> 512 -> 512 -> 24" in text
 
 
@@ -206,13 +206,13 @@ def test_float64_whatever_the_default_type():
     torch.testing.assert_close(networks.fold(), expected, rtol=0, atol=0)
 
 
-def test_squeeze_and_factor_out():
+def test_squares_and_their_diagonals():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    squeezed = squeeze(x)
-    kept, latents = factor_out(squeezed)
-    assert squeezed[0, :, 0, 1].tolist() == [2, 3, 6, 7]
+    quarters = split_squares(x)
+    kept, latents = split_diagonal(quarters)
+    assert torch.cat(quarters, 1)[0, :, 0, 1].tolist() == [2, 3, 6, 7]
     assert kept[0, :, 0, 1].tolist() == [2, 7] and latents[0, :, 0, 1].tolist() == [3, 6]
-    assert torch.equal(unsqueeze(factor_in(kept, latents)), x)
+    assert torch.equal(join_squares(join_diagonal(kept, latents)), x)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -21,7 +21,8 @@ class Peers:
     """All processes of the run, as this one sees them.
 
     rank, local_rank, size: number of this process among all and among those of its machine, number of all
-    device: where this process computes
+    first: whether this process writes files and logs
+    device: where it computes
     """
 
     def __init__(self, device):
@@ -30,6 +31,7 @@ class Peers:
         if is_torchelastic_launched():
             names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
             self.rank, self.local_rank, self.size = (int(os.environ[name]) for name in names)
+        self.first = self.rank == 0
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if self.size > 1:
@@ -41,11 +43,6 @@ class Peers:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
             self._waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
             self._control = dist.new_group(backend="gloo")  # messages between hosts
-
-    @property
-    def first(self):
-        """Whether this process writes files and logs."""
-        return self.rank == 0
 
     def rows(self, batch_size, rank=None):
         """The slice of a global batch for process `rank`, by default this one. Raises UserError for unequal slices."""
@@ -94,10 +91,8 @@ class Peers:
             return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def agree(self, number):
-        """The largest `number` of all processes; None stands for 0.
-
-        With several processes it is that of the previous call, so that no process waits for the message.
-        """
+        """The largest `number` of all processes; None stands for 0. With several processes it is that of the previous
+        call, so that no process waits for the message."""
         if self.size == 1:
             return number
         before, largest = self._agreement, torch.tensor(number or 0)

@@ -52,20 +52,17 @@ def sync_folder(folder):
 
 
 def lock(path):
-    """The open file `path`, locked until it is closed or this process ends; None where there are no such locks.
-
-    Raises BlockingIOError if another process holds the lock.
-    """
-    if fcntl is None:
-        return None
+    """The open file `path`, locked until it is closed or this process ends; without the lock on Windows, and on file
+    systems that have none, as some of a network. Raises BlockingIOError if another process holds it."""
     file = open(path, "a")  # noqa: SIM115 - stays open
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         file.close()
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
+        raise
+    except OSError:
+        pass
     return file
 
 
