@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights.
-
-python plot_cones.py --latents 3:16:16:0,0:5:7:0 --regions 0:0,11:11 --region_size 10
-"""
+"""Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights."""
 
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from flow.hierarchy import generation_cone, inference_cone, level_map, num_levels
 from utils import cli
 from utils.cli import flag_error
-from utils.plotting import COLOURS, COLUMN_LABEL, FONT_SIZE, PAGE, add_axes, save_figure, style
+from utils.plotting import COLOURS, COLUMN_LABEL, FONT_SIZE, PAGE, save_figure, squares, style
 
 BLUE, ORANGE, GREEN, _, RED, _ = COLOURS
 KEPT, LATENT = "#FFFFFF", "#D0D0D0"
@@ -58,30 +55,23 @@ def draw_section(axes, cells, latents, m, colour, title):
     axes.set_title(title, fontsize=FONT_SIZE, pad=2)
 
 
-def draw(L, m, C, cones):
-    """A figure with a column per level: the blocks, then a row per cone.
-
-    cones: (label, colour, sections, how many variables they are part of at each level, (level, row, column, size) of
-        what to outline) each
-    """
+def draw(L, m, cones):
+    """A figure with a column per level: the blocks, then a row per cone: its label, colour, sections, their titles, and
+    (level, row, column, size) of what to outline."""
     latents = latents_of_levels(L, m)
-    left, gap, bottom = 0.75, 0.06, 0.42  # inches
+    left, gap, down, bottom = 0.75, 0.06, COLUMN_LABEL + 0.02, 0.42  # inches
     size = min(1.6, (PAGE - left + gap) / len(latents) - gap)
-    height = size + COLUMN_LABEL + 0.02
-    width = left + len(latents) * (size + gap) - gap
-    figure = Figure(figsize=(width, (1 + len(cones)) * height + bottom))
-    blocks = "blocks", LATENT, [np.zeros_like(each) for each in latents], (), ()
+    none = [np.zeros_like(each) for each in latents]
+    rows = [("blocks", LATENT, none, [f"$h = {h}$" for h in range(len(none))], (-1,)), *cones]
     with style():
-        for row, (label, colour, sections, totals, outlined) in enumerate([blocks, *cones]):
-            top = (row + 1) * height - size
-            y = 1 - (top + size / 2) / figure.get_figheight()
-            figure.text((left - 0.08) / width, y, label, ha="right", va="center")
-            for h, cells in enumerate(sections):
-                axes = add_axes(figure, left + h * (size + gap), top, size, size)
-                title = f"{C * cells.sum()} of {totals[h]}" if row else f"$h = {h}$"
-                draw_section(axes, cells, latents[h], m, colour, title)
-                if row and outlined[0] == h:
-                    _, i, j, edge = outlined
+        figure = Figure(figsize=(left + len(none) * (size + gap) - gap, len(rows) * (size + down) + bottom))
+        panels = squares(figure, len(rows), len(none), size, left, down, gap, down).subplots(squeeze=False)
+        for own, (label, colour, sections, titles, (level, *place)) in zip(panels, rows, strict=True):
+            own[0].set_ylabel(label, rotation=0, ha="right", va="center")
+            for h, axes in enumerate(own):
+                draw_section(axes, sections[h], latents[h], m, colour, titles[h])
+                if h == level:
+                    i, j, edge = place
                     axes.add_patch(Rectangle((j, i), edge, edge, fill=False, linewidth=1.2, zorder=3))
         edge = {"edgecolor": "#808080", "linewidth": 0.5}
         legend = {
@@ -129,17 +119,18 @@ def main(argv=None):
     cones, captions = [], []
     for h, i, j, c in names:
         sections, name = generation_sections(h, i, j, L, m), f"{h}:{i}:{j}:{c}"
-        totals = [C * cells.size for cells in sections]
-        cones.append((f"generation\ncone of\n{name}", RED, sections, totals, (h, i >> h, j >> h, 1)))
+        titles = [f"{C * cells.sum()} of {C * cells.size}" for cells in sections]
+        cones.append((f"generation\ncone of\n{name}", RED, sections, titles, (h, i >> h, j >> h, 1)))
         captions.append(f"latent {name} affects {sections[0].sum()} of {L**2} pixels")
     totals = [C * latents.sum() for latents in latents_of_levels(L, m)]
     for i, j in args.regions or [((L - size) // 2, (L - size) // 2)]:
         sections = inference_sections(i, j, size, L, m)
-        cones.append((f"inference\ncone of\n{size} × {size}\nat {i}:{j}", BLUE, sections, totals, (0, i, j, size)))
         counts = [C * cells.sum() for cells in sections]
+        titles = [f"{count} of {total}" for count, total in zip(counts, totals, strict=True)]
+        cones.append((f"inference\ncone of\n{size} × {size}\nat {i}:{j}", BLUE, sections, titles, (0, i, j, size)))
         listed = ", ".join(f"{count} at h = {h}" for h, count in enumerate(counts))
         captions.append(f"the {size} x {size} pixels at {i}:{j} affect {sum(counts)} of {C * L**2} latents ({listed})")
-    save_figure(draw(L, m, C, cones), Path(args.fig_dir) / f"cones_{C}x{L}x{L}_ks{m}")
+    save_figure(draw(L, m, cones), Path(args.fig_dir) / f"cones_{C}x{L}x{L}_ks{m}")
     print(*captions, sep="\n")
 
 

@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Draw how samples are generated, from the highest level down to the image (figure 5 (a)).
-
-python plot_generation.py --weights saved_model/…/10.state --temperature 0.9
-"""
+"""Draw how samples are generated, from the highest level down to the image (figure 5 (a))."""
 
 import torch
 from tqdm import tqdm

@@ -1,9 +1,5 @@
 #!/usr/bin/env python3
-"""Draw bits per dimension during training, of one run or of several (no weights needed).
-
-python plot_log.py a/out.jsonl b/out.jsonl --time --labels RG-Flow "Real NVP" --bpd 3,4
-python plot_log.py saved_model/msds1/*/out.jsonl --against weights/msds1_laplace.jsonl
-"""
+"""Draw bits per dimension during training, of one run or of several (no weights needed)."""
 
 import math
 from pathlib import Path
@@ -29,10 +25,8 @@ def read(path):
 
 
 def curves(path, time=False):
-    """Curves of a log: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error.
-
-    time: hours of training instead of steps. Raises UserError for a file with no BPD, or with no times.
-    """
+    """Curves of a log: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error; with
+    `time`, hours of training instead of steps. Raises UserError for a file with no BPD, or with no times."""
     axis, unit = ("seconds", 3600) if time else ("step", 1)
     arrays = []
     for records in read(path).values():

@@ -44,17 +44,15 @@ def field_pictures(fields):
 
 
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
-    """A figure of a grid of images, `width` inches wide, of which `row_label` are for the labels of rows, if any.
-
-    rows, columns: labels to the left of the rows and above the columns, none if empty
-    """
+    """A figure of a grid of images, `width` inches wide, of which `row_label` are for the labels of `rows`, if any;
+    `columns`: labels above them."""
     grid = image_grid(images, ncols)
     left = row_label if rows else 0
     top = COLUMN_LABEL * max((label.count("\n") + 1 for label in columns), default=0)
     panel = (width - left) * grid.shape[0] / grid.shape[1]  # height
     height = panel + top
     figure = Figure(figsize=(width, height))
-    axes = add_axes(figure, left, top, width - left, panel)
+    axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
     for k, label in enumerate(rows):
@@ -66,18 +64,19 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     return figure
 
 
-def add_axes(figure, left, top, width, height):
-    """Axes `width` by `height` inches; left, top: inches from the upper left corner of the figure."""
-    full, tall = figure.get_size_inches()
-    return figure.add_axes((left / full, 1 - (top + height) / tall, width / full, height / tall))
+def squares(figure, nrows, ncols, size, left, top, across, down):
+    """A GridSpec of squares, `across` and `down` apart, `left` and `top` from its corner, in inches."""
+    width, height = figure.get_size_inches()
+    right, bottom = left + ncols * (size + across) - across, top + nrows * (size + down) - down
+    sides = {"left": left / width, "right": right / width, "top": 1 - top / height, "bottom": 1 - bottom / height}
+    return figure.add_gridspec(nrows, ncols, wspace=across / size, hspace=down / size, **sides)
 
 
-def add_image(figure, image, left, top, size, label=""):
-    """Draw an image (C, L, L) in [0, 1] as a square, its label above, as wide; in inches, see `add_axes`."""
-    axes = add_axes(figure, left, top, size, size)
+def show(axes, image, label=""):
+    """Draw an image (C, L, L) in [0, 1], its label above, no wider."""
     axes.imshow(image_grid(image[None], 1), interpolation="nearest")
-    axes.set_axis_off()
-    fitting = 72 * size / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    fitting = 72 * axes.bbox.width / axes.figure.dpi / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
     axes.set_title(label, fontsize=min(FONT_SIZE, fitting), pad=2)
 
 
