@@ -1,12 +1,7 @@
 #!/usr/bin/env python3
-"""What latents and mixing do to MSDS1 or MSDS2, as numbers: the claims of section 4.1 (figure 4) and of section 4.5.
-
-Ovals are read from the pixels (`data.msds_structure`) of images that are generated from changed latents of test images.
-Receptive fields, which say what the strongest latents of a level are, are kept in --fig_dir.
-"""
+"""What latents and mixing do to MSDS1 or MSDS2, as numbers: the claims of section 4.1 (figure 4) and of section 4.5."""
 
 import statistics
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -19,14 +14,12 @@ from flow.fields import get_fields
 from flow.latents import decode, encode, mix, vary
 from flow.preprocess import to_bytes
 from utils import cli
-from utils.cli import UserError, flag_error
 from utils.results import about, by_network, in_words, means, row, save, table
 
 FACTORS = {1: {"global": "colour", "local": "orientation"}, 2: {"global": "orientation", "local": "colour"}}
 # Distance in RGB, of 256 levels, and degrees. Between two drawings that differ in the other factor alone, the readings
 # of 0.7 % and 0.02 % of the ovals differ by more (root mean square 4.8 to 5.2 levels, 0.5 degrees; 300 images a set).
 THRESHOLDS = {"colour": 20.0, "orientation": 10.0}
-SETTINGS = "images", "pairs", "strongest", "range", "steps", "draws"
 DIGITS = {"ovals": 1, "most": 1, "common": 2}
 MIN_OVALS = 8  # of 16, that an image's global factor needs
 MIN_ROWS = 20  # images, or ovals, that a regression needs
@@ -91,8 +84,8 @@ def of_levels(latents):
         return {name: statistics.mean(own) if own else None for name, own in values.items()}
 
     results = []
-    for h, own in groupby(latents, lambda each: each["level"]):
-        own = list(own)
+    for h in dict.fromkeys(each["level"] for each in latents):
+        own = [each for each in latents if each["level"] == h]
         result = {"level": h, "latents": len(own), **mean(own, "strength", "found")}
         for factor in THRESHOLDS:
             most = max(own, key=lambda each, factor=factor: each[factor]["ovals"])
@@ -117,7 +110,7 @@ def of_mixing(flow, high, low, variant):
 
 
 def factors(readings, variant, kind):
-    """The factor of a kind in each of the readings of `find_ovals`, (N, D) each: the global one is the mean of the ovals
+    """The factor of a kind in each of the readings of `find_ovals`, (N, D) each: the global one is the mean of ovals
     of each image with MIN_OVALS in all readings, the local one that of each cell with an oval in all."""
     colours, angles, found = zip(*readings, strict=True)
     values = colours if FACTORS[variant][kind] == "colour" else [msds.doubled(each) for each in angles]
@@ -129,8 +122,8 @@ def factors(readings, variant, kind):
 
 
 def weights(mixed, high, low):
-    """Least squares mixed = w_high high + w_low low + constant, (N, D) each, -> a dict: the two weights, for all D numbers,
-    r2, the share of the variance that they explain, the number N and failure, a sentence on why these are None."""
+    """Least squares mixed = w_high high + w_low low + constant, (N, D) each -> a dict: the two weights, one
+    pair for all D, the share of the variance that they explain, r2, N and, if these are None, why, a sentence."""
     result = {"high": None, "low": None, "r2": None, "number": len(mixed), "failure": None}
     if len(mixed) < MIN_ROWS:
         return {**result, "failure": f"ovals for {len(mixed)} rows only, at least {MIN_ROWS} are needed"}
@@ -144,7 +137,6 @@ def weights(mixed, high, low):
 
 
 def rows(record):
-    """What the tables of moved latents and of mixing show of a record, see `utils.results.row`."""
     thresholds, (low, high) = record["thresholds"], record["range"]
     moves = f"moved from {low:g} to {high:g} in {record['images']:,} test images; changed: by more than"
     moves += f" {thresholds['colour']:g} of 256 levels or {thresholds['orientation']:g}°"
@@ -171,7 +163,7 @@ def measure(args, flow, config, variant, weights):
     dataset, warnings = flags.open_data(config, args.data_path)
     for flag, most in (("images", len(dataset.test)), ("pairs", len(dataset.test) // 2)):
         if getattr(args, flag) > most:
-            raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
+            raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
     path = flags.picture_path(args, config, "receptive_fields")
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level, weights=weights)
     z = encode(flow, torch.from_numpy(dataset.test[: args.images]))
@@ -196,13 +188,14 @@ def main(argv=None):
     cli.add_field_flags(add)
     args = flags.parse(parser, argv)
     record = {"kind": "effects", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
-    record |= {**{name: getattr(args, name) for name in SETTINGS}, "thresholds": THRESHOLDS, "results": []}
+    settings = "images", "pairs", "strongest", "range", "steps", "draws"
+    record |= {**{name: getattr(args, name) for name in settings}, "thresholds": THRESHOLDS, "results": []}
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         print(f"{named['data']}, {named['network']}, seed {named['seed']}: {trained['weights']}")
         try:
             result = measure(args, flow, config, msds.VARIANTS[named["data"]], trained["weights"])
         except FloatingPointError as error:
-            raise UserError(f"{trained['weights']}: {error}") from error
+            raise cli.UserError(f"{trained['weights']}: {error}") from error
         record["results"].append({**named, **trained, **result, "config": config})
         print(*table(result["levels"]), "", *table(result["mixing"]), sep="\n", flush=True)
         if args.json:  # after each flow, in case a later one fails

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Train two-dimensional flows with both priors on a pinwheel (Appendix E, figure E1): do quadrants go to legs?
 
-The accuracy is the share of draws whose images are nearest to the arm that matches their sector of the latent plane.
 Sectors are the quadrants, as in the paper, and quadrants turned: a flow need not lay its legs where the axes are.
 """
 
@@ -20,13 +19,11 @@ from layers.residual import ResidualNetworks
 from utils import cli
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
-from utils.results import PRIOR_NAMES, about, means, row, save
+from utils.results import PRIOR_NAMES, about, entries, means, row, save
 
 LEGS, RADIAL_STD, TANGENTIAL_STD, RATE = 4, 0.3, 0.1, 0.25
 BATCH, LR, CLIP, NLAYERS, NHIDDEN = 512, 1e-2, 1.0, 4, 32
 COLUMNS = {"quadrants": "quadrants", "axes": "sectors about the axes", "best": "best of all turned quadrants"}
-LINE = "{prior:8} seed {seed}: {nats:.3f} nats; accuracy of quadrants {quadrants:.3f}, about the axes {axes:.3f}, best"
-LINE += " {best:.3f} at {best_degrees} degrees"
 TURNS = range(0, 90, 5)  # degrees
 
 
@@ -127,7 +124,6 @@ def measure(flow, n, seed):
 
 
 def rows(record):
-    """What the table of the pinwheel shows of a record, see `utils.results.row`."""
     for prior in dict.fromkeys(each["prior"] for each in record["results"]):
         own = [each for each in record["results"] if each["prior"] == prior]
         cells = {column: means(own, **{key: 3}) for key, column in COLUMNS.items()}
@@ -179,7 +175,7 @@ def main(argv=None):
             flow = train(prior, seed, args.steps)
             shown.setdefault(prior, flow)
             results.append({"prior": prior, "seed": seed, **measure(flow, args.points, args.draw_seed)})
-            print(LINE.format(**results[-1]), flush=True)
+            print(*(f"{name} {text}" for name, text in entries(results[-1])), sep=", ", flush=True)
         words = ", ".join(f"{key} {means(results[-args.seeds :], **{key: 3})}" for key in ("nats", *COLUMNS))
         print(f"{prior:8} mean of {args.seeds}: {words}")
     x, legs = pinwheel(args.points, generator(args.draw_seed, "test"))

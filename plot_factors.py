@@ -6,7 +6,6 @@ Its ratio with R^2 of the best single latent is 1 if a factor has latents of its
 Pixels can have a high ratio too: compare with a flow that is hardly trained. Seeds of one network are averaged.
 """
 
-from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import args as flags
 from data import msds
 from flow.latents import encode
 from utils import cli
-from utils.cli import UserError, flag_error
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
@@ -71,10 +69,10 @@ def probe(flow, dataset, variant, args, weights):
     """What `probe_levels` and `probe_positions` find in a flow. Raises UserError, naming `weights`, for its latents."""
     device, values = flow.level_map.device, {}
     for split, number in (("train", args.images), ("test", args.held_out)):
-        images, noise = torch.from_numpy(getattr(dataset, split)[:number]), generator(args.draw_seed, split, device=device)
-        latents = encode(flow, images, noise, BATCH).flatten(1)
+        images = torch.from_numpy(getattr(dataset, split)[:number])
+        latents = encode(flow, images, generator(args.draw_seed, split, device=device), BATCH).flatten(1)
         if not latents.isfinite().all():
-            raise UserError(f"{weights}: its latents are not finite")
+            raise cli.UserError(f"{weights}: its latents are not finite")
         labels = msds.factors(variant, *msds.read_labels(dataset.path, split, number))
         for name, each in {"latents": latents, **labels}.items():
             each = torch.as_tensor(each, device=device)
@@ -85,15 +83,14 @@ def probe(flow, dataset, variant, args, weights):
 
 def grouped(results):
     """(network, factor) -> level -> rows of `probe_levels`, a seed each."""
-    groups = defaultdict(lambda: defaultdict(list))
+    groups = {}
     for result in results:
         for each in result["levels"]:
-            groups[result["network"], each["factor"]][each["level"]].append(each)
+            groups.setdefault((result["network"], each["factor"]), {}).setdefault(each["level"], []).append(each)
     return groups
 
 
 def rows(record):
-    """What the table of factors shows of a record, see `utils.results.row`."""
     for first, results, data, flow, seeds in by_network(record["results"]):
         details = f"{seeds}, {record['images']:,} training and {record['held_out']:,} test images"
         for (_, factor), levels in grouped(results).items():
@@ -142,24 +139,22 @@ def main(argv=None):
     record = {"kind": "factors", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
     results, data = [], None
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
-        path = trained["weights"]
         if data is None:
             data = config["data"]
             dataset, warnings = flags.open_data(config, args.data_path)
             for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
                 if getattr(args, flag) > len(split):
-                    raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
+                    raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
         if data != config["data"]:
-            raise UserError(f"{path}: trained on {config['data']}, the flows before it on {data}")
-        levels, positions = probe(flow, dataset, msds.VARIANTS[data], args, path)
+            raise cli.UserError(f"{trained['weights']}: trained on {config['data']}, the flows before it on {data}")
+        levels, positions = probe(flow, dataset, msds.VARIANTS[data], args, trained["weights"])
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = grouped(results)
     print(f"{data}: {args.images} training and {args.held_out} test images; R^2, mean over seeds")
     for (network, factor), levels in groups.items():
-        print(f"{network}, {factor}")
         lines = [{"level": h, "latents": own[0]["latents"], "seeds": len(own)} for h, own in levels.items()]
         shown = [{name: means(own, **{name: 3}) for name in ("probe", "single", "ratio")} for own in levels.values()]
-        print(*table([line | more for line, more in zip(lines, shown, strict=True)]), sep="\n")
+        print(f"{network}, {factor}", *table([line | more for line, more in zip(lines, shown, strict=True)]), sep="\n")
     record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
         save(args.json, record, rows)

@@ -36,8 +36,7 @@ def main(argv=None):
     figure, text = grid_figure(images, flow.num_levels, columns=columns), cli.listing(args.temperature)
     save_figure(figure, flags.picture_path(args, config, f"generation_T{text}"))
     edges = ", ".join(f"{flow.L >> h}x{flow.L >> h} at h = {h}" for h in levels)
-    caption = f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}"
-    print(f"{caption}: pixels {edges}")
+    print(f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}: {edges}")
 
 
 if __name__ == "__main__":

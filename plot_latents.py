@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Draw the receptive field of latents beside two samples in which they are varied (figures 4 and 6)."""
 
-from itertools import product
-
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -29,9 +27,10 @@ def draw(groups):
         left, top = g % ncols * (total + between), g // ncols * height + COLUMN_LABEL
         grid = squares(figure, B, tall + n, size, left, top, gap, gap)
         show(figure.add_subplot(grid[:tall, :tall]), field, name)
-        for k, b in product(range(n), range(B)):
-            label = "" if b else f"{'z = ' * (k == 0)}{values[k]:.4g}"
-            show(figure.add_subplot(grid[b, tall + k]), images[k, b], label)
+        for k in range(n):
+            for b in range(B):
+                label = "" if b else f"{'z = ' * (k == 0)}{values[k]:.4g}"
+                show(figure.add_subplot(grid[b, tall + k]), images[k, b], label)
     return figure
 
 
@@ -39,8 +38,8 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     group = parser.add_argument_group("latents")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    chosen = "vary these level:row:column:channel (default: the strongest of each level)"
-    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=chosen)
+    latents = "vary these level:row:column:channel (default: the strongest of each level)"
+    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
     which("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
     cli.add_range(add)
     add("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils import cli
-from utils.cli import UserError
 from utils.logging import read_bpds, run_name
 from utils.plotting import COLOURS, COLUMN, save_figure, style
 
@@ -21,7 +20,7 @@ def read(path):
     try:
         return read_bpds(path)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise cli.UserError(f"{path}: {error}") from error
 
 
 def curves(path, time=False):
@@ -31,7 +30,7 @@ def curves(path, time=False):
     arrays = []
     for records in read(path).values():
         if not all(axis in record for record in records):
-            raise UserError(f"{path}: its records have no {axis}, written by an older version")
+            raise cli.UserError(f"{path}: its records have no {axis}, written by an older version")
         rows = [(record[axis] / unit, record["bpd"], record.get("bpd_stderr", 0)) for record in records]
         arrays.append(np.array(rows, dtype=float).reshape(-1, 3))
     train, test = arrays
@@ -53,7 +52,7 @@ def comparison(file, against, spread):
     runs = [read(file), read(against)]
     yours, theirs = ({record["step"]: record["bpd"] for record in run["test"]} for run in runs)
     if not (steps := sorted(yours.keys() & theirs.keys())):
-        raise UserError(f"{file} and {against}: both need a test after the same step, see --test_steps of main.py")
+        raise cli.UserError(f"{file} and {against}: both need a test after the same step, see --test_steps of main.py")
     yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension of the test images"
     yield f"{'step':>10} {'yours':>8} {'theirs':>8} {'difference':>10}"
     for step in steps:

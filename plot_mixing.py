@@ -6,10 +6,7 @@ import torch
 import args as flags
 from flow.latents import decode, encode, interpolate, mix
 from utils import cli
-from utils.cli import flag_error
 from utils.plotting import PAGE, grid_figure, save_figure
-
-PAPERS_THETA = 3
 
 
 def pair_images(flow, images, linear):
@@ -51,18 +48,17 @@ def main(argv=None):
     which("--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B")
     sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); without numbers 7,4)"
     which("--grid", type=sizes, nargs="?", const=(7, 4), metavar="HIGH,LOW", help=mixtures)
-    theta = f"lowest of the high levels in --grid (default: {PAPERS_THETA}, or the top level if that is lower)"
-    add("--theta", type=cli.count, metavar="LEVEL", help=theta)
+    add("--theta", type=cli.count, metavar="LEVEL", help="lowest of the high levels in --grid (default: 3 or the top)")
     args = flags.parse(parser, argv)
     grid = args.grid
     if args.theta is not None and not grid:
-        raise flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")
+        raise cli.flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")
     number = sum(grid or (1, 1))
     numbers = args.images or tuple(range(number))
     if len(numbers) != number:
-        raise flag_error("--images", cli.listing(numbers), f"must be {number} numbers")
+        raise cli.flag_error("--images", cli.listing(numbers), f"must be {number} numbers")
     flow, config, trained = flags.load_flow(args)
-    theta = min(PAPERS_THETA, flow.num_levels - 1) if args.theta is None else args.theta
+    theta = min(3, flow.num_levels - 1) if args.theta is None else args.theta  # the paper's is 3
     cli.check_range("--theta", [theta], flow.num_levels + 1)
     images = flags.load_images(config, args.data_path, numbers)
     if grid:

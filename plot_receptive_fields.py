@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4).
-
-Receptive fields are kept in --fig_dir. Of Real NVP, which takes a pass per latent, a random subset is computed.
-"""
+"""Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4)."""
 
 import numpy as np
 import torch
@@ -12,7 +9,6 @@ from matplotlib.figure import Figure
 import args as flags
 from flow.fields import get_fields
 from utils import cli, plotting
-from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, save_figure, squares, style
 from utils.random import generator
 from utils.results import about, save
 
@@ -34,16 +30,16 @@ def choose_rows(fields, levels, way, number, seed):
 def draw_fields(fields, rows):
     """A figure of fields, each under its latent's name; rows: (level, numbers of fields), wrapped where too long."""
     longest = max(len(numbers) for _, numbers in rows)
-    full, ncols = (COLUMN, 5) if longest <= 5 else (PAGE, 10)
-    left, gap, bottom = 0.42, 0.05, 0.34  # inches
+    full, ncols = (plotting.COLUMN, 5) if longest <= 5 else (plotting.PAGE, 10)
+    left, gap, down, bottom = 0.42, 0.05, plotting.COLUMN_LABEL, 0.34  # inches
     size = (full - left + gap) / ncols - gap
     lines = [(k, h, part) for h, numbers in rows for k, part in enumerate(numbers.split(ncols))]
     width = left + max(2, min(longest, ncols)) * (size + gap) - gap  # the scale takes two
-    height = len(lines) * (size + COLUMN_LABEL) + bottom
+    height = len(lines) * (size + down) + bottom
     length = min(1.3, width - left - 0.1)  # of the scale of colours
-    with style():
+    with plotting.style():
         figure = Figure(figsize=(width, height))
-        grid = squares(figure, len(lines), ncols, size, left, COLUMN_LABEL, gap, COLUMN_LABEL)
+        grid = plotting.squares(figure, len(lines), ncols, size, left, down, gap, down)
         for row, (k, h, part) in enumerate(lines):
             panels = [figure.add_subplot(grid[row, column]) for column in range(len(part))]
             for axes, number, image in zip(panels, part, plotting.field_pictures(fields.fields[part]), strict=True):
@@ -62,8 +58,8 @@ def draw_histogram(fields, levels, logarithmic=False):
     ends = np.array([0.99 * strengths.min(), 1.01 * strengths.max()])
     edges = np.geomspace(*ends, BINS + 1) if logarithmic else np.linspace(0, strengths.max(), BINS + 1)
     counts = [np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))]
-    with style():
-        figure = Figure(figsize=(COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
+    with plotting.style():
+        figure = Figure(figsize=(plotting.COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
         panels = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for h, axes in zip(levels, panels, strict=True):
             axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=plotting.COLOURS[0])
@@ -127,7 +123,7 @@ def main(argv=None):
     text = cli.listing(args.temperature)
     name += f"_h{cli.listing(args.levels)}" if args.levels else ""
     name += f"_T{text}" if text != "1" else ""
-    save_figure(figure, flags.picture_path(args, config, name))
+    plotting.save_figure(figure, flags.picture_path(args, config, name))
     draws = f"mean of {args.draws} draws at T = {text}, seed {args.draw_seed}"
     print(f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, {draws}: {trained['weights']}")
     record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}

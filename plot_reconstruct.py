@@ -11,7 +11,7 @@ from flow.latents import at_levels, decode, encode
 from flow.preprocess import to_bytes
 from utils import cli
 from utils.plotting import COLUMN, grid_figure, save_figure, save_pixels
-from utils.results import about, save
+from utils.results import about, save, table
 
 
 def edited(flow, z, other=None, swap=(), scale=(), values=()):
@@ -45,11 +45,10 @@ def main(argv=None):
     def add_edit(flag, kind, metavar, help):
         add(flag, type=cli.number_list(kind), default=(), metavar=f"{metavar}[,…]", help=help)
 
-    scale, value = cli.assignment(cli.count, cli.finite), cli.assignment(cli.latent_name, cli.finite)
     add_edit("--swap", cli.count, "H", "levels to take from the other image")
-    add_edit("--scale", scale, "H=FACTOR", "multiply the latents of a level by a factor")
+    add_edit("--scale", cli.assignment(cli.count, cli.finite), "H=FACTOR", "multiply a level's latents by a factor")
     add_edit("--zero", cli.count, "H", "levels whose latents become 0")
-    add_edit("--set", value, "H:I:J:C=VALUE", "give single latents, level:row:column:channel, a value")
+    add_edit("--set", cli.assignment(cli.latent_name, cli.finite), "H:I:J:C=VALUE", "set level:row:column:channel")
     args = flags.parse(parser, argv)
     if bool(args.swap) != bool(args.other):
         raise cli.flag_error("--swap", cli.listing(args.swap) or "missing", "goes together with --other")
@@ -67,9 +66,7 @@ def main(argv=None):
     results = {"file": args.file, "largest_error": error.max().item(), "pixel_values_off": (error > 0).sum().item()}
     results["energies"] = energies(flow, z[:1])
     print("{file}: largest error {largest_error} of 255, {pixel_values_off} pixel values off".format(**results))
-    for energy in results["energies"]:
-        words = "level {level}: {latents} latents, mean square {mean_square:.3f} (1 under the prior), -log p"
-        print((words + " {nats_per_latent:.3f} nats per latent").format(**energy))
+    print(*table(results["energies"]), "mean_square is 1 under the prior, nats_per_latent is -log p", sep="\n")
     if args.other:
         panels["other"] = images[1:] / 255
     if factors or values or args.swap:

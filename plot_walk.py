@@ -9,7 +9,7 @@ from tqdm import tqdm
 import args as flags
 from flow.latents import decode, encode, interpolate, papers_range, random_walk, vary
 from utils import cli
-from utils.plotting import PAGE, grid_figure, save_animation, save_figure, screen_width
+from utils.plotting import PAGE, SCREEN_DPI, SCREEN_WIDTH, grid_figure, image_grid, save_animation, save_figure
 from utils.random import generator
 
 STRIP = 8  # frames side by side
@@ -45,10 +45,10 @@ def walks(flow, config, args):
 
 
 def draw(images, labels, path, closed):
-    """Write labelled frames (F, B, C, L, L) as a GIF, and some of them side by side with a row per sample. If the last
-    frame does not lead back to the first, as in a closed walk, the GIF goes there and back."""
+    """Write labelled frames (F, B, C, L, L) as a GIF, there and back unless closed, and some of them side by side."""
     n, ncols = len(images), math.ceil(images.shape[1] ** 0.5)
-    width = screen_width(images[0], ncols)
+    pixels = image_grid(images[0], ncols).shape[1]
+    width = pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI  # a pixel becomes a whole number of pixels of the GIF
     order = [*range(n), *([] if closed else range(n - 2, 0, -1))]
     progress = tqdm(order, desc="draw", unit="frame", leave=False, disable=None)
     figures = (grid_figure(images[k], ncols, width, columns=[labels[k]]) for k in progress)
@@ -63,8 +63,7 @@ def main(argv=None):
     group = parser.add_argument_group("walk")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     which("--levels", type=cli.counts, metavar="H[,H…]", help="random walk in these levels (default: the top level)")
-    latents = "sweep these level:row:column:channel, a GIF each"
-    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
+    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help="sweep level:row:column:channel, a GIF each")
     which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="from one test image to another")
     cli.add_temperature(add)
     cli.add_range(add)

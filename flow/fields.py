@@ -43,12 +43,11 @@ class Fields:
 
 
 def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, subset=None, weights="a flow"):
-    """The Fields of a flow and its config, from the file `{path}_….cache` if they are there.
+    """The Fields of a flow and its config, from the file `{path}_….cache` if they are there. Raises UserError, naming
+    the file `weights`, if a field is not finite.
 
     n, temperatures: draws of z, and their temperature at each level, None for 1
-    latents: (channel, row, column) of each. None: `subset` random ones of each level, by default all of an RG-Flow up
-        to MOST_ENTRIES, otherwise SUBSET
-    Raises UserError, naming the file `weights`, if a field is not finite.
+    latents: (channel, row, column) of each; None: `subset` random ones of each level, by default all if they are few
     """
     if latents is None:
         few = flow.layers() and flow.nchannels * flow.L**4 <= MOST_ENTRIES

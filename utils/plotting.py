@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -40,7 +39,7 @@ def field_pictures(fields):
     """Receptive fields (S, L, L), each divided by its largest value, in colours: (S, 3, L, L) in [0, 1]."""
     fields = np.asarray(fields)
     shares = fields / fields.max((1, 2), keepdims=True).clip(np.finfo(fields.dtype).tiny)
-    return colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
+    return matplotlib.colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
 
 
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
@@ -55,12 +54,12 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
+    write_text = partial(figure.text, va="center", fontsize=FONT_SIZE)
     for k, label in enumerate(rows):
-        y = (1 - (k + 0.5) / len(rows)) * panel / height
-        figure.text((left - 0.05) / width, y, label, ha="right", va="center", fontsize=FONT_SIZE)
+        write_text((left - 0.05) / width, (1 - (k + 0.5) / len(rows)) * panel / height, label, ha="right")
     for k, label in enumerate(columns):
         x = (left + (k + 0.5) / len(columns) * (width - left)) / width
-        figure.text(x, 1 - top / height / 2, label, ha="center", va="center", fontsize=FONT_SIZE)
+        write_text(x, 1 - top / height / 2, label, ha="center")
     return figure
 
 
@@ -94,12 +93,6 @@ def write(path, save, parents=True, quiet=False):
 def save_figure(figure, path, endings=(".png", ".pdf"), **how):
     """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
     return [write(f"{path}{end}", partial(figure.savefig, format=end[1:], dpi=300), **how) for end in endings]
-
-
-def screen_width(images, ncols):
-    """Inches that make a pixel of a grid of images (N, C, L, L) a whole number of pixels of an animation."""
-    pixels = image_grid(images, ncols).shape[1]
-    return pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI
 
 
 def save_animation(figures, path, seconds):
