@@ -122,8 +122,8 @@ def factors(readings, variant, kind):
 
 
 def weights(mixed, high, low):
-    """Least squares mixed = w_high high + w_low low + constant, (N, D) each -> a dict: the two weights, one
-    pair for all D, the share of the variance that they explain, r2, N and, if these are None, why, a sentence."""
+    """Least squares mixed = w_high high + w_low low + constant, (N, D) each, one pair of weights for all D numbers -> a
+    dict: high, low, their r2, number, N, and failure, a sentence on why the first three are None."""
     result = {"high": None, "low": None, "r2": None, "number": len(mixed), "failure": None}
     if len(mixed) < MIN_ROWS:
         return {**result, "failure": f"ovals for {len(mixed)} rows only, at least {MIN_ROWS} are needed"}
@@ -148,12 +148,11 @@ def rows(record):
             yield row("moved", f"{data} {factor}, {flow}", cells, details, first)
         details = f"{seeds}, {record['pairs']:,} pairs of test images"
         thetas = list(zip(*(result["mixing"] for result in results), strict=True))
-        lines = {"structure score": [means(own, score=2) for own in thetas]}
-        for kind in FACTORS[1]:
-            lines[f"{kind} factor"] = [means([each[kind] for each in own], high=2, low=2) for own in thetas]
+        lines = {f"{k} factor": [means([each[k] for each in own], high=2, low=2) for own in thetas] for k in FACTORS[1]}
+        lines["structure score"] = [means(own, score=2) for own in thetas]
         lines["cells with an oval, %"] = [in_words([100 * each["found"] for each in own], 1) for own in thetas]
         for name, line in lines.items():
-            cells = {f"Θ = {theta}": text for theta, text in enumerate(line)}
+            cells = {f"Θ = {own[0]['theta']}": text for own, text in zip(thetas, line, strict=True)}
             yield row("mixing", f"{data} {name}, {flow}", cells, details, first)
 
 

@@ -54,17 +54,17 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
-    write_text = partial(figure.text, va="center", fontsize=FONT_SIZE)
+    add_text = partial(figure.text, va="center", fontsize=FONT_SIZE)
     for k, label in enumerate(rows):
-        write_text((left - 0.05) / width, (1 - (k + 0.5) / len(rows)) * panel / height, label, ha="right")
+        add_text((left - 0.05) / width, (1 - (k + 0.5) / len(rows)) * panel / height, label, ha="right")
     for k, label in enumerate(columns):
         x = (left + (k + 0.5) / len(columns) * (width - left)) / width
-        write_text(x, 1 - top / height / 2, label, ha="center")
+        add_text(x, 1 - top / height / 2, label, ha="center")
     return figure
 
 
 def squares(figure, nrows, ncols, size, left, top, across, down):
-    """A GridSpec of squares, `across` and `down` apart, `left` and `top` from its corner, in inches."""
+    """A GridSpec of squares, `across` and `down` apart, `left` and `top` from the figure's corner; all in inches."""
     width, height = figure.get_size_inches()
     right, bottom = left + ncols * (size + across) - across, top + nrows * (size + down) - down
     sides = {"left": left / width, "right": right / width, "top": 1 - top / height, "bottom": 1 - bottom / height}
