@@ -1,24 +1,7 @@
 #!/usr/bin/env python3
-"""What latents and mixing do to MSDS1 or MSDS2, as numbers: the claims of section 4.1 (figure 4) and of section 4.5.
-
-    python effects.py --weights saved_model/msds1/…/60.state --json results/effects.json
-    python effects.py --weights RGFLOW_MSDS1 REALNVP_MSDS1 RGFLOW_MSDS2 REALNVP_MSDS2
-
-Ovals are read from the pixels (`data.msds_structure`) of images that are generated from changed latents of test images.
-
-Latents: the strongest of each level, by receptive fields, are moved one at a time (`moved`). The paper claims that a
-latent of the top level changes the global factor (colour in MSDS1, orientation in MSDS2) of all ovals, and one of a low
-level the local factor, the other one, of one oval. Of Real NVP only a few random latents of each level are compared.
-
-Mixing: levels h >= theta of one test image with levels h < theta of another (equation 15). Measured: least squares of
-the mixed image's global factor, the mean over its ovals, on those of both images, and of each oval's local factor on
-those of the two ovals in its cell; whether the mixed images still are MSDS images (cells with an oval, score).
-
-Receptive fields are kept in --fig_dir, shared with plot_receptive_fields.py.
-"""
+"""What latents and mixing do to MSDS1 or MSDS2, as numbers: the claims of section 4.1 (figure 4) and of section 4.5."""
 
 import statistics
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -31,14 +14,13 @@ from flow.fields import get_fields
 from flow.latents import decode, encode, mix, vary
 from flow.preprocess import to_bytes
 from utils import cli
-from utils.cli import UserError, flag_error
 from utils.results import about, by_network, in_words, means, row, save, table
 
 FACTORS = {1: {"global": "colour", "local": "orientation"}, 2: {"global": "orientation", "local": "colour"}}
 # Distance in RGB, of 256 levels, and degrees. Between two drawings that differ in the other factor alone, the readings
 # of 0.7 % and 0.02 % of the ovals differ by more (root mean square 4.8 to 5.2 levels, 0.5 degrees; 300 images a set).
 THRESHOLDS = {"colour": 20.0, "orientation": 10.0}
-SETTINGS = "images", "pairs", "strongest", "range", "steps", "draws"
+DIGITS = {"ovals": 1, "most": 1, "common": 2}
 MIN_OVALS = 8  # of 16, that an image's global factor needs
 MIN_ROWS = 20  # images, or ovals, that a regression needs
 
@@ -52,10 +34,8 @@ def read_ovals(images):
 
 
 def moved(images):
-    """What moving a latent does to ovals: images in [0, 1] (n, B, 3, 32, 32) of n values -> results, a dict.
-
-    found: share of cells with an oval at all values, which alone are counted; colour, orientation: `change`
-    """
+    """What moving a latent does to ovals: images in [0, 1] (n, B, 3, 32, 32) of n values -> `change` of factors, and
+    found, the share of cells with an oval at all values, which alone are counted."""
     colours, angles, found = read_ovals(images)
     found = found.all(0)
     angles = np.unwrap(angles, axis=0, period=180)  # turns add up from value to value, so that none has two signs
@@ -69,25 +49,26 @@ def change(vectors, found, threshold):
 
     ovals: number per image that differ by more than the threshold at some value
     size: how much these differ at most, mean; None without them
-    common: mean scalar product of the vectors of two ovals of an image / of an oval with itself, over images with
-        two ovals; None without changed ovals in these
+    common: mean scalar product of the vectors of two ovals of an image / of an oval with itself, over images with two
+        ovals; None without changed ovals in these
     """
     vectors = vectors * found[..., None]
     size = np.linalg.norm(vectors, axis=-1).max(0)
     changed = size > threshold
     mean_size = float(size[changed].mean()) if changed.any() else None
     result = {"ovals": float(changed.sum(1).mean()), "size": mean_size, "common": None}
-    others = found.sum(1) - 1  # ovals of the image beside one
-    if changed[others > 0].any():
+    several = found.sum(1) > 1
+    if changed[several].any():
         own = np.square(vectors).sum((0, 2, 3))  # (B,)
         pairs = np.square(vectors.sum(2)).sum((0, 2)) - own
-        result["common"] = float(pairs[others > 0].sum() / (own * others)[others > 0].sum())
+        result["common"] = float(pairs[several].sum() / (own * (found.sum(1) - 1))[several].sum())
     return result
 
 
 def of_latents(flow, fields, levels, number, z, values):
-    """Results for the `number` strongest latents of each level, moved in z (B, C, L, L): a dict each."""
-    chosen, results = [k for h in levels for k in fields.strongest(h, number).tolist()], []
+    """Results for the `number` strongest latents of each level, moved one at a time in z (B, C, L, L): a dict each. In
+    the paper one of the top level changes the global factor of all ovals, one of a low level the local one of one."""
+    chosen, results = torch.cat([fields.strongest(h, number) for h in levels]), []
     for k in tqdm(chosen, desc="move", unit="latent", leave=False, disable=None):
         named = {"level": int(fields.levels[k]), "latent": fields.name(k), "strength": fields.strengths[k].item()}
         results.append({**named, **moved(vary(flow, z, tuple(fields.latents[k].tolist()), values))})
@@ -103,8 +84,8 @@ def of_levels(latents):
         return {name: statistics.mean(own) if own else None for name, own in values.items()}
 
     results = []
-    for h, own in groupby(latents, lambda each: each["level"]):
-        own = list(own)
+    for h in dict.fromkeys(each["level"] for each in latents):
+        own = [each for each in latents if each["level"] == h]
         result = {"level": h, "latents": len(own), **mean(own, "strength", "found")}
         for factor in THRESHOLDS:
             most = max(own, key=lambda each, factor=factor: each[factor]["ovals"])
@@ -115,7 +96,8 @@ def of_levels(latents):
 
 
 def of_mixing(flow, high, low, variant):
-    """Results for each theta, 0 … h_L + 1, of mixing uint8 images high and low (P, 3, 32, 32): a dict each."""
+    """Results for each theta, 0 … h_L + 1, of mixing (equation 15) uint8 images high and low (P, 3, 32, 32): a
+    dict each, `weights` of the global factor of images and the local one of ovals, and scores as images of MSDS."""
     z = encode(flow, torch.cat((high, low))).chunk(2)
     sources, results = [find_ovals(images.numpy()) for images in (high, low)], []
     for theta in range(flow.num_levels + 1):
@@ -128,10 +110,8 @@ def of_mixing(flow, high, low, variant):
 
 
 def factors(readings, variant, kind):
-    """The global or local factor in each of the readings of `find_ovals`: numbers to be averaged, (N, D) each.
-
-    global: means of the ovals of each image with MIN_OVALS in all readings; local: of each cell with an oval in all
-    """
+    """The factor of a kind in each of the readings of `find_ovals`, (N, D) each: the global one is the mean of ovals
+    of each image with MIN_OVALS in all readings, the local one that of each cell with an oval in all."""
     colours, angles, found = zip(*readings, strict=True)
     values = colours if FACTORS[variant][kind] == "colour" else [msds.doubled(each) for each in angles]
     if kind == "local":
@@ -142,11 +122,8 @@ def factors(readings, variant, kind):
 
 
 def weights(mixed, high, low):
-    """Least squares mixed = w_high high + w_low low + constant, (N, D) each: one pair of weights for all D numbers.
-
-    high, low: the weights; r2: the share of the variance of `mixed` that they explain; number: N
-    failure: why these are None, a sentence
-    """
+    """Least squares mixed = w_high high + w_low low + constant, (N, D) each, one pair of weights for all D numbers -> a
+    dict: high, low, their r2, number, N, and failure, a sentence on why the first three are None."""
     result = {"high": None, "low": None, "r2": None, "number": len(mixed), "failure": None}
     if len(mixed) < MIN_ROWS:
         return {**result, "failure": f"ovals for {len(mixed)} rows only, at least {MIN_ROWS} are needed"}
@@ -160,7 +137,6 @@ def weights(mixed, high, low):
 
 
 def rows(record):
-    """What the tables of moved latents and of mixing show of a record, see `utils.results.row`."""
     thresholds, (low, high) = record["thresholds"], record["range"]
     moves = f"moved from {low:g} to {high:g} in {record['images']:,} test images; changed: by more than"
     moves += f" {thresholds['colour']:g} of 256 levels or {thresholds['orientation']:g}°"
@@ -168,30 +144,27 @@ def rows(record):
         levels = list(zip(*(result["levels"] for result in results), strict=True))
         details = f"{seeds}, {moves}; {max(own[0]['latents'] for own in levels)} latents a level"
         for factor in THRESHOLDS:
-            changes = {own[0]["level"]: [each[factor] for each in own] for own in levels}
-            cells = {f"h = {h}": means(own, ovals=1, most=1, common=2) for h, own in changes.items()}
+            cells = {f"h = {own[0]['level']}": means([each[factor] for each in own], **DIGITS) for own in levels}
             yield row("moved", f"{data} {factor}, {flow}", cells, details, first)
-        cells = {}
-        for own in zip(*(result["mixing"] for result in results), strict=True):
-            of_theta = {f"{kind} factor": means([each[kind] for each in own], high=2, low=2) for kind in FACTORS[1]}
-            of_theta["structure score"] = means(own, score=2)
-            of_theta["cells with an oval, %"] = in_words([100 * each["found"] for each in own], 1)
-            for name, text in of_theta.items():
-                cells.setdefault(name, {})[f"Θ = {own[0]['theta']}"] = text
         details = f"{seeds}, {record['pairs']:,} pairs of test images"
-        for name, of_name in cells.items():
-            yield row("mixing", f"{data} {name}, {flow}", of_name, details, first)
+        thetas = list(zip(*(result["mixing"] for result in results), strict=True))
+        lines = {f"{k} factor": [means([each[k] for each in own], high=2, low=2) for own in thetas] for k in FACTORS[1]}
+        lines["structure score"] = [means(own, score=2) for own in thetas]
+        lines["cells with an oval, %"] = [in_words([100 * each["found"] for each in own], 1) for own in thetas]
+        for name, line in lines.items():
+            cells = {f"Θ = {own[0]['theta']}": text for own, text in zip(thetas, line, strict=True)}
+            yield row("mixing", f"{data} {name}, {flow}", cells, details, first)
 
 
-def measure(args, flow, config, variant):
-    """The results for a flow, a dict. Raises FloatingPointError for images that it generates."""
+def measure(args, flow, config, variant, weights):
+    """The results for a flow, a dict. Raises FloatingPointError for images that are not finite."""
     levels = cli.check_levels(args.levels, flow)
     dataset, warnings = flags.open_data(config, args.data_path)
     for flag, most in (("images", len(dataset.test)), ("pairs", len(dataset.test) // 2)):
         if getattr(args, flag) > most:
-            raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
+            raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
     path = flags.picture_path(args, config, "receptive_fields")
-    fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level)
+    fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level, weights=weights)
     z = encode(flow, torch.from_numpy(dataset.test[: args.images]))
     values = torch.linspace(*args.range, args.steps, dtype=torch.float64)
     latents = of_latents(flow, fields, levels, args.strongest, z, values)
@@ -201,7 +174,7 @@ def measure(args, flow, config, variant):
     return {**result, "calibration": errors, "warnings": warnings}
 
 
-def effects_parser():
+def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True, images=True, several=True)
     add = parser.add_argument_group("effects").add_argument
     add("--strongest", type=cli.positive, default=8, metavar="N", help="latents moved at each level")
@@ -212,19 +185,16 @@ def effects_parser():
     many = cli.number(int, MIN_ROWS, cli.LARGEST, f"a whole number from {MIN_ROWS} to {cli.LARGEST}")
     add("--pairs", type=many, default=200, metavar="N", help="pairs of test images to mix")
     cli.add_field_flags(add)
-    return parser
-
-
-def main(argv=None):
-    args = flags.parse(effects_parser(), argv)
+    args = flags.parse(parser, argv)
     record = {"kind": "effects", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
-    record |= {**{name: getattr(args, name) for name in SETTINGS}, "thresholds": THRESHOLDS, "results": []}
+    settings = "images", "pairs", "strongest", "range", "steps", "draws"
+    record |= {**{name: getattr(args, name) for name in settings}, "thresholds": THRESHOLDS, "results": []}
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         print(f"{named['data']}, {named['network']}, seed {named['seed']}: {trained['weights']}")
         try:
-            result = measure(args, flow, config, msds.VARIANTS[named["data"]])
+            result = measure(args, flow, config, msds.VARIANTS[named["data"]], trained["weights"])
         except FloatingPointError as error:
-            raise UserError(f"{trained['weights']}: {error}") from error
+            raise cli.UserError(f"{trained['weights']}: {error}") from error
         record["results"].append({**named, **trained, **result, "config": config})
         print(*table(result["levels"]), "", *table(result["mixing"]), sep="\n", flush=True)
         if args.json:  # after each flow, in case a later one fails

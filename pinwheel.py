@@ -1,15 +1,11 @@
 #!/usr/bin/env python3
 """Train two-dimensional flows with both priors on a pinwheel (Appendix E, figure E1): do quadrants go to legs?
 
-    python pinwheel.py --seeds 1 --steps 500 --json pinwheel.json
-
-The number behind the figure, the accuracy: the share of draws from the prior whose images are nearest to the spiral
-arm of their sector of the latent plane, under the best matching of sectors with arms. Sectors are the quadrants, as in
-the paper, and quadrants turned in steps of 5 degrees: a flow need not lay its legs where the axes are.
+Sectors are the quadrants, as in the paper, and quadrants turned: a flow need not lay its legs where the axes are.
 """
 
 import math
-from itertools import groupby, permutations
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -23,7 +19,7 @@ from layers.residual import ResidualNetworks
 from utils import cli
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.random import derived_seed, generator
-from utils.results import PRIOR_NAMES, about, means, row, save
+from utils.results import PRIOR_NAMES, about, entries, means, row, save
 
 LEGS, RADIAL_STD, TANGENTIAL_STD, RATE = 4, 0.3, 0.1, 0.25
 BATCH, LR, CLIP, NLAYERS, NHIDDEN = 512, 1e-2, 1.0, 4, 32
@@ -53,7 +49,6 @@ class PlanarFlow(nn.Module):
         return torch.cat((kept, moved), 1)
 
     def log_prob(self, x):
-        """Nats: (N, 2) -> (N,)."""
         z, log_det = self(x)
         return self.prior.log_prob(z).sum(1) + log_det
 
@@ -129,9 +124,8 @@ def measure(flow, n, seed):
 
 
 def rows(record):
-    """What the table of the pinwheel shows of a record, see `utils.results.row`."""
-    for prior, own in groupby(record["results"], lambda each: each["prior"]):
-        own = list(own)
+    for prior in dict.fromkeys(each["prior"] for each in record["results"]):
+        own = [each for each in record["results"] if each["prior"] == prior]
         cells = {column: means(own, **{key: 3}) for key, column in COLUMNS.items()}
         yield row("pinwheel", PRIOR_NAMES[prior], cells, f"{len(own)} seeds, {record['config']['steps']:,} steps each")
 
@@ -152,8 +146,8 @@ def draw_figure(flows, seed):
             row[1].scatter(*z.T, s=8, c=colours, linewidths=0)
             row[2].scatter(*x.T, s=8, c=colours, linewidths=0)
             row[3].scatter(*target.T, s=1, c="0.5", linewidths=0, rasterized=True)
-            row[1].axhline(0, color="0.6", linewidth=0.5, zorder=0)
-            row[1].axvline(0, color="0.6", linewidth=0.5, zorder=0)
+            for draw_axis in (row[1].axhline, row[1].axvline):
+                draw_axis(0, color="0.6", linewidth=0.5, zorder=0)
             for axes, limit in zip(row, (4, 4, 2.2, 2.2), strict=True):
                 edges, ticks = (-limit, limit), (-2, 0, 2)
                 axes.set(xlim=edges, ylim=edges, aspect="equal", xticks=ticks, yticks=ticks)
@@ -174,7 +168,6 @@ def main(argv=None):
     add("--points", type=cli.positive, default=10_000, metavar="N", help="draws behind the accuracy")
     args = parser.parse_args(argv)
     cli.check_output(parser, args)
-
     origin = about(__file__, argv, "cpu")  # at the start: the commit of the code that runs
     results, shown = [], {}
     for prior in PRIOR_NAMES:
@@ -182,9 +175,7 @@ def main(argv=None):
             flow = train(prior, seed, args.steps)
             shown.setdefault(prior, flow)
             results.append({"prior": prior, "seed": seed, **measure(flow, args.points, args.draw_seed)})
-            words = "{prior:8} seed {seed}: {nats:.3f} nats; accuracy of quadrants {quadrants:.3f}, about the axes"
-            words += " {axes:.3f}, best {best:.3f} at {best_degrees} degrees"
-            print(words.format(**results[-1]), flush=True)
+            print(*(f"{name} {text}" for name, text in entries(results[-1])), sep=", ", flush=True)
         words = ", ".join(f"{key} {means(results[-args.seeds :], **{key: 3})}" for key in ("nats", *COLUMNS))
         print(f"{prior:8} mean of {args.seeds}: {words}")
     x, legs = pinwheel(args.points, generator(args.draw_seed, "test"))

@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights.
-
-python plot_cones.py --latents 3:16:16:0,0:5:7:0 --regions 0:0,11:11 --region_size 10
-"""
+"""Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights."""
 
 from pathlib import Path
 
@@ -14,8 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from flow.hierarchy import generation_cone, inference_cone, level_map, num_levels
 from utils import cli
-from utils.cli import flag_error
-from utils.plotting import COLOURS, COLUMN_LABEL, FONT_SIZE, PAGE, add_axes, save_figure, style
+from utils.plotting import COLOURS, COLUMN_LABEL, PAGE, save_figure, squares, style
 
 BLUE, ORANGE, GREEN, _, RED, _ = COLOURS
 KEPT, LATENT = "#FFFFFF", "#D0D0D0"
@@ -25,9 +21,8 @@ DASHES = (0, (3, 1.5))
 def generation_sections(h, i, j, L, m):
     """The variables of x^(k) that a latent of level h in row i, column j affects, for k = 0 … h_L, nothing for k > h:
     (L / 2^k, L / 2^k) bool each. The levels from k up are the whole hierarchy of an image of edge L / 2^k."""
-    levels = range(num_levels(L, m))
-    above = [np.zeros((L >> k, L >> k), dtype=bool) for k in levels[h + 1 :]]
-    return [generation_cone(i >> k, j >> k, L >> k, m).numpy() for k in levels[: h + 1]] + above
+    cones = [generation_cone(i >> k, j >> k, L >> k, m).numpy() for k in range(h + 1)]
+    return cones + [np.zeros((L >> k, L >> k), dtype=bool) for k in range(h + 1, num_levels(L, m))]
 
 
 def inference_sections(i, j, size, L, m):
@@ -44,7 +39,7 @@ def latents_of_levels(L, m):
     return [levels[:: 2**h, :: 2**h] == h for h in range(num_levels(L, m))]
 
 
-def draw_section(axes, cells, latents, m, colour, title):
+def draw_section(axes, cells, latents, m, colour):
     """One level from above: its latents, `cells` (l, l) bool in a colour, and the edges of the blocks."""
     l = len(latents)
     picture = np.where(latents[..., None], to_rgb(LATENT), to_rgb(KEPT))
@@ -55,45 +50,35 @@ def draw_section(axes, cells, latents, m, colour, title):
         for draw_lines in (axes.hlines, axes.vlines):
             draw_lines(edges, 0, l, colors=colour, linestyles=line, linewidth=min(0.8, 12 / l))
     axes.set(xticks=[], yticks=[], xlim=(0, l), ylim=(l, 0))
-    axes.set_title(title, fontsize=FONT_SIZE, pad=2)
 
 
-def draw(L, m, C, cones):
-    """A figure with a column per level: the blocks, then a row per cone.
-
-    cones: (label, colour, sections, how many variables they are part of at each level, (level, row, column, size) of
-        what to outline) each
-    """
+def draw(L, m, cones):
+    """A figure with a column per level: the blocks, then a row per cone: its label, colour, sections, their titles, and
+    (level, (column, row), width, height) of what to outline."""
     latents = latents_of_levels(L, m)
-    left, gap, bottom = 0.75, 0.06, 0.42  # inches
+    left, gap, down, bottom = 0.75, 0.06, COLUMN_LABEL + 0.02, 0.42  # inches
     size = min(1.6, (PAGE - left + gap) / len(latents) - gap)
-    height = size + COLUMN_LABEL + 0.02
-    width = left + len(latents) * (size + gap) - gap
-    figure = Figure(figsize=(width, (1 + len(cones)) * height + bottom))
-    blocks = "blocks", LATENT, [np.zeros_like(each) for each in latents], (), ()
+    none = [np.zeros_like(each) for each in latents]
+    rows = [("blocks", LATENT, none, [f"$h = {h}$" for h in range(len(none))], (-1,)), *cones]
     with style():
-        for row, (label, colour, sections, totals, outlined) in enumerate([blocks, *cones]):
-            top = (row + 1) * height - size
-            y = 1 - (top + size / 2) / figure.get_figheight()
-            figure.text((left - 0.08) / width, y, label, ha="right", va="center")
-            for h, cells in enumerate(sections):
-                axes = add_axes(figure, left + h * (size + gap), top, size, size)
-                title = f"{C * cells.sum()} of {totals[h]}" if row else f"$h = {h}$"
-                draw_section(axes, cells, latents[h], m, colour, title)
-                if row and outlined[0] == h:
-                    _, i, j, edge = outlined
-                    axes.add_patch(Rectangle((j, i), edge, edge, fill=False, linewidth=1.2, zorder=3))
-        edge = {"edgecolor": "#808080", "linewidth": 0.5}
+        figure = Figure(figsize=(left + len(none) * (size + gap) - gap, len(rows) * (size + down) + bottom))
+        panels = squares(figure, len(rows), len(none), size, left, down, gap, down).subplots(squeeze=False)
+        for own, (label, colour, sections, titles, (level, *square)) in zip(panels, rows, strict=True):
+            own[0].set_ylabel(label, rotation=0, ha="right", va="center")
+            for h, axes in enumerate(own):
+                draw_section(axes, sections[h], latents[h], m, colour)
+                axes.set_title(titles[h], pad=2)
+                if h == level:
+                    axes.add_patch(Rectangle(*square, fill=False, linewidth=1.2, zorder=3))
         legend = {
-            "latent of the level": Patch(facecolor=LATENT, **edge),
-            "goes on to the next level": Patch(facecolor=KEPT, **edge),
+            "latent of the level": Patch(facecolor=LATENT, edgecolor="#808080", linewidth=0.5),
+            "goes on to the next level": Patch(facecolor=KEPT, edgecolor="#808080", linewidth=0.5),
             "blocks of the decimator": Line2D([], [], color=ORANGE, linewidth=0.8),
             "blocks of the disentangler": Line2D([], [], color=GREEN, linewidth=0.8, linestyle=DASHES),
             "generation cone of a latent": Patch(facecolor=RED),
             "inference cone of a region": Patch(facecolor=BLUE),
         }
-        place = {"loc": "lower center", "ncols": 3, "frameon": False, "fontsize": FONT_SIZE, "borderpad": 0}
-        figure.legend(legend.values(), legend.keys(), **place)
+        figure.legend(legend.values(), legend.keys(), loc="lower center", ncols=3, frameon=False, borderpad=0)
     return figure
 
 
@@ -105,9 +90,8 @@ def main(argv=None):
     add("--nchannels", type=cli.positive, default=3, metavar="C", help="channels, which counts include")
     latents = "generation cones of these level:row:column:channel (default: one of level 1 near the centre)"
     add("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
-    positions = cli.number_list(cli.indices("row:column", "11:11"))
     regions = "inference cones of squares that start in these row:column (default: the centre)"
-    add("--regions", type=positions, metavar="I:J[,…]", help=regions)
+    add("--regions", type=cli.number_list(cli.indices("row:column", "11:11")), metavar="I:J[,…]", help=regions)
     add("--region_size", type=cli.positive, metavar="PIXELS", help="their edge length (default: 10, or L if smaller)")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     args = parser.parse_args(argv)
@@ -118,28 +102,31 @@ def main(argv=None):
         parser.error(f"argument --{error}")
     size = args.region_size or min(10, L)
     if size > L:
-        raise flag_error("--region_size", size, f"must be at most L, {L}")
+        raise cli.flag_error("--region_size", size, f"must be at most L, {L}")
     h = min(1, args.num_levels - 1)
     names = args.latents or [(h, L // 2 - 2**h, L // 2 - 2**h, 0)]
     cli.check_latents(names, args)
-    for i, j in args.regions or ():
+    regions = args.regions or [((L - size) // 2, (L - size) // 2)]
+    for i, j in regions:
         if max(i, j) > L - size:
             where = f"row and column of a {size} x {size} region must be in 0..{L - size}"
-            raise flag_error("--regions", f"{i}:{j}", where)
+            raise cli.flag_error("--regions", f"{i}:{j}", where)
     cones, captions = [], []
     for h, i, j, c in names:
         sections, name = generation_sections(h, i, j, L, m), f"{h}:{i}:{j}:{c}"
-        totals = [C * cells.size for cells in sections]
-        cones.append((f"generation\ncone of\n{name}", RED, sections, totals, (h, i >> h, j >> h, 1)))
+        titles = [f"{C * cells.sum()} of {C * cells.size}" for cells in sections]
+        cones.append((f"generation\ncone of\n{name}", RED, sections, titles, (h, (j >> h, i >> h), 1, 1)))
         captions.append(f"latent {name} affects {sections[0].sum()} of {L**2} pixels")
     totals = [C * latents.sum() for latents in latents_of_levels(L, m)]
-    for i, j in args.regions or [((L - size) // 2, (L - size) // 2)]:
+    for i, j in regions:
         sections = inference_sections(i, j, size, L, m)
-        cones.append((f"inference\ncone of\n{size} × {size}\nat {i}:{j}", BLUE, sections, totals, (0, i, j, size)))
         counts = [C * cells.sum() for cells in sections]
+        titles = [f"{count} of {total}" for count, total in zip(counts, totals, strict=True)]
+        label, square = f"inference\ncone of\n{size} × {size}\nat {i}:{j}", (0, (j, i), size, size)
+        cones.append((label, BLUE, sections, titles, square))
         listed = ", ".join(f"{count} at h = {h}" for h, count in enumerate(counts))
         captions.append(f"the {size} x {size} pixels at {i}:{j} affect {sum(counts)} of {C * L**2} latents ({listed})")
-    save_figure(draw(L, m, C, cones), Path(args.fig_dir) / f"cones_{C}x{L}x{L}_ks{m}")
+    save_figure(draw(L, m, cones), Path(args.fig_dir) / f"cones_{C}x{L}x{L}_ks{m}")
     print(*captions, sep="\n")
 
 

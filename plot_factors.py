@@ -1,14 +1,9 @@
 #!/usr/bin/env python3
 """Where in the latents are the factors of MSDS1 or MSDS2? Linear probes, level by level and position by position.
 
-    python plot_factors.py --weights saved_model/msds1/…/60.state
-    python plot_factors.py --weights SEED0 SEED1 SEED2 GAUSSIAN0 GAUSSIAN1 GAUSSIAN2 --json factors.json
-
-The factors (`data.msds.factors`): the global one of an image, the local one of each oval, and how far an oval deviates
-from the global one. Measured for each level: R^2 on held-out images of a ridge regression from all its latents (the
-probe), R^2 of the best single latent for each number of the factor, and their ratio: 1 if a factor has latents of its
-own, low if it is spread over many. Pixels can have a high ratio too: compare with a flow that is hardly trained. R^2 of
-levels with many latents grows with the number of training images. Seeds of one network are averaged.
+The probe of a level: R^2 on held-out images of a ridge regression of a factor (`data.msds.factors`) from its latents.
+Its ratio with R^2 of the best single latent is 1 if a factor has latents of its own, low if it is spread over many.
+Pixels can have a high ratio too: compare with a flow that is hardly trained. Seeds of one network are averaged.
 """
 
 from itertools import cycle
@@ -22,9 +17,8 @@ from matplotlib.patches import Patch
 
 import args as flags
 from data import msds
-from flow.preprocess import to_model
+from flow.latents import encode
 from utils import cli
-from utils.cli import UserError, flag_error
 from utils.plotting import COLOURS, PAGE, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
@@ -42,29 +36,19 @@ BATCH = 250  # images
 MIN_PROBE = 0.05  # R^2 of a probe below which the ratio says nothing
 
 
-@torch.no_grad()
-def encode(flow, images, noise):
-    """uint8 images (N, C, L, L), a numpy array -> latents (N, C L L) on the flow's device."""
-    device, dtype = flow.level_map.device, next(flow.parameters()).dtype
-    batches = torch.from_numpy(images).split(BATCH)
-    return torch.cat([flow(to_model(batch.to(device), noise, dtype=dtype)[0])[0].flatten(1) for batch in batches])
-
-
 def probe_levels(flow, latents, factors):
-    """Results for each factor and level, a dict each; R^2 is the mean over ovals and the D numbers of a factor.
-
-    latents: Parts of (N, C L L); factors: name -> Parts of (N, D), or (N, 16, D) for what each oval has
-    """
+    """A dict for each factor and level, from Parts of latents (N, C L L) and, by name, of factors (N, D), or (N, 16, D)
+    for what each oval has; R^2 is the mean over ovals and the D numbers."""
     results, widths = [], [part.fit[0].numel() for part in factors.values()]
     labels = Parts(*(torch.cat([each.flatten(1) for each in part], 1) for part in zip(*factors.values(), strict=True)))
     for h in range(flow.num_levels):
         of_level = Parts(*(part[:, flow.level_map.flatten() == h] for part in latents))
         probes, singles = ridge_r2(of_level, labels).split(widths), single_r2(of_level, labels).split(widths)
         for name, probe, single in zip(factors, probes, singles, strict=True):
-            probe, single = probe.mean().item(), single.mean().item()
-            ratio = single / probe if probe >= MIN_PROBE else None
             result = {"factor": name, "level": h, "latents": of_level.fit.shape[1]}
-            results.append({**result, "probe": probe, "single": single, "ratio": ratio})
+            result |= {"probe": probe.mean().item(), "single": single.mean().item()}
+            ratio = result["single"] / result["probe"] if result["probe"] >= MIN_PROBE else None
+            results.append({**result, "ratio": ratio})
     return results
 
 
@@ -81,13 +65,14 @@ def probe_positions(flow, latents, factors):
     return maps
 
 
-def probe(flow, dataset, variant, images, held_out, seed):
-    """What `probe_levels` and `probe_positions` find in a flow. Raises FloatingPointError for its latents."""
+def probe(flow, dataset, variant, args, weights):
+    """What `probe_levels` and `probe_positions` find in a flow. Raises UserError, naming `weights`, for its latents."""
     device, values = flow.level_map.device, {}
-    for split, number in (("train", images), ("test", held_out)):
-        latents = encode(flow, getattr(dataset, split)[:number], generator(seed, split, device=device))
+    for split, number in (("train", args.images), ("test", args.held_out)):
+        images = torch.from_numpy(getattr(dataset, split)[:number])
+        latents = encode(flow, images, generator(args.draw_seed, split, device=device), BATCH).flatten(1)
         if not latents.isfinite().all():
-            raise FloatingPointError("its latents are not finite")
+            raise cli.UserError(f"{weights}: its latents are not finite")
         labels = msds.factors(variant, *msds.read_labels(dataset.path, split, number))
         for name, each in {"latents": latents, **labels}.items():
             each = torch.as_tensor(each, device=device)
@@ -101,13 +86,11 @@ def grouped(results):
     groups = {}
     for result in results:
         for each in result["levels"]:
-            levels = groups.setdefault((result["network"], each["factor"]), {})
-            levels.setdefault(each["level"], []).append(each)
+            groups.setdefault((result["network"], each["factor"]), {}).setdefault(each["level"], []).append(each)
     return groups
 
 
 def rows(record):
-    """What the table of factors shows of a record, see `utils.results.row`."""
     for first, results, data, flow, seeds in by_network(record["results"]):
         details = f"{seeds}, {record['images']:,} training and {record['held_out']:,} test images"
         for (_, factor), levels in grouped(results).items():
@@ -126,13 +109,12 @@ def draw_figure(groups, results, titles):
         lines = {words: Line2D([], [], color="0.3", **FORMS[name], **THIN) for name, words in WORDS.items()}
         for axes, factor, title in zip(top, FACTORS, titles, strict=True):
             for network, colour in zip(networks, cycle(COLOURS)):
-                levels = groups[network, factor]
+                levels, lines[network] = groups[network, factor], Patch(color=colour)
                 for name, form in FORMS.items():
                     values = [mean_and_deviation([each[name] for each in seeds]) for seeds in levels.values()]
                     heights, deviations = zip(*values, strict=True)
                     bars = None if None in deviations else deviations
                     axes.errorbar(list(levels), heights, bars, color=colour, **form, **THIN)
-                lines[network] = Patch(color=colour)
             axes.axhline(0, color="0.6", linewidth=0.5, zorder=0)
             axes.set(title=title, xlabel="level h", ylim=(-0.05, 1.05), xticks=list(levels))
         top[0].set_ylabel("R² on held-out images")
@@ -155,29 +137,24 @@ def main(argv=None):
     add("--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score")
     args = flags.parse(parser, argv)
     record = {"kind": "factors", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
-    results, dataset = [], None
+    results, data = [], None
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
-        path = trained["weights"]
-        if dataset is None:
+        if data is None:
             data = config["data"]
             dataset, warnings = flags.open_data(config, args.data_path)
             for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
                 if getattr(args, flag) > len(split):
-                    raise flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
+                    raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
         if data != config["data"]:
-            raise UserError(f"{path}: trained on {config['data']}, the flows before it on {data}")
-        try:
-            levels, positions = probe(flow, dataset, msds.VARIANTS[data], args.images, args.held_out, args.draw_seed)
-        except FloatingPointError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise cli.UserError(f"{trained['weights']}: trained on {config['data']}, the flows before it on {data}")
+        levels, positions = probe(flow, dataset, msds.VARIANTS[data], args, trained["weights"])
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = grouped(results)
     print(f"{data}: {args.images} training and {args.held_out} test images; R^2, mean over seeds")
     for (network, factor), levels in groups.items():
         lines = [{"level": h, "latents": own[0]["latents"], "seeds": len(own)} for h, own in levels.items()]
-        for line, own in zip(lines, levels.values(), strict=True):
-            line |= {name: means(own, **{name: 3}) for name in ("probe", "single", "ratio")}
-        print(f"{network}, {factor}", *table(lines), sep="\n")
+        shown = [{name: means(own, **{name: 3}) for name in ("probe", "single", "ratio")} for own in levels.values()]
+        print(f"{network}, {factor}", *table([line | more for line, more in zip(lines, shown, strict=True)]), sep="\n")
     record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
         save(args.json, record, rows)

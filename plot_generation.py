@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Draw how samples are generated, from the highest level down to the image (figure 5 (a)).
-
-python plot_generation.py --weights saved_model/…/10.state --temperature 0.9
-"""
+"""Draw how samples are generated, from the highest level down to the image (figure 5 (a))."""
 
 import torch
 from tqdm import tqdm
@@ -39,8 +36,7 @@ def main(argv=None):
     figure, text = grid_figure(images, flow.num_levels, columns=columns), cli.listing(args.temperature)
     save_figure(figure, flags.picture_path(args, config, f"generation_T{text}"))
     edges = ", ".join(f"{flow.L >> h}x{flow.L >> h} at h = {h}" for h in levels)
-    caption = f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}"
-    print(f"{caption}: pixels {edges}")
+    print(f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}: {edges}")
 
 
 if __name__ == "__main__":

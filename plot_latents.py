@@ -1,11 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the receptive field of latents beside two samples in which they are varied (figures 4 and 6).
-
-python plot_latents.py --weights saved_model/…/10.state --latents 3:0:8:1,1:4:2:0
-python plot_latents.py --weights saved_model/…/10.state --levels 3 --strongest 6
-"""
-
-from itertools import product
+"""Draw the receptive field of latents beside two samples in which they are varied (figures 4 and 6)."""
 
 import torch
 from matplotlib.figure import Figure
@@ -15,15 +9,13 @@ import args as flags
 from flow.fields import get_fields
 from flow.latents import papers_range, vary
 from utils import cli
-from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, add_image, field_pictures, save_figure, style
+from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, field_pictures, save_figure, show, squares
 from utils.random import generator
 
 
 def draw(groups):
-    """A figure of groups: a receptive field on the left, beside it a row per sample and a column per value.
-
-    groups: of each latent its name, its field (3, L, L), the values (n,) and images (n, B, C, L, L)
-    """
+    """A figure of groups: a receptive field on the left, beside it a row per sample and a column per value. Of each: a
+    name, the field (3, L, L), values (n,) and images (n, B, C, L, L)."""
     n, B = groups[0][3].shape[:2]
     gap, between = 0.04, 0.15  # inches
     ncols, width, total = (1, COLUMN, COLUMN) if len(groups) <= 4 else (2, PAGE, (PAGE - between) / 2)
@@ -31,13 +23,14 @@ def draw(groups):
     size = (total + gap) / (n + tall) - gap
     height = B * (size + gap) - gap + COLUMN_LABEL + 0.08
     figure = Figure(figsize=(width, -(-len(groups) // ncols) * height))
-    with style():
-        for g, (name, field, values, images) in enumerate(groups):
-            left, top = g % ncols * (total + between), g // ncols * height + COLUMN_LABEL
-            add_image(figure, field, left, top, tall * (size + gap) - gap, name)
-            for k, b in product(range(n), range(B)):
+    for g, (name, field, values, images) in enumerate(groups):
+        left, top = g % ncols * (total + between), g // ncols * height + COLUMN_LABEL
+        grid = squares(figure, B, tall + n, size, left, top, gap, gap)
+        show(figure.add_subplot(grid[:tall, :tall]), field, name)
+        for k in range(n):
+            for b in range(B):
                 label = "" if b else f"{'z = ' * (k == 0)}{values[k]:.4g}"
-                add_image(figure, images[k, b], left + (tall + k) * (size + gap), top + b * (size + gap), size, label)
+                show(figure.add_subplot(grid[b, tall + k]), images[k, b], label)
     return figure
 
 
@@ -54,13 +47,12 @@ def main(argv=None):
     cli.add_temperatures(add)
     cli.add_field_flags(add)
     args = flags.parse(parser, argv)
-
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperatures(args.temperatures, flow)
     levels = cli.check_levels(args.levels, flow, args.latents)
     latents = args.latents and cli.check_latents(args.latents, flow)
-    path = flags.picture_path(args, config, "receptive_fields")
-    fields = get_fields(flow, config, path, args.draws, args.draw_seed, latents=latents, subset=args.per_level)
+    path, weights = flags.picture_path(args, config, "receptive_fields"), trained["weights"]
+    fields = get_fields(flow, config, path, args.draws, args.draw_seed, None, latents, args.per_level, weights)
     chosen = range(len(latents)) if latents else torch.cat([fields.strongest(h, args.strongest) for h in levels])
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
     groups = []
@@ -72,9 +64,8 @@ def main(argv=None):
     name = "latents" + ("_chosen" if args.latents else f"_h{cli.listing(args.levels)}" if args.levels else "")
     save_figure(draw(groups), flags.picture_path(args, config, name))
     named = ", ".join(f"{fields.name(k)} (strength {fields.strengths[k]:.2g})" for k in chosen)
-    which, text = "chosen" if args.latents else "strongest", cli.listing(temperatures)
-    samples = f"{args.samples} samples at T = {text}, seed {args.draw_seed}"
-    print(f"{which} latents {named}, each in {samples}: {trained['weights']}")
+    samples = f"{args.samples} samples at T = {cli.listing(temperatures)}, seed {args.draw_seed}"
+    print(f"{'chosen' if latents else 'strongest'} latents {named}, each in {samples}: {weights}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 #!/usr/bin/env python3
-"""Draw bits per dimension during training, of one run or of several (no weights needed).
-
-python plot_log.py a/out.jsonl b/out.jsonl --time --labels RG-Flow "Real NVP" --bpd 3,4
-python plot_log.py saved_model/msds1/*/out.jsonl --against weights/msds1_laplace.jsonl
-"""
+"""Draw bits per dimension during training, of one run or of several (no weights needed)."""
 
 import math
 from pathlib import Path
@@ -12,13 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils import cli
-from utils.cli import UserError
 from utils.logging import read_bpds, run_name
 from utils.plotting import COLOURS, COLUMN, save_figure, style
 
 POINTS = 200  # of a training curve: means over as many equal stretches
-ROWS = 20  # of a comparison of training curves
-NO_TESTS = "of training, means since the row above: they have no test after the same step"
 SPREAD = 0.028  # of BPD over three seeds of a small RG-Flow (rnvp) after 1,000 steps, docs/recipe.md; smaller later
 
 
@@ -27,45 +20,22 @@ def read(path):
     try:
         return read_bpds(path)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise cli.UserError(f"{path}: {error}") from error
 
 
 def curves(path, time=False):
-    """Curves of a log: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error.
-
-    time: hours of training instead of steps. Raises UserError for a file with no BPD, or with no times.
-    """
+    """Curves of a log: train (2, n), at most `POINTS` means of steps and BPD, and test (3, n), step, BPD, error; with
+    `time`, hours of training instead of steps. Raises UserError for a file with no BPD, or with no times."""
     axis, unit = ("seconds", 3600) if time else ("step", 1)
     arrays = []
     for records in read(path).values():
         if not all(axis in record for record in records):
-            raise UserError(f"{path}: its records have no {axis}, written by an older version")
+            raise cli.UserError(f"{path}: its records have no {axis}, written by an older version")
         rows = [(record[axis] / unit, record["bpd"], record.get("bpd_stderr", 0)) for record in records]
         arrays.append(np.array(rows, dtype=float).reshape(-1, 3))
     train, test = arrays
     stretches = np.array_split(train[:, :2], min(POINTS, len(train)) or 1)
     return np.array([stretch.mean(0) for stretch in stretches if len(stretch)]).reshape(-1, 2).T, test.T
-
-
-def compare(*runs):
-    """Two runs, of `read`, at the n steps that both have: kind, steps (n,) and BPD (2, n).
-
-    kind: "test", or "train" where no step has a test in both: at most `ROWS` steps, BPD means from one to the next
-    """
-    tests = [{record["step"]: record["bpd"] for record in run["test"]} for run in runs]
-    if common := sorted(tests[0].keys() & tests[1].keys()):
-        return "test", np.array(common), np.array([[test[step] for step in common] for test in tests])
-    sums = [sums_of_training(run["train"]) for run in runs]
-    common = sorted(sums[0].keys() & sums[1].keys(), reverse=True)
-    common = common[:: -(-len(common) // ROWS) or 1][::-1]  # with the last
-    sums = np.array([[total[step] for step in common] for total in sums])
-    return "train", np.array(common), np.diff(sums, prepend=0) / np.diff(common, prepend=0)
-
-
-def sums_of_training(records):
-    """{step: sum of the BPD of all steps up to this one}, from records of means over the steps between them."""
-    means = dict(sorted((record["step"], record["bpd"]) for record in records))
-    return dict(zip(means, np.cumsum(np.diff([*means], prepend=0) * [*means.values()]), strict=True))
 
 
 def verdict(step, own, other, spread):
@@ -77,18 +47,18 @@ def verdict(step, own, other, spread):
 
 
 def comparison(file, against, spread):
-    """Lines: a table of two logs at the same steps, the verdict, whether learning rates differ. Raises as `read`."""
+    """Lines: a table of two logs where both have a test, the verdict, whether learning rates differ. Raises as `read`,
+    and UserError if they have no test after the same step."""
     runs = [read(file), read(against)]
-    kind, steps, bpds = compare(*runs)
-    if not len(steps):
-        raise UserError(f"{file} and {against}: no step at which both have bits per dimension")
-    words = "of the test images" if kind == "test" else NO_TESTS
-    yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension {words}"
+    yours, theirs = ({record["step"]: record["bpd"] for record in run["test"]} for run in runs)
+    if not (steps := sorted(yours.keys() & theirs.keys())):
+        raise cli.UserError(f"{file} and {against}: both need a test after the same step, see --test_steps of main.py")
+    yield f"{run_name(file)} (yours) against {run_name(against)} (theirs), bits per dimension of the test images"
     yield f"{'step':>10} {'yours':>8} {'theirs':>8} {'difference':>10}"
-    for step, (own, other) in zip(steps, bpds.T, strict=True):
-        yield f"{step:10,} {own:8.4f} {other:8.4f} {own - other:+10.4f}"
-    yield verdict(steps[-1], *bpds[:, -1], spread)
-    rates = [{record["step"]: record.get("lr") for record in run["train"]}.get(steps[-1]) for run in runs]
+    for step in steps:
+        yield f"{step:10,} {yours[step]:8.4f} {theirs[step]:8.4f} {yours[step] - theirs[step]:+10.4f}"
+    yield verdict(step, yours[step], theirs[step], spread)
+    rates = [{record["step"]: record.get("lr") for record in run["train"]}.get(step) for run in runs]
     if None not in rates and not math.isclose(*rates, rel_tol=1e-2):
         line = "the learning rates there are {:.3g} and {:.3g}: with another --lr, or a cosine that ends at other"
         yield line.format(*rates) + " --max_steps, the two need not agree"

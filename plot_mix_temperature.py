@@ -1,9 +1,5 @@
 #!/usr/bin/env python3
-"""Draw samples at a temperature of their own per level (Appendix D, the basis of figure 6).
-
-python plot_mix_temperature.py --weights saved_model/…/10.state
-python plot_mix_temperature.py --data celeba32 --temperatures 0.2,0.6,0.6,0.6
-"""
+"""Draw samples at a temperature of their own per level (Appendix D, the basis of figure 6)."""
 
 import args as flags
 from flow.latents import decode
@@ -18,7 +14,6 @@ def main(argv=None):
     cli.add_temperatures(add)
     add("--grid", type=cli.positive, default=4, metavar="N", help="samples per row and column")
     args = flags.parse(parser, argv)
-
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperatures(args.temperatures, flow)
     z = flow.sample_prior(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda))

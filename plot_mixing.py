@@ -1,27 +1,17 @@
 #!/usr/bin/env python3
-"""Mix two images in the scaling direction (section 4.5, figure 7), or many high levels with many low ones.
-
-python plot_mixing.py --weights saved_model/…/10.state --images 3,14 --linear
-python plot_mixing.py --weights saved_model/…/10.state --grid
-"""
+"""Mix two images in the scaling direction (section 4.5, figure 7), or many high levels with many low ones."""
 
 import torch
 
 import args as flags
 from flow.latents import decode, encode, interpolate, mix
 from utils import cli
-from utils.cli import flag_error
 from utils.plotting import PAGE, grid_figure, save_figure
-
-GRID = 7, 4  # images that give the high levels and that give the low ones in figure 7 (c)
-PAPERS_THETA = 3
 
 
 def pair_images(flow, images, linear):
-    """Rows of images in [0, 1]: two uint8 images (2, C, L, L), mixed both ways and, with `linear`, conventionally.
-
-    Returns (R, h_L + 4, C, L, L): A, B and mixtures at thresholds 0 … h_L + 1; B, A and mixtures; A, B and linear ones.
-    """
+    """uint8 images (2, C, L, L), A and B -> rows of images in [0, 1], (R, h_L + 4, C, L, L): A, B and mixtures at
+    thresholds 0 … h_L + 1; B, A and mixtures; with `linear`, A, B and conventional mixtures."""
     a, b = encode(flow, images)
     n = flow.num_levels + 1
     rows = [torch.stack([mix(flow, *pair, theta) for theta in range(n)]) for pair in ((a, b), (b, a))]
@@ -41,10 +31,8 @@ def pair_labels(flow, linear):
 
 
 def grid_images(flow, high, low, theta):
-    """Images in [0, 1] of figure 7 (c): uint8 images high (N, C, L, L) mixed with low (M, C, L, L) at one threshold.
-
-    Returns (M + 1, N + 1, C, L, L): the first row is high, the first column low, the corner white.
-    """
+    """Figure 7 (c): uint8 images high (N, C, L, L) mixed with low (M, C, L, L) at one threshold -> images in [0, 1],
+    (M + 1, N + 1, C, L, L): the first row is high, the first column low, the corner white."""
     z = encode(flow, torch.cat((high, low)))
     images = decode(flow, mix(flow, z[: len(high)], z[len(high) :, None], theta))  # (M, N, C, L, L)
     top = torch.cat((torch.ones_like(images[:1, :1]), high[None].to(images) / 255), 1)
@@ -59,20 +47,18 @@ def main(argv=None):
     add("--images", type=cli.counts, metavar="N,N[,N…]", help=images)
     which("--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B")
     sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); without numbers 7,4)"
-    which("--grid", type=sizes, nargs="?", const=GRID, metavar="HIGH,LOW", help=mixtures)
-    theta = f"lowest of the high levels in --grid (default: {PAPERS_THETA}, or the top level if that is lower)"
-    add("--theta", type=cli.count, metavar="LEVEL", help=theta)
+    which("--grid", type=sizes, nargs="?", const=(7, 4), metavar="HIGH,LOW", help=mixtures)
+    add("--theta", type=cli.count, metavar="LEVEL", help="lowest of the high levels in --grid (default: 3 or the top)")
     args = flags.parse(parser, argv)
-
     grid = args.grid
     if args.theta is not None and not grid:
-        raise flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")
+        raise cli.flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")
     number = sum(grid or (1, 1))
     numbers = args.images or tuple(range(number))
     if len(numbers) != number:
-        raise flag_error("--images", cli.listing(numbers), f"must be {number} numbers")
+        raise cli.flag_error("--images", cli.listing(numbers), f"must be {number} numbers")
     flow, config, trained = flags.load_flow(args)
-    theta = min(PAPERS_THETA, flow.num_levels - 1) if args.theta is None else args.theta
+    theta = min(3, flow.num_levels - 1) if args.theta is None else args.theta  # the paper's is 3
     cli.check_range("--theta", [theta], flow.num_levels + 1)
     images = flags.load_images(config, args.data_path, numbers)
     if grid:

@@ -1,20 +1,14 @@
 #!/usr/bin/env python3
-"""Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4).
-
-python plot_receptive_fields.py --weights saved_model/…/10.state --levels 3 --number 40 --strongest
-python plot_receptive_fields.py --weights saved_model/…/10.state --histogram
-
-Receptive fields are kept in --fig_dir. Of Real NVP, which takes a pass per latent, a random subset is computed.
-"""
+"""Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4)."""
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 import args as flags
 from flow.fields import get_fields
 from utils import cli, plotting
-from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, save_figure, style
 from utils.random import generator
 from utils.results import about, save
 
@@ -25,39 +19,36 @@ BINS = 40
 
 def choose_rows(fields, levels, way, number, seed):
     """(level, numbers of the fields to draw) for each level that has any: the strongest, random ones or all."""
-    rows = []
     for h in levels:
         numbers = fields.strongest(h, number) if way == "strongest" else fields.of_level(h)
         if way == "random":
             numbers = numbers[torch.randperm(len(numbers), generator=generator(seed, "drawn fields", h))[:number]]
-        rows += [(h, numbers)] * (len(numbers) > 0)
-    return rows
+        if len(numbers):
+            yield h, numbers
 
 
 def draw_fields(fields, rows):
     """A figure of fields, each under its latent's name; rows: (level, numbers of fields), wrapped where too long."""
     longest = max(len(numbers) for _, numbers in rows)
-    full, ncols = (COLUMN, 5) if longest <= 5 else (PAGE, 10)
-    left, gap, bottom = 0.42, 0.05, 0.34  # inches
+    full, ncols = (plotting.COLUMN, 5) if longest <= 5 else (plotting.PAGE, 10)
+    left, gap, down, bottom = 0.42, 0.05, plotting.COLUMN_LABEL, 0.34  # inches
     size = (full - left + gap) / ncols - gap
-    lines = [(h, part) for h, numbers in rows for part in numbers.split(ncols)]
+    lines = [(k, h, part) for h, numbers in rows for k, part in enumerate(numbers.split(ncols))]
     width = left + max(2, min(longest, ncols)) * (size + gap) - gap  # the scale takes two
-    height = len(lines) * (size + COLUMN_LABEL) + bottom
-    figure = Figure(figsize=(width, height))
-    with style():
-        for row, (h, part) in enumerate(lines):
-            top = row * (size + COLUMN_LABEL) + COLUMN_LABEL
-            for column, (k, image) in enumerate(zip(part, plotting.field_pictures(fields.fields[part]), strict=True)):
-                plotting.add_image(figure, image, left + column * (size + gap), top, size, fields.name(k))
-            if row == 0 or lines[row - 1][0] != h:
-                y = 1 - (top + size / 2) / height
-                figure.text((left - 0.06) / width, y, f"$h = {h}$", ha="right", va="center")
-        length = min(1.3, width - left - 0.1)  # of the scale of colours
-        axes = plotting.add_axes(figure, (left + width - length) / 2, height - bottom + 0.08, length, 0.06)
-        axes.imshow(np.linspace(0, 1, 256)[None], cmap=plotting.COLOUR_MAP, aspect="auto", extent=(0, 1, 0, 1))
-        axes.set(yticks=[], xticks=[0, 1])
-        axes.tick_params(pad=1, length=2)
-        axes.set_xlabel(r"$|\partial G / \partial z_l|$ / maximum", labelpad=-6)
+    height = len(lines) * (size + down) + bottom
+    length = min(1.3, width - left - 0.1)  # of the scale of colours
+    with plotting.style():
+        figure = Figure(figsize=(width, height))
+        grid = plotting.squares(figure, len(lines), ncols, size, left, down, gap, down)
+        for row, (k, h, part) in enumerate(lines):
+            panels = [figure.add_subplot(grid[row, column]) for column in range(len(part))]
+            for axes, number, image in zip(panels, part, plotting.field_pictures(fields.fields[part]), strict=True):
+                plotting.show(axes, image, fields.name(number))
+            panels[0].set_ylabel("" if k else f"$h = {h}$", rotation=0, ha="right", va="center")
+        place = figure.add_axes(((left + width - length) / 2 / width, 0.2 / height, length / width, 0.06 / height))
+        bar = figure.colorbar(ScalarMappable(cmap=plotting.COLOUR_MAP), place, orientation="horizontal", ticks=[0, 1])
+        bar.ax.tick_params(pad=1, length=2)
+        bar.set_label(r"$|\partial G / \partial z_l|$ / maximum", labelpad=-6)
     return figure
 
 
@@ -66,17 +57,17 @@ def draw_histogram(fields, levels, logarithmic=False):
     strengths = fields.strengths.double().numpy()
     ends = np.array([0.99 * strengths.min(), 1.01 * strengths.max()])
     edges = np.geomspace(*ends, BINS + 1) if logarithmic else np.linspace(0, strengths.max(), BINS + 1)
-    counts = np.stack([np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))])
-    with style():
-        figure = Figure(figsize=(COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
+    counts = [np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))]
+    with plotting.style():
+        figure = Figure(figsize=(plotting.COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
         panels = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for h, axes in zip(levels, panels, strict=True):
             axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=plotting.COLOURS[0])
-            axes.set(xscale="log" if logarithmic else "linear", yscale="log", ylim=(0.5, 6 * counts.max()))
+            axes.set(xscale="log" if logarithmic else "linear", yscale="log", ylim=(0.5, 6 * np.max(counts)))
             if edges[0] <= VISIBLE <= edges[-1]:
                 axes.axvline(VISIBLE, color=plotting.COLOURS[4], linestyle="--", linewidth=0.8)
-            visible = (fields.strengths[fields.of_level(h)] > VISIBLE).sum()
-            text = f"$h = {h}$: {visible} of {counts[h].sum():,} above {VISIBLE:g}"
+            own = fields.strengths[fields.of_level(h)]
+            text = f"$h = {h}$: {(own > VISIBLE).sum()} of {len(own):,} above {VISIBLE:g}"
             axes.text(0.98, 0.93, text, transform=axes.transAxes, ha="right", va="top")
         panels[-1].set_xlabel("strength of the receptive field")
         figure.supylabel("latents", fontsize="medium")
@@ -114,32 +105,31 @@ def main(argv=None):
     cli.add_field_flags(add)
     cli.add_temperature(add)
     args = flags.parse(parser, argv)
-
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperature(args.temperature, flow)
     levels = cli.check_levels(args.levels, flow, args.latents)
     latents = args.latents and cli.check_latents(args.latents, flow)
-    path = flags.picture_path(args, config, "receptive_fields")
-    fields = get_fields(flow, config, path, args.draws, args.draw_seed, temperatures, latents, args.per_level)
+    path, given = flags.picture_path(args, config, "receptive_fields"), (temperatures, latents, args.per_level)
+    fields = get_fields(flow, config, path, args.draws, args.draw_seed, *given, trained["weights"])
     if args.histogram:
         figure, name = draw_histogram(fields, levels, args.log_strength), "strengths"
         caption = "histograms of strengths"
     else:
         way = "strongest" if args.strongest else "chosen" if args.latents else "random"
-        rows = choose_rows(fields, levels, way, args.number, args.draw_seed)
+        rows = list(choose_rows(fields, levels, way, args.number, args.draw_seed))
         figure, name = draw_fields(fields, rows), "receptive_fields" + f"_{way}" * (way != "random")
         number = sum(len(numbers) for _, numbers in rows)
         caption = f"receptive fields, each divided by its largest value, of {number} {way} latents"
     text = cli.listing(args.temperature)
     name += f"_h{cli.listing(args.levels)}" if args.levels else ""
     name += f"_T{text}" if text != "1" else ""
-    save_figure(figure, flags.picture_path(args, config, name))
+    plotting.save_figure(figure, flags.picture_path(args, config, name))
     draws = f"mean of {args.draws} draws at T = {text}, seed {args.draw_seed}"
     print(f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, {draws}: {trained['weights']}")
-    results = report(fields)
+    record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}
+    record |= {"draws": args.draws, "temperature": temperatures, "results": report(fields)}
     if args.json:
-        record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}
-        save(args.json, {**record, "draws": args.draws, "temperature": temperatures, "results": results})
+        save(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 #!/usr/bin/env python3
-"""Take an image of your own to its latents and back, and edit it level by level on the way.
-
-python plot_reconstruct.py --weights saved_model/…/10.state --file photo.png --resize
-python plot_reconstruct.py --weights … --file a.png --swap 3 --other b.png --scale 0=0.5 --zero 1 --set 3:0:8:1=2.5
-"""
+"""Take an image of your own to its latents and back, and edit it level by level on the way."""
 
 from pathlib import Path
 
@@ -15,7 +11,7 @@ from flow.latents import at_levels, decode, encode
 from flow.preprocess import to_bytes
 from utils import cli
 from utils.plotting import COLUMN, grid_figure, save_figure, save_pixels
-from utils.results import about, save
+from utils.results import about, save, table
 
 
 def edited(flow, z, other=None, swap=(), scale=(), values=()):
@@ -39,14 +35,6 @@ def energies(flow, z):
     return rows
 
 
-def edit_name(args):
-    """The edits as a part of a file's name."""
-    scale = [f"{h}={factor:g}" for h, factor in args.scale]
-    values = [f"{'-'.join(map(str, latent))}={value:g}" for latent, value in args.set]
-    edits = {"swap": args.swap, "scale": scale, "zero": args.zero, "set": values}
-    return "".join(f"_{edit}{cli.listing(each)}" for edit, each in edits.items() if each)
-
-
 def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True)
     add = parser.add_argument_group("image and edits, in the order in which they are made").add_argument
@@ -57,22 +45,19 @@ def main(argv=None):
     def add_edit(flag, kind, metavar, help):
         add(flag, type=cli.number_list(kind), default=(), metavar=f"{metavar}[,…]", help=help)
 
-    scale, value = cli.assignment(cli.count, cli.finite), cli.assignment(cli.latent_name, cli.finite)
     add_edit("--swap", cli.count, "H", "levels to take from the other image")
-    add_edit("--scale", scale, "H=FACTOR", "multiply the latents of a level by a factor")
+    add_edit("--scale", cli.assignment(cli.count, cli.finite), "H=FACTOR", "multiply a level's latents by a factor")
     add_edit("--zero", cli.count, "H", "levels whose latents become 0")
-    add_edit("--set", value, "H:I:J:C=VALUE", "give single latents, level:row:column:channel, a value")
+    add_edit("--set", cli.assignment(cli.latent_name, cli.finite), "H:I:J:C=VALUE", "set level:row:column:channel")
     args = flags.parse(parser, argv)
-
     if bool(args.swap) != bool(args.other):
         raise cli.flag_error("--swap", cli.listing(args.swap) or "missing", "goes together with --other")
     flow, config, trained = flags.load_flow(args)
     for flag, levels in (("--swap", args.swap), ("--scale", [h for h, _ in args.scale]), ("--zero", args.zero)):
         cli.check_range(flag, levels, flow.num_levels)
-    scale = [*args.scale, *((h, 0.0) for h in args.zero)]
+    factors = [*args.scale, *((h, 0.0) for h in args.zero)]
     latents = cli.check_latents([name for name, _ in args.set], flow, "--set")
-    values = list(zip(latents, [value for _, value in args.set], strict=True))
-
+    values = [(latent, value) for latent, (_, value) in zip(latents, args.set, strict=True)]
     files, shape = [args.file, *[args.other] * bool(args.other)], (config["nchannels"], config["L"], args.resize)
     images = torch.stack([torch.from_numpy(load_single(file, *shape).copy()) for file in files])
     z = encode(flow, images)
@@ -81,16 +66,18 @@ def main(argv=None):
     results = {"file": args.file, "largest_error": error.max().item(), "pixel_values_off": (error > 0).sum().item()}
     results["energies"] = energies(flow, z[:1])
     print("{file}: largest error {largest_error} of 255, {pixel_values_off} pixel values off".format(**results))
-    line = "level {level}: {latents} latents, mean square {mean_square:.3f} (1 under the prior), -log p"
-    line += " {nats_per_latent:.3f} nats per latent"
-    print(*[line.format(**energy) for energy in results["energies"]], sep="\n")
+    print(*table(results["energies"]), "mean_square is 1 under the prior, nats_per_latent is -log p", sep="\n")
     if args.other:
         panels["other"] = images[1:] / 255
-    if scale or values or args.swap:
-        panels["edited"] = decode(flow, edited(flow, z[:1], z[1:], args.swap, scale, values))
-    path = flags.picture_path(args, config, f"reconstruct_{Path(args.file).stem}{edit_name(args)}")
-    width = COLUMN * len(panels) / 4
-    save_figure(grid_figure(torch.cat(list(panels.values())), len(panels), width, columns=list(panels)), path)
+    if factors or values or args.swap:
+        panels["edited"] = decode(flow, edited(flow, z[:1], z[1:], args.swap, factors, values))
+    scaled = [f"{h}={factor:g}" for h, factor in args.scale]
+    given = [f"{'-'.join(map(str, latent))}={value:g}" for latent, value in args.set]
+    edits = {"swap": args.swap, "scale": scaled, "zero": args.zero, "set": given}
+    name = "".join(f"_{edit}{cli.listing(each)}" for edit, each in edits.items() if each)
+    path = flags.picture_path(args, config, f"reconstruct_{Path(args.file).stem}{name}")
+    grid, width = torch.cat(list(panels.values())), COLUMN * len(panels) / 4
+    save_figure(grid_figure(grid, len(panels), width, columns=list(panels)), path)
     last = list(panels)[-1]
     save_pixels(to_bytes(panels[last])[0], f"{path}_pixels")
     print(f"{', '.join(panels)}: {args.file}, {trained['weights']}; {last} alone in the last file")

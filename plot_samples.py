@@ -1,9 +1,5 @@
 #!/usr/bin/env python3
-"""Draw a grid of samples or of images of the data set (figures B1, B2, G1-G3).
-
-python plot_samples.py --weights saved_model/…/10.state --temperature 0.9
-python plot_samples.py --data msds1 --real
-"""
+"""Draw a grid of samples or of images of the data set (figures B1, B2, G1-G3)."""
 
 import torch
 

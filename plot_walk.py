@@ -1,10 +1,5 @@
 #!/usr/bin/env python3
-"""Draw walks in the space of latents as an animated GIF, and frames of them side by side.
-
-python plot_walk.py --weights saved_model/…/10.state --levels 3          random walk in the latents of a level
-python plot_walk.py --weights saved_model/…/10.state --latents 3:0:8:1   a latent swept, in several samples
-python plot_walk.py --weights saved_model/…/10.state --images 3,14       from one image to another
-"""
+"""Draw walks in the space of latents as an animated GIF, and frames of them side by side."""
 
 import math
 
@@ -14,59 +9,46 @@ from tqdm import tqdm
 import args as flags
 from flow.latents import decode, encode, interpolate, papers_range, random_walk, vary
 from utils import cli
-from utils.plotting import PAGE, grid_figure, save_animation, save_figure, screen_width
+from utils.plotting import PAGE, SCREEN_DPI, SCREEN_WIDTH, grid_figure, image_grid, save_animation, save_figure
 from utils.random import generator
 
 STRIP = 8  # frames side by side
 SECONDS = 0.1  # per frame
 
 
-def random_walks(flow, config, args):
-    """A closed random walk in the latents of some levels; the others stay."""
-    levels = args.levels or (flow.num_levels - 1,)
+def walks(flow, config, args):
+    """(name, images (F, B, C, L, L), labels, caption) of each walk: between images, sweeps, or a random one."""
+    if args.images:
+        first, last = args.images
+        z = interpolate(*encode(flow, flags.load_images(config, args.data_path, args.images)), args.frames + 1)[:, None]
+        labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(z))]
+        caption = f"test images of {config['data']}, {first} (lambda = 1) to {last} (lambda = 0)"
+        yield f"interpolation_{first},{last}", decode(flow, z), labels, caption
+        return
+    levels, latents = args.levels or (flow.num_levels - 1,), args.latents or ()
     cli.check_range("--levels", levels, flow.num_levels)
-    z, temperatures, own = start(flow, args)
-    walk = random_walk(flow, z, levels, args.stops, args.frames, temperatures, own)
-    text = cli.listing(levels)
-    labels = [f"$h = {text}$\nframe {k}" for k in range(len(walk))]
-    yield f"walk_level{text}", decode(flow, walk), labels, f"random walk in the latents of level {text}"
-
-
-def sweeps(flow, config, args):
-    """Samples in which one latent takes each of some values, for each of --latents."""
-    for name, latent in zip(args.latents, cli.check_latents(args.latents, flow), strict=True):
+    indices, temperatures = cli.check_latents(latents, flow), cli.check_temperature(args.temperature, flow)
+    own, text = generator(args.draw_seed, "walk", 0, args.cuda), cli.listing(args.temperature)
+    z = flow.sample_prior(args.samples, temperatures, own)
+    samples = f"{args.samples} samples at T = {text}, seed {args.draw_seed}"
+    for name, latent in zip(latents, indices, strict=True):
         low, high = args.range or papers_range(name[0])
         values = torch.linspace(low, high, args.frames + 1, dtype=torch.float64)
-        text = ":".join(map(str, name))
-        labels = [f"{text}\n{value:.2f}" for value in values]
-        images = vary(flow, start(flow, args)[0], latent, values)
-        yield f"sweep_{text.replace(':', '-')}", images, labels, f"latent {text} from {low:g} to {high:g}"
-
-
-def interpolations(flow, config, args):
-    """The way from one test image to another."""
-    images = flags.load_images(config, args.data_path, args.images)
-    z = interpolate(*encode(flow, images), args.frames + 1)[:, None]
-    labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(z))]
-    first, last = args.images
-    caption = f"test images of {config['data']}, {first} (lambda = 1) to {last} (lambda = 0)"
-    yield f"interpolation_{first},{last}", decode(flow, z), labels, caption
-
-
-def start(flow, args):
-    """Latents of the samples (B, C, L, L), their temperatures, and the generator for what follows."""
-    own = generator(args.draw_seed, "walk", 0, args.cuda)
-    temperatures = cli.check_temperature(args.temperature, flow)
-    return flow.sample_prior(args.samples, temperatures, own), temperatures, own
+        labels = [f"{':'.join(map(str, name))}\n{value:.2f}" for value in values]
+        caption = f"latent {':'.join(map(str, name))} from {low:g} to {high:g}, {samples}"
+        yield f"sweep_{'-'.join(map(str, name))}_T{text}", vary(flow, z, latent, values), labels, caption
+    if not latents:
+        walk, named = random_walk(flow, z, levels, args.stops, args.frames, temperatures, own), cli.listing(levels)
+        labels = [f"$h = {named}$\nframe {k}" for k in range(len(walk))]
+        caption = f"random walk in the latents of level {named}, {samples}"
+        yield f"walk_level{named}_T{text}", decode(flow, walk), labels, caption
 
 
 def draw(images, labels, path, closed):
-    """Write labelled frames (F, B, C, L, L) as a GIF, and some of them side by side with a row per sample.
-
-    closed: whether the last frame leads back to the first; if not, the GIF goes there and back
-    """
+    """Write labelled frames (F, B, C, L, L) as a GIF, there and back unless closed, and some of them side by side."""
     n, ncols = len(images), math.ceil(images.shape[1] ** 0.5)
-    width = screen_width(images[0], ncols)
+    pixels = image_grid(images[0], ncols).shape[1]
+    width = pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI  # a pixel becomes a whole number of pixels of the GIF
     order = [*range(n), *([] if closed else range(n - 2, 0, -1))]
     progress = tqdm(order, desc="draw", unit="frame", leave=False, disable=None)
     figures = (grid_figure(images[k], ncols, width, columns=[labels[k]]) for k in progress)
@@ -81,8 +63,7 @@ def main(argv=None):
     group = parser.add_argument_group("walk")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     which("--levels", type=cli.counts, metavar="H[,H…]", help="random walk in these levels (default: the top level)")
-    latents = "sweep these level:row:column:channel, a GIF each"
-    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
+    which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help="sweep level:row:column:channel, a GIF each")
     which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="from one test image to another")
     cli.add_temperature(add)
     cli.add_range(add)
@@ -90,15 +71,9 @@ def main(argv=None):
     add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior that the random walk passes")
     add("--frames", type=cli.positive, default=14, metavar="N", help="steps from one end, or draw, to the next")
     args = flags.parse(parser, argv)
-
     flow, config, trained = flags.load_flow(args)
-    walks = interpolations if args.images else sweeps if args.latents else random_walks
     for name, images, labels, caption in walks(flow, config, args):
-        if not args.images:
-            temperature = cli.listing(args.temperature)
-            name += f"_T{temperature}"
-            caption += f", {args.samples} samples at T = {temperature}, seed {args.draw_seed}"
-        draw(images, labels, flags.picture_path(args, config, name), closed=walks is random_walks)
+        draw(images, labels, flags.picture_path(args, config, name), closed=not (args.images or args.latents))
         print(f"{caption}: {trained['weights']}")
 
 

@@ -25,10 +25,8 @@ class Fields:
     fields: torch.Tensor  # (S, L, L)
     totals: list  # latents that the flow has at each level
 
-    @property
-    def strengths(self):
-        """The strength of each field, its mean over the pixels: (S,)."""
-        return self.fields.mean((1, 2))
+    def __post_init__(self):
+        self.strengths = self.fields.mean((1, 2))  # over the pixels: (S,)
 
     def name(self, k):
         c, i, j = self.latents[k].tolist()
@@ -44,13 +42,12 @@ class Fields:
         return at_level[self.strengths[at_level].argsort(descending=True, stable=True)[:number]]
 
 
-def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, subset=None):
-    """The Fields of a flow and its config, from the file `{path}_….cache` if they are there.
+def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, subset=None, weights="a flow"):
+    """The Fields of a flow and its config, from the file `{path}_….cache` if they are there. Raises UserError, naming
+    the file `weights`, if a field is not finite.
 
     n, temperatures: draws of z, and their temperature at each level, None for 1
-    latents: (channel, row, column) of each. None: `subset` random ones of each level, by default all of an RG-Flow up
-        to MOST_ENTRIES, otherwise SUBSET
-    Raises UserError if a field is not finite.
+    latents: (channel, row, column) of each; None: `subset` random ones of each level, by default all if they are few
     """
     if latents is None:
         few = flow.layers() and flow.nchannels * flow.L**4 <= MOST_ENTRIES
@@ -63,7 +60,7 @@ def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, sub
     given = flow, n, latents, temperatures, generator(seed, "receptive fields", 0, device)
     fields = cached(f"{path}_{key}.cache", lambda: receptive_fields(*given, progress=True))
     if not fields.isfinite().all():
-        raise UserError("the receptive fields of these weights are not finite")
+        raise UserError(f"{weights}: its receptive fields are not finite")
     level_map = flow.level_map.cpu()
     return Fields(latents, level_map[latents.unbind(1)], fields, level_map.flatten().bincount().tolist())
 

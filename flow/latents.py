@@ -1,6 +1,6 @@
 """Latents of figures: from images (uint8 or floats in [0, 1], not in model space) and back, mixed, varied, in walks."""
 
-import math
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -10,24 +10,23 @@ from .preprocess import to_image, to_model
 PART = 8  # images at a time
 
 
-def encode(flow, images):
-    """uint8 images (B, C, L, L) -> their latents, with the dequantisation noise fixed at its mean, u = 0.5."""
-    parameter = next(flow.parameters())
-    x, _ = to_model(images.to(parameter.device), noise=0.5, dtype=parameter.dtype)
-    return in_parts(lambda part: flow(part)[0], x, "encode")
+def encode(flow, images, generator=None, part=PART):
+    """uint8 images (B, C, L, L) -> their latents, with dequantisation noise of the generator, or its mean, u = 0.5."""
+    parameter, noise = next(flow.parameters()), None if generator else 0.5
+    own = partial(to_model, generator=generator, noise=noise, dtype=parameter.dtype)
+    return in_parts(lambda each: flow(own(each.to(parameter.device))[0])[0], images, "encode", part)
 
 
 def decode(flow, z):
     """Latents (…, C, L, L) -> images of floats in [0, 1], on the CPU."""
-    images = in_parts(lambda part: to_image(flow.inverse(part)[0]).cpu(), z.flatten(0, -4), "generate")
-    return images.reshape(z.shape)
+    return in_parts(lambda each: to_image(flow.inverse(each)[0]).cpu(), z.flatten(0, -4), "generate").reshape(z.shape)
 
 
 @torch.no_grad()
-def in_parts(function, batch, description):
-    """function(batch), a part at a time, with a bar on terminals."""
-    parts = tqdm(batch.split(PART), desc=description, unit="image", unit_scale=PART, leave=False, disable=None)
-    return torch.cat([function(part) for part in parts])
+def in_parts(function, batch, description, part=PART):
+    """function(batch), `part` images at a time, with a bar on terminals."""
+    parts = tqdm(batch.split(part), desc=description, unit="image", unit_scale=part, leave=False, disable=None)
+    return torch.cat([function(each) for each in parts])
 
 
 def at_levels(flow, levels):
@@ -59,13 +58,11 @@ def papers_range(h):
 
 
 def random_walk(flow, z, levels, stops, steps, temperature=1.0, generator=None):
-    """A closed walk of the latents of `levels`, the others stay as in z (B, C, L, L): (stops steps, B, C, L, L).
-
-    The walk passes `stops` >= 2 draws of the prior, with `steps` frames from each to the next, on arcs in the space of
-    a standard normal variable: every frame is itself a draw of the prior. temperature, generator: see `Flow.sample`.
-    """
+    """A closed walk of the latents of `levels`, the others stay as in z (B, C, L, L): (stops steps, B, C, L, L). It
+    passes `stops` >= 2 draws of the prior, with `steps` frames from each to the next, on arcs in the space of a normal
+    variable: every frame is itself a draw of the prior. temperature, generator: see `Flow.sample`."""
     draws = torch.randn((stops, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
-    angle = torch.arange(steps, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1, 1) * (math.pi / 2 / steps)
+    angle = torch.arange(steps, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1, 1) * (torch.pi / 2 / steps)
     normal = torch.cat([angle.cos() * a + angle.sin() * b for a, b in zip(draws, draws.roll(-1, 0), strict=True)])
     walk = flow.prior.from_normal(normal, flow.temperature_map(temperature).to(z.dtype))
     return torch.where(at_levels(flow, levels), walk, z)

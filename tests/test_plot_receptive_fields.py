@@ -140,7 +140,7 @@ def test_pictures_of_fields(known):
     assert np.array_equal(image.reshape(5, 3, 4), np.broadcast_to(np.transpose(colours), (5, 3, 4)))
     figure = draw_fields(known, [(1, torch.tensor([4, 3])), (0, torch.tensor([1]))])
     assert [axes.get_title() for axes in figure.axes[:3]] == ["1:0:0:2", "1:0:0:1", "0:1:0:0"]
-    assert [text.get_text() for text in figure.texts] == ["$h = 1$", "$h = 0$"]
+    assert [axes.get_ylabel() for axes in figure.axes[:3]] == ["$h = 1$", "", "$h = 0$"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), image[4].transpose(1, 2, 0))
 
 
@@ -156,7 +156,7 @@ def test_long_rows_are_wrapped_and_all_panels_equal():
 
 def test_fields_that_are_not_finite_are_refused(draw, monkeypatch):
     monkeypatch.setattr("flow.fields.receptive_fields", Mock(return_value=torch.full((192, 8, 8), torch.nan)))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"\.state: its receptive fields are not finite"):
         draw(script, "rgflow")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -40,44 +39,43 @@ def field_pictures(fields):
     """Receptive fields (S, L, L), each divided by its largest value, in colours: (S, 3, L, L) in [0, 1]."""
     fields = np.asarray(fields)
     shares = fields / fields.max((1, 2), keepdims=True).clip(np.finfo(fields.dtype).tiny)
-    return colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
+    return matplotlib.colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
 
 
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
-    """A figure of a grid of images, `width` inches wide, of which `row_label` are for the labels of rows, if any.
-
-    rows, columns: labels to the left of the rows and above the columns, none if empty
-    """
+    """A figure of a grid of images, `width` inches wide, of which `row_label` are for the labels of `rows`, if any;
+    `columns`: labels above them."""
     grid = image_grid(images, ncols)
     left = row_label if rows else 0
     top = COLUMN_LABEL * max((label.count("\n") + 1 for label in columns), default=0)
     panel = (width - left) * grid.shape[0] / grid.shape[1]  # height
     height = panel + top
     figure = Figure(figsize=(width, height))
-    axes = add_axes(figure, left, top, width - left, panel)
+    axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
+    add_text = partial(figure.text, va="center", fontsize=FONT_SIZE)
     for k, label in enumerate(rows):
-        y = (1 - (k + 0.5) / len(rows)) * panel / height
-        figure.text((left - 0.05) / width, y, label, ha="right", va="center", fontsize=FONT_SIZE)
+        add_text((left - 0.05) / width, (1 - (k + 0.5) / len(rows)) * panel / height, label, ha="right")
     for k, label in enumerate(columns):
         x = (left + (k + 0.5) / len(columns) * (width - left)) / width
-        figure.text(x, 1 - top / height / 2, label, ha="center", va="center", fontsize=FONT_SIZE)
+        add_text(x, 1 - top / height / 2, label, ha="center")
     return figure
 
 
-def add_axes(figure, left, top, width, height):
-    """Axes `width` by `height` inches; left, top: inches from the upper left corner of the figure."""
-    full, tall = figure.get_size_inches()
-    return figure.add_axes((left / full, 1 - (top + height) / tall, width / full, height / tall))
+def squares(figure, nrows, ncols, size, left, top, across, down):
+    """A GridSpec of squares, `across` and `down` apart, `left` and `top` from the figure's corner; all in inches."""
+    width, height = figure.get_size_inches()
+    right, bottom = left + ncols * (size + across) - across, top + nrows * (size + down) - down
+    sides = {"left": left / width, "right": right / width, "top": 1 - top / height, "bottom": 1 - bottom / height}
+    return figure.add_gridspec(nrows, ncols, wspace=across / size, hspace=down / size, **sides)
 
 
-def add_image(figure, image, left, top, size, label=""):
-    """Draw an image (C, L, L) in [0, 1] as a square, its label above, as wide; in inches, see `add_axes`."""
-    axes = add_axes(figure, left, top, size, size)
+def show(axes, image, label=""):
+    """Draw an image (C, L, L) in [0, 1], its label above, no wider."""
     axes.imshow(image_grid(image[None], 1), interpolation="nearest")
-    axes.set_axis_off()
-    fitting = 72 * size / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    fitting = 72 * axes.bbox.width / axes.figure.dpi / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
     axes.set_title(label, fontsize=min(FONT_SIZE, fitting), pad=2)
 
 
@@ -95,12 +93,6 @@ def write(path, save, parents=True, quiet=False):
 def save_figure(figure, path, endings=(".png", ".pdf"), **how):
     """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
     return [write(f"{path}{end}", partial(figure.savefig, format=end[1:], dpi=300), **how) for end in endings]
-
-
-def screen_width(images, ncols):
-    """Inches that make a pixel of a grid of images (N, C, L, L) a whole number of pixels of an animation."""
-    pixels = image_grid(images, ncols).shape[1]
-    return pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI
 
 
 def save_animation(figures, path, seconds):
