@@ -1,7 +1,6 @@
 """Results as JSON: the numbers, what it takes to measure them again, and the rows that they add to `tables.py`."""
 
 import json
-import math
 import platform
 import re
 import shlex
@@ -134,16 +133,8 @@ def inpainting_rows(record):
 def save(path, record, rows=None):
     """Write a dict as JSON, null for numbers that are not finite, and rows(record) as its "rows". Raises OSError."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    written = json.loads(json.dumps(record), parse_constant=lambda _: None)
     with replacing(path) as file:
-        file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(written, indent=1) + "\n").encode())
     if rows:  # the numbers are safe by now
         save(path, {**record, "rows": list(rows(record))})
-
-
-def finite(value):
-    """A value as JSON can hold it: None for floats that are not finite, in dicts and sequences too."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
