@@ -5,11 +5,9 @@
 
 Each number of the paper stands beside ours. The number in brackets is that of a line in the list below the table, which
 says how the flow was trained (the seconds of that run alone, without those before an --init) and measured. Of several
-results for one cell, the table shows the one with most seconds of training, of equals the one with most steps, then the
-one whose file name comes last; the list has all. Data sets and priors that the paper lacks come at the end of a table.
-
-A result brings its rows along: the entry "rows" of the file, see `utils.results.row`. Logs (`.jsonl`) make the last
-table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
+results for one cell, the one with most seconds of training is shown, of equals the one with most steps, then the one
+whose file name comes last. A result brings its rows along: the entry "rows" of the file, see `utils.results.row`. Logs
+(`.jsonl`) make the last table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
 """
 
 import json
@@ -58,7 +56,7 @@ NOTHING = "Not measured yet.", ""
 
 
 def read_rows(path):
-    """[(table, row, cells, details, source)] of a results file; source: its rank among rows of the same name, and the
+    """[(title, row, cells, details, source)] of a results file; source: its rank among rows of the same name, and the
     cells of its line in the list. Raises whatever a strange file brings about."""
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -69,12 +67,10 @@ def read_rows(path):
         raise ValueError("written by an older version, measure again" if old else "nothing in it belongs in a table")
     found = []
     for row in record["rows"]:
-        if row["table"] not in TITLES:
-            raise KeyError(row["table"])
         cells = {str(column): str(text) for column, text in row["cells"].items()}
         rank, line = source(record if row["result"] is None else {**record, **record["results"][row["result"]]})
         where = (float(row["weight"]), *rank, path.name), line
-        found.append((row["table"], str(row["row"]), cells, str(row["details"]), where))
+        found.append((TITLES[row["table"]], str(row["row"]), cells, str(row["details"]), where))
     return found
 
 
@@ -92,7 +88,6 @@ def source(record):
 
 
 def clock(seconds):
-    """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -102,10 +97,9 @@ def read_all(paths, read):
     for path in paths:
         try:
             found[path] = read(path)
-        except KeyError as error:
-            warnings.append(f"{path}: skipped, {error.args[0]!r} is missing or not known")
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-            warnings.append(f"{path}: skipped, {' '.join(str(error).split())}")
+            words = f"{error} is missing or not known" if isinstance(error, KeyError) else str(error)
+            warnings.append(f"{path}: skipped, {' '.join(words.split())}")
     return found, warnings
 
 
@@ -119,28 +113,25 @@ def markdown(header, rows):
 
 
 def render(table, rows):
-    """A table and the list of its sources as lines of Markdown; rows: of `read_rows`, without the table."""
-    paper = PAPER.get(table, "").splitlines() or [""]
+    """A table and the list of its sources as lines of Markdown; rows: of `read_rows`, without the title."""
+    paper = PAPER.get(table, " ").splitlines()
     (_, *printed), *lines = ([cell.strip() for cell in line.split("|")] for line in paper)
-    papers = {name: dict(zip(printed, cells, strict=True)) for name, *cells in lines}
-    columns = dict.fromkeys([*printed, *chain(*(cells for _, cells, _, _ in rows))])
-    ours = {name: {} for name in [*papers, *(name for name, _, _, _ in rows)]}
+    pairs = {f"{column}, paper": column for column in printed}
+    columns = [*dict.fromkeys([*chain(*pairs.items()), *chain(*(cells for _, cells, _, _ in rows))])]
+    shown = {name: dict(zip(pairs, cells, strict=True)) for name, *cells in lines}  # row -> column -> text
     sources = {}
-    for _, _, details, where in rows:
+    for name, _, details, where in rows:
+        shown.setdefault(name, {})
         sources.setdefault(where, {})[details] = None
     numbers = {where: n for n, where in enumerate(sources, 1)}
     for name, cells, _, where in sorted(rows, key=lambda row: row[-1][0]):
-        ours[name] |= {column: f"{text} [{numbers[where]}]" for column, text in cells.items()}
+        shown[name] |= {column: f"{text} [{numbers[where]}]" for column, text in cells.items()}
 
-    yield from (f"## {TITLES[table]}", "", *([] if ours else NOTHING))
-    if ours:
-        names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
-        body = []
-        for name, own in ours.items():
-            of_paper = papers.get(name, {})
-            cells = ([of_paper.get(column, "")] * (column in printed) + [own.get(column, "")] for column in columns)
-            body.append([name, *chain(*cells)])
-        yield from markdown(["", *chain(*names)], body)
+    yield from (f"## {TITLES[table]}", "", *([] if shown else NOTHING))
+    if shown:
+        header = ["", *("ours" if column in printed else column for column in columns)]
+        body = ([name, *(own.get(column, "") for column in columns)] for name, own in shown.items())
+        yield from markdown(header, body)
     if numbers:
         lines = ([f"[{n}]", "; ".join(sources[where]), *where[1]] for where, n in numbers.items())
         yield from markdown(["", *LIST], lines)
@@ -193,7 +184,7 @@ def main(argv=None):
     warnings += more + [f"{path}: holds no .json or .jsonl file" for path, within in files.items() if not within]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    tables = (render(key, [row for table, *row in chain(*results.values()) if table == key]) for key in TITLES)
+    tables = (render(key, [row for name, *row in chain(*results.values()) if name == TITLES[key]]) for key in TITLES)
     text = "\n".join(chain(*tables, render_logs(logs)))
     if not args.out:
         return print(text)
