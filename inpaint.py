@@ -180,26 +180,21 @@ def load_regions(args, names, L):
         raise refuse("no pixel is corrupted, height and width must be at least 1")
     if any(start + edge > L for start, edge in zip(corner or (0, 0), (height, width), strict=True)):
         raise refuse(f"must lie inside the image of {L}x{L} pixels")
-    rectangles = []
-    for name in names:
+    regions, rectangles = torch.zeros(len(names), L, L, dtype=torch.bool), []
+    for region, name in zip(regions, names, strict=True):
         source = generator(args.draw_seed, "region", name)
         drawn = [int(torch.randint(L - edge + 1, (), generator=source)) for edge in (height, width)]
-        rectangles.append([*(corner or drawn), height, width])
-    return torch.stack([filled_rectangle(L, *each) for each in rectangles]), rectangles
-
-
-def filled_rectangle(L, row, column, height, width):
-    region = torch.zeros(L, L, dtype=torch.bool)
-    region[row : row + height, column : column + width] = True
-    return region
+        row, column = corner or drawn
+        region[row : row + height, column : column + width] = True
+        rectangles.append([row, column, height, width])
+    return regions, rectangles
 
 
 def write_pictures(args, config, images, regions, inpainted):
     """The figure (rows: truth, corrupted, each method; columns: images) and the results of --files; prints paths."""
-    shown = slice(0, COLUMNS)
     red = torch.tensor(RED, device=images.device)[:, None, None]
-    truth, *filled = (each[shown].expand(-1, 3, -1, -1) / 255 for each in (images, *inpainted.values()))
-    rows = torch.cat([truth, torch.where(regions[shown, None], red, truth), *filled])
+    truth, *filled = (each[:COLUMNS].expand(-1, 3, -1, -1) / 255 for each in (images, *inpainted.values()))
+    rows = torch.cat([truth, torch.where(regions[:COLUMNS, None], red, truth), *filled])
     labels = ["given" if args.files else "ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
     figure = grid_figure(rows.cpu(), len(truth), 0.8 + 0.42 * len(truth), labels, row_label=0.8)
     name = flags.picture_path(args, config, "inpaint_files" if args.files else "inpaint")
@@ -243,8 +238,9 @@ def bench(args, network):
 
 
 def bench_region(L, place):
-    corner = 0 if place == "origin" else (L - BENCH_REGION) // 2
-    return filled_rectangle(L, corner, corner, BENCH_REGION, BENCH_REGION)
+    region, start = torch.zeros(L, L, dtype=torch.bool), 0 if place == "origin" else (L - BENCH_REGION) // 2
+    region[start : start + BENCH_REGION, start : start + BENCH_REGION] = True
+    return region
 
 
 def seconds_per_step(problems, args):
@@ -267,14 +263,12 @@ def write_speed(name, results, counts):
     with style():
         figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
         for axes, (rows, cone, whole, label) in zip(figure.subplots(1, 2), panels, strict=True):
-            for key, place in ((whole, "origin"), (cone, "centre"), (cone, "origin")):
+            for k, place in ((0, "origin"), (2, "centre"), (1, "origin")):
+                key, text = (cone, f"causal cone, region at the {place}") if k else (whole, "whole flow")
                 edges, values = zip(*[(row["L"], row[key]) for row in rows if row["place"] == place], strict=True)
-                k = 0 if key == whole else 1 + PLACES.index(place)
-                text = f"causal cone, region at the {place}" if k else "whole flow"
                 axes.plot(edges, values, "o-" if k else "^-", color=COLOURS[k], label=text)
-            axes.set(xlabel="edge $L$ of the image", ylabel=label, yscale="log")
             axes.set_xscale("log", base=2)
-            axes.set_xticks(edges, edges)
+            axes.set(xlabel="edge $L$ of the image", ylabel=label, yscale="log", xticks=edges, xticklabels=edges)
             axes.minorticks_off()
             axes.legend()
         save_figure(figure, name)

@@ -15,7 +15,7 @@ import re
 import sys
 from argparse import Namespace
 from datetime import timedelta
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 
 import args as flags
@@ -67,40 +67,24 @@ def read_rows(path):
         raise ValueError("written by an older version, measure again" if old else "nothing in it belongs in a table")
     found = []
     for row in record["rows"]:
+        flow = record if row["result"] is None else {**record, **record["results"][row["result"]]}
+        network, seconds, step = "", flow.get("train_seconds"), flow.get("step", 0)
+        if "weights" in flow:
+            config = flow["config"]
+            network = f"{flags.network_name(Namespace(**config))}, batch {config['batch_size']}, lr {config['lr']:g},"
+            network += f" seed {config['seed']}; `{flow['weights']}`"
+        parameters = f"{flow['parameters']:,}" if "parameters" in flow else ""
+        line = network, parameters, f"{step:,}" if step else "", "" if seconds is None else clock(seconds)
+        line += flow.get("trained_on") or "", flow["machine"], flow["commit"] or "", f"`{flow['command']}`"
+        rank = float(row["weight"]), float(seconds or 0), float(step), path.name
         cells = {str(column): str(text) for column, text in row["cells"].items()}
-        rank, line = source(record if row["result"] is None else {**record, **record["results"][row["result"]]})
-        where = (float(row["weight"]), *rank, path.name), line
+        where = rank, tuple(map(str, line))
         found.append((TITLES[row["table"]], str(row["row"]), cells, str(row["details"]), where))
     return found
 
 
-def source(record):
-    """(seconds and steps of training), (cells of the list, from the network on) of a record with one flow or none."""
-    network, seconds, step = "", record.get("train_seconds"), record.get("step", 0)
-    if "weights" in record:
-        config = record["config"]
-        network = f"{flags.network_name(Namespace(**config))}, batch {config['batch_size']}, lr {config['lr']:g},"
-        network += f" seed {config['seed']}; `{record['weights']}`"
-    parameters = f"{record['parameters']:,}" if "parameters" in record else ""
-    cells = network, parameters, f"{step:,}" if step else "", "" if seconds is None else clock(seconds)
-    machines = record.get("trained_on") or "", record["machine"], record["commit"] or ""
-    return (float(seconds or 0), float(step)), tuple(map(str, (*cells, *machines, f"`{record['command']}`")))
-
-
 def clock(seconds):
     return str(timedelta(seconds=round(seconds)))
-
-
-def read_all(paths, read):
-    """({path: what `read` gives}, warnings): a sentence for each file that is skipped, whatever is wrong with it."""
-    found, warnings = {}, []
-    for path in paths:
-        try:
-            found[path] = read(path)
-        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-            words = f"{error} is missing or not known" if isinstance(error, KeyError) else str(error)
-            warnings.append(f"{path}: skipped, {' '.join(words.split())}")
-    return found, warnings
 
 
 def markdown(header, rows):
@@ -177,23 +161,28 @@ def main(argv=None):
             parser.error(f"argument PATH: {path}: no such file or folder")
     cli.check_output(parser, args)
     within = {path: sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) for path in args.paths if path.is_dir()}
-    files = {path: within.get(path, [path]) for path in args.paths}
-    paths = list(dict.fromkeys(chain(*files.values())))
-    results, warnings = read_all((path for path in paths if path.suffix != ".jsonl"), read_rows)
-    logs, more = read_all((path for path in paths if path.suffix == ".jsonl"), read_bpds)
-    warnings += more + [f"{path}: holds no .json or .jsonl file" for path, within in files.items() if not within]
+    results, logs, warnings = [], {}, [f"{path}: holds no .json or .jsonl file" for path in within if not within[path]]
+    for path in dict.fromkeys(chain(*(within.get(path, [path]) for path in args.paths))):
+        try:
+            if path.suffix == ".jsonl":
+                logs[path] = read_bpds(path)
+            else:
+                results += read_rows(path)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            words = f"{error} is missing or not known" if isinstance(error, KeyError) else str(error)
+            warnings.append(f"{path}: skipped, {' '.join(words.split())}")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    tables = (render(key, [row for name, *row in chain(*results.values()) if name == TITLES[key]]) for key in TITLES)
+    tables = (render(key, [row for title, *row in results if title == TITLES[key]]) for key in TITLES)
     text = "\n".join(chain(*tables, render_logs(logs)))
     if not args.out:
         return print(text)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    lines = Path(args.out).read_bytes().splitlines(keepends=True) if Path(args.out).exists() else []
-    prose = list(takewhile(lambda line: line.strip() != MARKER.encode(), lines))
-    kept = [*prose, f"{MARKER}\n\n".encode()] if len(prose) < len(lines) else []
+    old = Path(args.out).read_bytes() if Path(args.out).exists() else b""
+    line = re.search(rf"^[ \t]*{MARKER}\s*$".encode(), old, re.M)
+    kept = old[: line.start()] + f"{MARKER}\n\n".encode() if line else b""
     with replacing(args.out) as file:
-        file.write(b"".join([*kept, f"{text}\n".encode()]))
+        file.write(kept + f"{text}\n".encode())
     print(args.out)
 
 

@@ -1,7 +1,6 @@
 """What is measured of a flow on many images: bits per dimension, round trip, and samples to compare with data.
 
-Batches have 250 images, and their noise is a function of a seed and the place of the batch: `main.py` after each epoch
-and `evaluate.py` give the same bits per dimension.
+The noise of a batch is a function of a seed and its place: `main.py` and `evaluate.py` give the same numbers.
 """
 
 import copy
@@ -27,8 +26,8 @@ def noisy_batch(flow, images, index, seed=0, draw=0):
     like = next(flow.parameters())
     start = index // BATCH * BATCH
     batch = torch.from_numpy(images[start : start + BATCH]).to(like.device)
-    batch_generator = generator(seed, "test", draw * len(images) + start, like.device)
-    return batch, dequantisation_noise(batch.shape, like.device, batch_generator, like.dtype)
+    source = generator(seed, "test", draw * len(images) + start, like.device)
+    return batch, dequantisation_noise(batch.shape, like.device, source, like.dtype)
 
 
 @torch.no_grad()
@@ -46,8 +45,7 @@ def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=Non
 
 def first_nonfinite(values):
     """The index of the first of values (N,) that is not finite, or None."""
-    bad = (~values.isfinite()).nonzero()
-    return bad[0].item() if len(bad) else None
+    return next(iter((~values.isfinite()).nonzero().flatten().tolist()), None)
 
 
 def level_that_fails(flow, images, noise):
@@ -66,8 +64,7 @@ def mean_and_stderr(values):
 def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
     """Largest |g(f(x)) - x| and |f(g(z)) - z| of z = f(x) and its inverse x = g(z), in model space.
 
-    images: numpy array, uint8 (N, C, L, L)
-    dtype: the type in which a copy of the flow computes, without any acceleration
+    images: numpy array, uint8 (N, C, L, L); dtype: that of a copy of the flow, which computes without acceleration
     Returns {"data": …, "samples": …}, starting from x of the images and from N draws z of the prior: each
     {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| for h = 0 up]}, with None for an error that is not finite.
     """
@@ -78,26 +75,20 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
         batch, noise = noisy_batch(flow, images, start, seed)
         x, _ = to_model(batch, noise=noise, dtype=dtype)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
-        data, samples = there_and_back(flow, flow.inverse, x), there_and_back(flow.inverse, flow, z)[::-1]
-        for row, (image, latents) in zip(largest, (data, samples), strict=True):
+        for row, start, there, back in zip(largest, (x, z), (flow, flow.inverse), (flow.inverse, flow), strict=True):
+            end = there(start)[0]
+            again = back(end)[0]
+            errors = (again - start).abs(), (there(again)[0] - end).abs()
+            image, latents = errors if there is flow else errors[::-1]
             levels = [latents[:, flow.level_map == h].max() for h in range(flow.num_levels)]
             row.copy_(torch.maximum(row, torch.stack([image.max(), *levels]).to(row)))  # keeps NaN
     data, samples = ([error if math.isfinite(error) else None for error in row] for row in largest.tolist())
     return {name: {"image": row[0], "levels": row[1:]} for name, row in (("data", data), ("samples", samples))}
 
 
-def there_and_back(there, back, start):
-    """|back(there(s)) - s| of a start s (B, C, L, L), and |there(back(t)) - t| of t = there(s); both (B, C, L, L)."""
-    end, _ = there(start)
-    start_again, _ = back(end)
-    end_again, _ = there(start_again)
-    return (start_again - start).abs(), (end_again - end).abs()
-
-
 @torch.no_grad()
 def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
-    """n samples as 8-bit images, uint8 (n, C, L, L) on the host. `temperature`: see `Flow.sample`. Raises
-    FloatingPointError for a sample with a NaN."""
+    """n samples, uint8 (n, C, L, L) on the host; see `Flow.sample`. Raises FloatingPointError for one with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
     for start in starts(n, "samples", quiet):
         part = images[start : start + BATCH]

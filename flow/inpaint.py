@@ -7,6 +7,8 @@ region is decoded from its latents alone, and a changed region alters nothing ou
 O(log L) of O(L^2) blocks, and what was in the region does not matter.
 """
 
+from collections import namedtuple
+
 import torch
 
 from . import hierarchy
@@ -36,6 +38,13 @@ class WholeFlow:
         return self.flow.log_prob(self.paste(values))
 
 
+# The blocks of one layer that lie in the cones of a batch of images.
+# around: (N, C, m, m) the blocks of the corrupted images; image: (N,) the image that each block belongs to
+# changed: positions in the flattened `around` of the variables that change, as they come from below
+# goes_on: positions in a block that the next layer acts on; stays: the others, latents
+Layer = namedtuple("Layer", ("bijector", "around", "changed", "image", "goes_on", "stays"))
+
+
 class CausalCone:
     """The same for RG-Flow with the latents of the regions' inference cones free, by evaluating the cones alone.
 
@@ -58,12 +67,13 @@ class CausalCone:
             from_below = order[torch.searchsorted(ordered, changed.flatten())]
             goes_on = torch.full((m, m), offset > 0, device=x.device)
             goes_on[::2, ::2] |= l > m  # of a decimator; at the top nothing does
-            layer = BlocksOfCone(bijector, blocks[inside], from_below, inside.nonzero()[:, 0] // (l // m) ** 2, goes_on)
-            self.layers.append(layer)
-            free.append(block_places[:, :, layer.stays].flatten())
-            changed = block_places[:, :, layer.goes_on]
+            goes_on, stays = (mask.flatten().nonzero()[:, 0] for mask in (goes_on, ~goes_on))
+            image = inside.nonzero()[:, 0] // (l // m) ** 2
+            self.layers.append(Layer(bijector, blocks[inside], from_below, image, goes_on, stays))
+            free.append(block_places[:, :, stays].flatten())
+            changed = block_places[:, :, goes_on]
             blocks, log_det = bijector(blocks)
-            log_prior = flow.prior.log_prob(blocks.flatten(2)[:, :, layer.stays]).sum((1, 2))
+            log_prior = flow.prior.log_prob(blocks.flatten(2)[:, :, stays]).sum((1, 2))
             for terms in (log_det, log_prior):
                 self.constant += terms.masked_fill(inside, 0).reshape(B, -1).sum(1)
             x = hierarchy.from_blocks(blocks, l, offset)
@@ -76,8 +86,13 @@ class CausalCone:
     def decode(self, values):
         """The corrupted pixels, in the order of `pixels`."""
         changed = values[:0]
-        for layer, z in zip(reversed(self.layers), reversed(values.split(self.sizes)), strict=True):
-            changed = layer.decode(z, changed)
+        for layer, latents in zip(reversed(self.layers), reversed(values.split(self.sizes)), strict=True):
+            blocks = layer.around.flatten(2)
+            for places, part in ((layer.stays, latents), (layer.goes_on, changed)):
+                if len(places):
+                    blocks = blocks.index_copy(2, places, part.reshape(*blocks.shape[:2], -1))
+            blocks, _ = layer.bijector.inverse(blocks.reshape(layer.around.shape))
+            changed = blocks.flatten().index_select(0, layer.changed)
         return changed
 
     def paste(self, values):
@@ -86,40 +101,14 @@ class CausalCone:
     def log_prob(self, values):
         changed, total = self.decode(values), self.constant
         for layer in self.layers:
-            blocks, log_det = layer.encode(changed)
-            total = total.index_add(0, layer.image, log_det)
+            blocks = layer.around.flatten().index_copy(0, layer.changed, changed.flatten())
+            blocks, log_det = layer.bijector(blocks.reshape(layer.around.shape))
+            blocks, total = blocks.flatten(2), total.index_add(0, layer.image, log_det)
             if len(layer.stays):
                 log_prior = self.flow.prior.log_prob(blocks.index_select(2, layer.stays)).sum((1, 2))
                 total = total.index_add(0, layer.image, log_prior)
             changed = blocks.index_select(2, layer.goes_on)
         return total
-
-
-class BlocksOfCone:
-    """The blocks of one layer that lie in the cones of a batch of images.
-
-    around: (N, C, m, m) the blocks of the corrupted images; image: (N,) the image that each block belongs to
-    changed: positions in the flattened `around` of the variables that change, as they come from below
-    goes_on: (m, m) bool, the positions that the next layer acts on; the others, latents, are `stays`
-    """
-
-    def __init__(self, bijector, around, changed, image, goes_on):
-        self.bijector, self.around, self.changed, self.image = bijector, around, changed, image
-        self.goes_on, self.stays = (mask.flatten().nonzero()[:, 0] for mask in (goes_on, ~goes_on))
-
-    def encode(self, values):
-        """The variables that change -> the blocks above, (N, C, m^2), log_det (N,)."""
-        blocks = self.around.flatten().index_copy(0, self.changed, values.flatten())
-        blocks, log_det = self.bijector(blocks.reshape(self.around.shape))
-        return blocks.flatten(2), log_det
-
-    def decode(self, z, values):
-        """The latents of the blocks above and their variables that go on, flat -> the variables that change, flat."""
-        blocks = self.around.flatten(2)
-        for places, part in ((self.stays, z), (self.goes_on, values)):
-            if len(places):
-                blocks = blocks.index_copy(2, places, part.reshape(*blocks.shape[:2], -1))
-        return self.bijector.inverse(blocks.reshape(self.around.shape))[0].flatten().index_select(0, self.changed)
 
 
 def random_latents(counts, num_latents, generators):

@@ -22,12 +22,12 @@ class RunLog:
         self.stdout, self.text_path, self.records_path = stdout, None, None
         if base is not None:
             base.parent.mkdir(parents=True, exist_ok=True)
-            self.text_path, self.records_path = (Path(f"{base}{ending}") for ending in (".log", ".jsonl"))
-            lines = read_lines(self.records_path) if self.records_path.exists() else []
-            kept = [line for line in lines if (record := parse(line)) and record.get("step", 0) <= step]
-            if kept != lines:
-                with replacing(self.records_path) as file:
-                    file.write("".join(kept).encode())
+            self.text_path, self.records_path = Path(f"{base}.log"), Path(f"{base}.jsonl")
+            if self.records_path.exists():
+                kept = [line for line, record in read_lines(self.records_path) if record.get("step", 0) <= step]
+                if "".join(kept).encode() != self.records_path.read_bytes():
+                    with replacing(self.records_path) as file:
+                        file.write("".join(kept).encode())
             if self.text_path.exists() and self.text_path.read_bytes()[-1:] not in (b"", b"\n"):
                 append(self.text_path, "")  # a killed process, or a full disk, has left the last line incomplete
 
@@ -56,15 +56,20 @@ def append(path, line):
 
 def read_records(path):
     """The records of a `.jsonl` file; lines that are none, such as an incomplete last one, are left out."""
-    return list(filter(None, map(parse, read_lines(path))))
+    return [record for _, record in read_lines(path)]
+
+
+def read_lines(path):
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(RecursionError, ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float)):
+                yield line, record
 
 
 def read_bpds(path):
-    """{"train": records, "test": records} of a `.jsonl` file, those with a step from 1 and bits per dimension.
-
-    The BPD of a training record is the mean over the steps since the record before.
-    Raises OSError, ValueError if there is no such record.
-    """
+    """{"train": records, "test": records} of a `.jsonl` file, those with a step from 1 and bits per dimension (in
+    training the mean over the steps since the record before). Raises OSError, ValueError if there is none."""
     found = {"train": [], "test": []}
     for record in read_records(path):
         kind, numbers = record.get("kind"), [record.get("step"), record.get("bpd")]
@@ -83,15 +88,3 @@ def run_name(path):
     if not path.stem.startswith("out"):
         return path.stem
     return f"{path.parent.parent.name}/{path.parent.name}{path.stem.removeprefix('out')}"
-
-
-def read_lines(path):
-    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-
-
-def parse(line):
-    """The record of a line, None if it is no complete one."""
-    with suppress(RecursionError, ValueError):
-        record = json.loads(line)
-        if isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float)):
-            return record

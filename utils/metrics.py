@@ -1,7 +1,4 @@
-"""Distances between two sets of images: FID, KID, precision and recall, all computed by torch-fidelity.
-
-torch-fidelity (0.4 or newer, `requirements-metrics.txt`) is optional and imported only where it is needed.
-"""
+"""FID, KID, precision and recall, all by torch-fidelity, which is optional and imported only where it is needed."""
 
 import hashlib
 import re
@@ -63,8 +60,8 @@ def image_distances(samples, images, weights, device, verbose=False):
     """FID, KID, precision and recall of samples against images, in Inception's last pooling layer.
 
     samples, images: uint8 (N, C, L, L), at least MIN_IMAGES each, C = 1 or 3; weights: of `inception_weights`
-    Returns a flat dict: fid; kid_mean and kid_std over subsets; precision, the fraction of samples within the manifold
-    of the images, and recall, the reverse; fid_settings.
+    Returns fid; kid_mean and kid_std over subsets; precision, the fraction of samples within the manifold of the
+    images, and recall, the reverse; fid_settings.
     """
     import torch_fidelity
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as EXTRACTORS
