@@ -86,20 +86,6 @@ def rows(record):
         yield row("round trip", f"{data}: {flow}", cells, "; ".join(f"{dtype}, {words}" for dtype in trips))
 
 
-def check(args, data):
-    """Raises UserError for flags that ask for nothing, for too little or for what there is not."""
-    if args.structure is None:
-        args.structure = 2000 if data in msds.VARIANTS else 0
-    if args.structure and data not in msds.VARIANTS:
-        raise flag_error("--structure", args.structure, f"only for {' and '.join(msds.VARIANTS)}, not {data}")
-    if 0 < args.structure < MIN_SAMPLES:
-        raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
-    if not (args.draws or args.round_trip or args.structure or args.fid):
-        raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
-    if args.fid and args.samples < metrics.MIN_IMAGES:
-        raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
-
-
 def measure(args, flow, dataset, variant, feature_weights):
     """The results that the flags ask for, dict by dict. Raises FloatingPointError for what is not finite."""
     settings = {"temperature": args.temperature, "seed": args.draw_seed}
@@ -137,7 +123,18 @@ def measure(args, flow, dataset, variant, feature_weights):
 def main(argv=None):
     args = flags.parse(build_parser(), argv)
     flow, config, trained = flags.load_flow(args)
-    check(args, config["data"])
+    variant = msds.VARIANTS.get(config["data"])
+    if args.structure is None:
+        args.structure = 2000 if variant else 0
+    if args.structure and not variant:
+        rule = f"only for {' and '.join(msds.VARIANTS)}, not {config['data']}"
+        raise flag_error("--structure", args.structure, rule)
+    if 0 < args.structure < MIN_SAMPLES:
+        raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
+    if not (args.draws or args.round_trip or args.structure or args.fid):
+        raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
+    if args.fid and args.samples < metrics.MIN_IMAGES:
+        raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
     temperatures = cli.check_temperature(args.temperature, flow)
     args.temperature = temperatures if len(set(temperatures)) > 1 else temperatures[0]
     feature_weights, notes = metrics.inception_weights(args.feature_weights) if args.fid else None, []
@@ -158,7 +155,7 @@ def main(argv=None):
     results["warnings"] = warnings + notes
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}
     try:
-        for part in measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights):
+        for part in measure(args, flow, dataset, variant, feature_weights):
             print(*table([part]), sep="\n", flush=True)
             results |= part
             if args.json:  # after each part, in case a later one fails

@@ -34,7 +34,6 @@ METHODS = {"rgflow": ("rgflow",), "realnvp": ("realnvp_constrained", "realnvp")}
 LABELS = {"rgflow": "RG-Flow", "realnvp_constrained": "constrained\nReal NVP", "realnvp": "Real NVP"}
 RED, COLUMNS = (0.85, 0.1, 0.1), 15  # of the figure
 PER_IMAGE = "psnr_image", "psnr_region", "free_latents", "log_prob_best_draw", "log_prob", "log_prob_truth"
-MID_GREY = 0.0  # in model space
 PLACES = "origin", "centre"
 BENCH_REGION, BENCH_IMAGES = 10, 15  # pixels, images
 BENCH_BLOCKS = 11_000  # of images taken together by the whole flow: 3 GB with --nlayers 2 --nhidden 256
@@ -111,17 +110,15 @@ def inpaint_all(args):
                 raise UserError(f"{its_trained['weights']}: {error}") from error
             means = {key: statistics.fmean(per_image[key]) for key in PER_IMAGE[:3]}
             settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
-            results.append({"method": method, **means, "images": len(names), **settings})
-            results[-1] |= {"seconds": time.perf_counter() - start, "names": names, "per_image": per_image}
-            results[-1] |= {"config": its_config, **its_trained}
+            own = {"seconds": time.perf_counter() - start, "names": names, "per_image": per_image, "config": its_config}
+            results.append({"method": method, **means, "images": len(names), **settings, **own, **its_trained})
             print(LINE.format(label=label, total=images[0].numel(), **results[-1]))
     draw = partial(write_pictures, args, config, images, regions, inpainted)
     return {**trained, "config": config, "warnings": warnings, "results": results}, draw
 
 
 def make_problem(method, flow, kernel_size, seed, x, regions, names):
-    """What `method` maximises for corrupted images x; kernel_size: of the RG-Flow whose number of free latents a
-    constrained Real NVP gets."""
+    """What `method` maximises; kernel_size: of the RG-Flow whose number of free latents a constrained Real NVP gets."""
     if method == "rgflow":
         return CausalCone(flow, x, regions)
     if method == "realnvp":
@@ -139,7 +136,7 @@ def inpaint(flow, problem_of, images, regions, names, args, label):
         for start in range(0, len(images), args.batch_size):
             batch, region, own = (each[start : start + args.batch_size] for each in (images, regions, names))
             x, _ = to_model(batch, noise=0.5, dtype=dtype)
-            problem = problem_of(x.masked_fill(region[:, None], MID_GREY), region, own)
+            problem = problem_of(x.masked_fill(region[:, None], 0.0), region, own)  # 0 is mid-grey
             source = generator(args.draw_seed, "inpaint", own[0], args.cuda)
             advance = partial(bar.update, len(batch))
             values, log_prob, log_prob_start = maximise(problem, args.rate, args.steps, args.draws, source, advance)

@@ -78,8 +78,7 @@ def read_rows(path):
         line += flow.get("trained_on") or "", flow["machine"], flow["commit"] or "", f"`{flow['command']}`"
         rank = float(row["weight"]), float(seconds or 0), float(step), path.name
         cells = {str(column): str(text) for column, text in row["cells"].items()}
-        where = rank, tuple(map(str, line))
-        found.append((TITLES[row["table"]], str(row["row"]), cells, str(row["details"]), where))
+        found.append((TITLES[row["table"]], str(row["row"]), cells, str(row["details"]), (rank, tuple(map(str, line)))))
     return found
 
 

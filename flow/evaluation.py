@@ -16,11 +16,6 @@ from .preprocess import bits_per_dim, to_model, to_uint8
 BATCH = 250
 
 
-def starts(length, name, quiet, part=0, parts=1):
-    """The first indices of batches, those of part `part` of `parts`; quiet: no progress bar, None for on terminals."""
-    return tqdm(range(part * BATCH, length, parts * BATCH), desc=name, leave=False, disable=quiet)
-
-
 def noisy_batch(flow, images, index, seed=0, draw=0):
     """The batch of images, numpy (N, C, L, L), that holds number `index`, and its noise, on the flow's device."""
     like = next(flow.parameters())
@@ -34,10 +29,11 @@ def noisy_batch(flow, images, index, seed=0, draw=0):
 def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=None):
     """Bits per dimension of each image, float64 (N,) on the flow's device; 0 for those of other parts.
 
-    images: numpy array, uint8 (N, C, L, L); draw: number of the dequantisation noise; part, parts, quiet: see `starts`
+    images: numpy array, uint8 (N, C, L, L); draw: number of the dequantisation noise; part, parts: of the batches
+    quiet: no progress bar; None for one on terminals only
     """
     values = torch.zeros(len(images), dtype=torch.float64, device=next(flow.parameters()).device)
-    for start in starts(len(images), "test", quiet, part, parts):
+    for start in tqdm(range(part * BATCH, len(images), parts * BATCH), desc="test", leave=False, disable=quiet):
         batch, noise = noisy_batch(flow, images, start, seed, draw)
         values[start : start + BATCH] = bits_per_dim(flow, batch, noise=noise).to(values.dtype)
     return values
@@ -71,7 +67,8 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
     flow = copy.deepcopy(flow).to(dtype).eval()
     flow.accelerate()
     largest = torch.zeros(2, 1 + flow.num_levels, dtype=torch.float64)
-    for start in starts(len(images), f"round trip {dtype}".replace("torch.", ""), quiet):
+    name = f"round trip {dtype}".replace("torch.", "")
+    for start in tqdm(range(0, len(images), BATCH), desc=name, leave=False, disable=quiet):
         batch, noise = noisy_batch(flow, images, start, seed)
         x, _ = to_model(batch, noise=noise, dtype=dtype)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
@@ -90,7 +87,7 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
 def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
     """n samples, uint8 (n, C, L, L) on the host; see `Flow.sample`. Raises FloatingPointError for one with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
-    for start in starts(n, "samples", quiet):
+    for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=quiet):
         part = images[start : start + BATCH]
         x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
         if x.isnan().any():

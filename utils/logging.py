@@ -13,8 +13,7 @@ from .files import naming, replacing
 class RunLog:
     """Appends to `{base}.log` and `{base}.jsonl`.
 
-    base: path without ending, or None to write no files
-    stdout: whether prose is printed too
+    base: path without ending, or None to write no files; stdout: whether prose is printed too
     step: records of later steps and lines that are no records are cut off; a resumed run writes them again
     """
 
@@ -24,10 +23,11 @@ class RunLog:
             base.parent.mkdir(parents=True, exist_ok=True)
             self.text_path, self.records_path = Path(f"{base}.log"), Path(f"{base}.jsonl")
             if self.records_path.exists():
-                kept = [line for line, record in read_lines(self.records_path) if record.get("step", 0) <= step]
-                if "".join(kept).encode() != self.records_path.read_bytes():
+                records = (each for each in read_records(self.records_path) if each.get("step", 0) <= step)
+                kept = "".join(json.dumps(record) + "\n" for record in records).encode()
+                if kept != self.records_path.read_bytes():
                     with replacing(self.records_path) as file:
-                        file.write("".join(kept).encode())
+                        file.write(kept)
             if self.text_path.exists() and self.text_path.read_bytes()[-1:] not in (b"", b"\n"):
                 append(self.text_path, "")  # a killed process, or a full disk, has left the last line incomplete
 
@@ -56,15 +56,13 @@ def append(path, line):
 
 def read_records(path):
     """The records of a `.jsonl` file; lines that are none, such as an incomplete last one, are left out."""
-    return [record for _, record in read_lines(path)]
-
-
-def read_lines(path):
+    records = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         with suppress(RecursionError, ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float)):
-                yield line, record
+                records.append(record)
+    return records
 
 
 def read_bpds(path):

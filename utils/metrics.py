@@ -18,8 +18,9 @@ HASH = "6726825d"  # start of the SHA-256 of its weights
 RESIZE = "bilinear to 299 x 299 as in TensorFlow 1, inside the feature extractor"
 
 
-def check_library():
-    """The version of torch-fidelity. Raises UserError if it is missing or too old."""
+def inception_weights(path=None):
+    """(path, SHA-256) of Inception's weights: the file `path`, or torch-fidelity's own in torch.hub's folder, which is
+    downloaded unless it is there. Raises UserError if that fails, for another file and without the library."""
     try:
         found = version("torch-fidelity")
     except PackageNotFoundError:
@@ -27,13 +28,6 @@ def check_library():
     if tuple(map(int, re.findall(r"\d+", found)[:2])) < (0, 4):
         needed = "needs torch-fidelity 0.4 or newer: pip install -r requirements-metrics.txt"
         raise UserError(f"--fid: {needed} (installed: {found})")
-    return found
-
-
-def inception_weights(path=None):
-    """(path, SHA-256) of Inception's weights: the file `path`, or torch-fidelity's own in torch.hub's folder, which is
-    downloaded unless it is there. Raises UserError if that fails, and for a file that does not hold them."""
-    check_library()
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as EXTRACTORS
 
@@ -77,7 +71,8 @@ def image_distances(samples, images, weights, device, verbose=False):
     names = "fid", "kid_mean", "kid_std", "precision", "recall"
     results = {name: values[getattr(torch_fidelity, f"KEY_METRIC_{name.upper()}")] for name in names}
     layer = EXTRACTORS[INCEPTION].get_default_feature_layer_for_metric("fid")
-    used = {"samples": len(samples), "images": len(images), "library": "torch-fidelity", "version": check_library()}
-    used |= {"feature_extractor": INCEPTION, "feature_layer": layer, "feature_weights": weights[0].name}
-    used |= {"feature_weights_sha256": weights[1], "resize": RESIZE}
-    return {**results, "fid_settings": {**used, **settings}}
+    used = {"samples": len(samples), "images": len(images)}
+    used |= {"library": "torch-fidelity", "version": version("torch-fidelity"), "feature_extractor": INCEPTION}
+    used |= {"feature_layer": layer, "feature_weights": weights[0].name, "feature_weights_sha256": weights[1]}
+    used |= {"resize": RESIZE, **settings}
+    return {**results, "fid_settings": used}
