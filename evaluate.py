@@ -6,14 +6,14 @@
     python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
 
 Results in the JSON file, of those that were asked for:
-    bpd                 bits per dimension of the test split, mean over images and draws of the dequantisation noise
-    bpd_stderr          standard error over images, of their means over the draws
-    bpd_draws           mean over the images for each draw; with --draw_seed 0 the first is that of main.py's log
+    bpd, bpd_stderr     bits per dimension of the test `images`, mean and standard error of their means over the draws
+    bpd_draws           mean for each draw of the noise; with --draw_seed 0 the first is that of main.py's log
     bpd_stderr_draws    standard error over draws, null for a single one
-    round_trip          `flow.evaluation.round_trip_errors`, the largest of so many test images and samples
+    round_trip          `flow.evaluation.round_trip_errors`, the largest of `round_trip_images` and as many samples
     structure           `structure_scores` of samples and as many test images, and `calibration` on these images
-    fid, kid_mean, …    `utils.metrics.image_distances` of samples and a split
+    fid, …, recall      `utils.metrics.image_distances` of samples and a split, with fid_settings
     compile, amp        how the networks ran, except for the round trip, which uses neither
+    data_fingerprint    of the images; warnings: the sentences that were printed about data, weights and --compile
 """
 
 import sys
@@ -35,33 +35,16 @@ def build_parser():
     parser = flags.weights_parser(__doc__, numbers=True, images=True)
     add = parser.add_argument_group("what to measure").add_argument
     add("--draws", type=cli.count, default=3, metavar="N", help="draws of the noise for the BPD, 0 for no BPD")
-    trip = "test images, and samples, for the round trip, 0 for none"
-    add("--round_trip", type=cli.count, default=1000, metavar="N", help=trip)
+    add("--round_trip", type=cli.count, default=1000, metavar="N", help="test images and samples to invert, 0 for none")
     scores = "samples for the structure scores of msds1 and msds2, 0 for none (default: 2000 for these sets)"
     add("--structure", type=cli.count, metavar="N", help=scores)
     add("--fid", action="store_true", help="FID, KID, precision and recall; needs requirements-metrics.txt")
     add("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
     add("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
     cli.add_temperature(add)
-    inception = "Inception's weights for --fid (default: torch-fidelity's, in torch.hub's folder or downloaded)"
-    add("--feature_weights", metavar="FILE", help=inception)
+    add("--feature_weights", metavar="FILE", help="Inception's weights for --fid (default: torch-fidelity's download)")
     flags.add_speed(add)
     return parser
-
-
-def bits_of_split(flow, images, seed, draws):
-    """Results of the bits per dimension of images (N, C, L, L). Raises FloatingPointError if they are not finite."""
-    values = []
-    for draw in range(draws):
-        values.append(evaluation.bits_per_dim_of_all(flow, images, seed, draw))
-        bad = evaluation.first_nonfinite(values[-1])
-        if bad is not None:
-            where = evaluation.level_that_fails(flow, *evaluation.noisy_batch(flow, images, bad, seed, draw))
-            raise FloatingPointError(f"BPD of test images is not finite, {where}")
-    bpd, stderr = evaluation.mean_and_stderr(torch.stack(values).mean(0))
-    means = [value.mean().item() for value in values]
-    spread = evaluation.mean_and_stderr(torch.tensor(means, dtype=torch.float64))[1] if draws > 1 else None
-    return {"bpd": bpd, "bpd_stderr": stderr, "bpd_draws": means, "bpd_stderr_draws": spread, "images": len(images)}
 
 
 def rows(record):
@@ -70,8 +53,8 @@ def rows(record):
     data, (model, flow) = DATA_NAMES.get(config["data"], config["data"]), flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"
-        sizes = f"{results['images']:,} images, {len(results['bpd_draws'])} draws"
-        details.append(f"BPD {results['bpd']:.4f} ± {results['bpd_stderr']:.4f}, {sizes}")
+        words = "BPD {bpd:.4f} ± {bpd_stderr:.4f}, {images:,} images, {draws} draws"
+        details.append(words.format(draws=len(results["bpd_draws"]), **results))
     if "fid" in results:
         cells[f"{data} FID"] = f"{results['fid']:.3g}"
         words = "FID {fid:.4g}, KID {kid_mean:.4g} ± {kid_std:.2g}, precision {precision:.3f}, recall {recall:.3f},"
@@ -83,46 +66,43 @@ def rows(record):
         with_prior = config["model"] == "rgflow" and (on_msds or config["prior"] == "gaussian")
         yield row("B1" if on_msds else "G1", flow if with_prior else model, cells, "; ".join(details))
     if "structure" in results:
-        scores, errors = results["structure"], results["structure"]["calibration"]
+        scores = {**results["structure"]["calibration"], **results["structure"]}
         score = "none" if scores["score"] is None else f"{scores['score']:.3f}"
-        cells = {"score": score, "cells with an oval": f"{scores['share']:.1%}"}
-        cells["of real images"] = f"{scores['share_real']:.1%}"
+        cells = {f"{data} score": score, f"{data} cells with an oval": f"{scores['share']:.1%}"}
+        cells[f"{data} of real images"] = f"{scores['share_real']:.1%}"
         if scores["between"] is not None:
-            cells["spread between images / real"] = f"{scores['between']:.2f}"
-        words = scores["failure"] or f"score {score}"
-        words += f", {scores['samples']:,} samples at T = {scores['temperature']}; off by {errors['degrees']:.1f}° and"
-        words += f" {errors['levels']:.1f} of 256 levels on labelled images"
-        yield row("structure", flow, {f"{data} {name}": text for name, text in cells.items()}, words)
-    cells, details = {}, []
-    for dtype, sources in results.get("round_trip", {}).items():
+            cells[f"{data} spread between images / real"] = f"{scores['between']:.2f}"
+        words = ", {samples:,} samples at T = {temperature}; off by {degrees:.1f}° and {levels:.1f} of 256 levels"
+        words = (scores["failure"] or f"score {score}") + words.format(**scores)
+        yield row("structure", flow, cells, f"{words} on labelled images")
+    cells, trips = {}, results.get("round_trip", {})
+    for dtype, sources in trips.items():
         errors = {"images": [each["image"] for each in sources.values()]}
         errors["latents"] = [error for each in sources.values() for error in each["levels"]]
         for name, values in errors.items():
             cells[f"{dtype}, {name}"] = "not finite" if None in values else f"{max(values):.1e}"
-        details.append(f"{dtype}, {results['round_trip_images']:,} test images and samples")
-    if cells:
-        yield row("round trip", f"{data}: {flow}", cells, "; ".join(details))
-
-
-def check(args, data):
-    """Raises UserError for flags that ask for nothing, for too little or for what there is not."""
-    if args.structure is None:
-        args.structure = 2000 if data in msds.VARIANTS else 0
-    if args.structure and data not in msds.VARIANTS:
-        raise flag_error("--structure", args.structure, f"only for {' and '.join(msds.VARIANTS)}, not {data}")
-    if 0 < args.structure < MIN_SAMPLES:
-        raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
-    if not (args.draws or args.round_trip or args.structure or args.fid):
-        raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
-    if args.fid and args.samples < metrics.MIN_IMAGES:
-        raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
+    if trips:
+        words = f"{results['round_trip_images']:,} test images and samples"
+        yield row("round trip", f"{data}: {flow}", cells, "; ".join(f"{dtype}, {words}" for dtype in trips))
 
 
 def measure(args, flow, dataset, variant, feature_weights):
     """The results that the flags ask for, dict by dict. Raises FloatingPointError for what is not finite."""
     settings = {"temperature": args.temperature, "seed": args.draw_seed}
     if args.draws:
-        yield bits_of_split(flow, dataset.test, args.draw_seed, args.draws)
+        values, images = [], dataset.test
+        for draw in range(args.draws):
+            values.append(evaluation.bits_per_dim_of_all(flow, images, args.draw_seed, draw))
+            bad = evaluation.first_nonfinite(values[-1])
+            if bad is not None:
+                batch = evaluation.noisy_batch(flow, images, bad, args.draw_seed, draw)
+                where = evaluation.level_that_fails(flow, *batch)
+                raise FloatingPointError(f"BPD of test images is not finite, {where}")
+        bpd, stderr = evaluation.mean_and_stderr(torch.stack(values).mean(0))
+        means = torch.stack([value.mean() for value in values])
+        spread = evaluation.mean_and_stderr(means)[1] if args.draws > 1 else None
+        draws = {"bpd_draws": means.tolist(), "bpd_stderr_draws": spread}
+        yield {"bpd": bpd, "bpd_stderr": stderr, **draws, "images": len(images)}
     if args.round_trip:
         images, dtypes = dataset.test[: args.round_trip], (torch.float32, torch.float64)
         errors = [evaluation.round_trip_errors(flow, images, dtype, args.draw_seed) for dtype in dtypes]
@@ -143,11 +123,22 @@ def measure(args, flow, dataset, variant, feature_weights):
 def main(argv=None):
     args = flags.parse(build_parser(), argv)
     flow, config, trained = flags.load_flow(args)
-    check(args, config["data"])
+    variant = msds.VARIANTS.get(config["data"])
+    if args.structure is None:
+        args.structure = 2000 if variant else 0
+    if args.structure and not variant:
+        rule = f"only for {' and '.join(msds.VARIANTS)}, not {config['data']}"
+        raise flag_error("--structure", args.structure, rule)
+    if 0 < args.structure < MIN_SAMPLES:
+        raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
+    if not (args.draws or args.round_trip or args.structure or args.fid):
+        raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
+    if args.fid and args.samples < metrics.MIN_IMAGES:
+        raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
     temperatures = cli.check_temperature(args.temperature, flow)
     args.temperature = temperatures if len(set(temperatures)) > 1 else temperatures[0]
-    feature_weights, notes = metrics.inception_weights(args.feature_weights) if args.fid else (None, metrics.HASH), []
-    if not feature_weights[1].startswith(metrics.HASH):
+    feature_weights, notes = metrics.inception_weights(args.feature_weights) if args.fid else None, []
+    if args.fid and not feature_weights[1].startswith(metrics.HASH):
         other = f"not those of the FID literature, whose SHA-256 is {metrics.HASH}…"
         notes.append(f"--feature_weights {feature_weights[0]}: {other}")
     dataset, warnings = flags.open_data(config, args.data_path)
@@ -160,13 +151,13 @@ def main(argv=None):
         print(f"warning: {line}", file=sys.stderr)
 
     print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")
-    record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config}
-    ways = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
-    record["results"] = {**ways, "warnings": warnings + notes}
+    results = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
+    results["warnings"] = warnings + notes
+    record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}
     try:
-        for part in measure(args, flow, dataset, msds.VARIANTS.get(config["data"]), feature_weights):
+        for part in measure(args, flow, dataset, variant, feature_weights):
             print(*table([part]), sep="\n", flush=True)
-            record["results"].update(part)
+            results |= part
             if args.json:  # after each part, in case a later one fails
                 save(args.json, record, rows)
     except FloatingPointError as error:

@@ -34,12 +34,9 @@ METHODS = {"rgflow": ("rgflow",), "realnvp": ("realnvp_constrained", "realnvp")}
 LABELS = {"rgflow": "RG-Flow", "realnvp_constrained": "constrained\nReal NVP", "realnvp": "Real NVP"}
 RED, COLUMNS = (0.85, 0.1, 0.1), 15  # of the figure
 PER_IMAGE = "psnr_image", "psnr_region", "free_latents", "log_prob_best_draw", "log_prob", "log_prob_truth"
-MID_GREY = 0.0  # in model space
 PLACES = "origin", "centre"
 BENCH_REGION, BENCH_IMAGES = 10, 15  # pixels, images
-# The whole flow is measured on as many images at a time as have this many blocks: 0.75 GB of activations with 2 layers
-# of width 256 and one residual block, 3 GB with four.
-BENCH_BLOCKS = 11_000
+BENCH_BLOCKS = 11_000  # of images taken together by the whole flow: 3 GB with --nlayers 2 --nhidden 256
 LINE = "{label}: PSNR {psnr_region:.2f} dB in the region, {psnr_image:.2f} dB of the image, "
 LINE += "{free_latents:.0f} free latents of {total}, {seconds:.0f} s"
 SPEED_LINE = "L {L}, {place}: cone {cone_seconds:.3g} s per step, {cone_blocks} blocks, {free_latents} latents;"
@@ -111,19 +108,17 @@ def inpaint_all(args):
                 inpainted[method], per_image = inpaint(flow, problem_of, images, regions, names, args, label)
             except FloatingPointError as error:
                 raise UserError(f"{its_trained['weights']}: {error}") from error
-            seconds = time.perf_counter() - start
             means = {key: statistics.fmean(per_image[key]) for key in PER_IMAGE[:3]}
             settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
-            results.append({"method": method, **means, "images": len(names), **settings, "seconds": seconds})
-            results[-1].update(names=names, per_image=per_image, config=its_config, **its_trained)
+            own = {"seconds": time.perf_counter() - start, "names": names, "per_image": per_image, "config": its_config}
+            results.append({"method": method, **means, "images": len(names), **settings, **own, **its_trained})
             print(LINE.format(label=label, total=images[0].numel(), **results[-1]))
     draw = partial(write_pictures, args, config, images, regions, inpainted)
     return {**trained, "config": config, "warnings": warnings, "results": results}, draw
 
 
 def make_problem(method, flow, kernel_size, seed, x, regions, names):
-    """What `method` maximises for corrupted images x; kernel_size: of the RG-Flow whose number of free latents a
-    constrained Real NVP gets."""
+    """What `method` maximises; kernel_size: of the RG-Flow whose number of free latents a constrained Real NVP gets."""
     if method == "rgflow":
         return CausalCone(flow, x, regions)
     if method == "realnvp":
@@ -134,14 +129,14 @@ def make_problem(method, flow, kernel_size, seed, x, regions, names):
 
 
 def inpaint(flow, problem_of, images, regions, names, args, label):
-    """uint8 images (N, C, L, L), regions (N, L, L) bool -> inpainted images, a dict of lists with what came out."""
-    filled, lists, dtype = [], {key: [] for key in PER_IMAGE}, next(flow.requires_grad_(False).parameters()).dtype
+    """uint8 images (N, C, L, L), regions (N, L, L) bool -> inpainted images, {each of PER_IMAGE: a list}."""
+    filled, found, dtype = [], [], next(flow.requires_grad_(False).parameters()).dtype
     total = len(images) * (args.draws + args.steps + 1)
     with tqdm(total=total, desc=label, unit="image steps", disable=None) as bar:
         for start in range(0, len(images), args.batch_size):
             batch, region, own = (each[start : start + args.batch_size] for each in (images, regions, names))
             x, _ = to_model(batch, noise=0.5, dtype=dtype)
-            problem = problem_of(x.masked_fill(region[:, None], MID_GREY), region, own)
+            problem = problem_of(x.masked_fill(region[:, None], 0.0), region, own)  # 0 is mid-grey
             source = generator(args.draw_seed, "inpaint", own[0], args.cuda)
             advance = partial(bar.update, len(batch))
             values, log_prob, log_prob_start = maximise(problem, args.rate, args.steps, args.draws, source, advance)
@@ -149,10 +144,9 @@ def inpaint(flow, problem_of, images, regions, names, args, label):
             filled.append(torch.where(region[:, None], to_uint8(pasted), batch))
             quality = psnr(to_image(pasted), truth), psnr(to_image(pasted), truth, region)
             counts = problem.image.bincount(minlength=len(batch))
-            found = *quality, counts, log_prob_start, log_prob, flow.log_prob(x)
-            for key, numbers in zip(PER_IMAGE, found, strict=True):
-                lists[key] += numbers.tolist()
-    return torch.cat(filled), lists
+            found.append([*quality, counts, log_prob_start, log_prob, flow.log_prob(x)])
+    numbers = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
+    return torch.cat(filled), dict(zip(PER_IMAGE, numbers, strict=True))
 
 
 def load_images(args, config):
@@ -163,8 +157,7 @@ def load_images(args, config):
     dataset, warnings = flags.open_data(config, args.data_path)
     array, numbers = getattr(dataset, args.split), list(args.images)
     if max(numbers) >= len(array):
-        rule = f"the {args.split} split has {len(array)} images, counted from 0"
-        raise flag_error("--images", max(numbers), rule)
+        raise flag_error("--images", max(numbers), f"the {args.split} split has {len(array)} images, counted from 0")
     return numbers, torch.from_numpy(array[numbers]), warnings
 
 
@@ -184,26 +177,21 @@ def load_regions(args, names, L):
         raise refuse("no pixel is corrupted, height and width must be at least 1")
     if any(start + edge > L for start, edge in zip(corner or (0, 0), (height, width), strict=True)):
         raise refuse(f"must lie inside the image of {L}x{L} pixels")
-    rectangles = []
-    for name in names:
+    regions, rectangles = torch.zeros(len(names), L, L, dtype=torch.bool), []
+    for region, name in zip(regions, names, strict=True):
         source = generator(args.draw_seed, "region", name)
         drawn = [int(torch.randint(L - edge + 1, (), generator=source)) for edge in (height, width)]
-        rectangles.append([*(corner or drawn), height, width])
-    return torch.stack([filled_rectangle(L, *each) for each in rectangles]), rectangles
-
-
-def filled_rectangle(L, row, column, height, width):
-    region = torch.zeros(L, L, dtype=torch.bool)
-    region[row : row + height, column : column + width] = True
-    return region
+        row, column = corner or drawn
+        region[row : row + height, column : column + width] = True
+        rectangles.append([row, column, height, width])
+    return regions, rectangles
 
 
 def write_pictures(args, config, images, regions, inpainted):
     """The figure (rows: truth, corrupted, each method; columns: images) and the results of --files; prints paths."""
-    shown = slice(0, COLUMNS)
     red = torch.tensor(RED, device=images.device)[:, None, None]
-    truth, *filled = (each[shown].expand(-1, 3, -1, -1) / 255 for each in (images, *inpainted.values()))
-    rows = torch.cat([truth, torch.where(regions[shown, None], red, truth), *filled])
+    truth, *filled = (each[:COLUMNS].expand(-1, 3, -1, -1) / 255 for each in (images, *inpainted.values()))
+    rows = torch.cat([truth, torch.where(regions[:COLUMNS, None], red, truth), *filled])
     labels = ["given" if args.files else "ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
     figure = grid_figure(rows.cpu(), len(truth), 0.8 + 0.42 * len(truth), labels, row_label=0.8)
     name = flags.picture_path(args, config, "inpaint_files" if args.files else "inpaint")
@@ -222,41 +210,34 @@ def bench(args, network):
         raise flag_error("--edges", min(args.edges), f"must be at least {BENCH_REGION}")
     C, m, results, counts = args.run.nchannels, args.run.kernel_size, [], []
     own = "--data=folder", f"--nchannels={C}", "--model=rgflow", f"--cuda={args.cuda.partition(':')[2]}"
-    runs = [flags.get_args([*network, *own, f"--L={L}"]) for L in args.edges]
-    for run in runs:
+    for run in [flags.get_args([*network, *own, f"--L={L}"]) for L in args.edges]:
         torch.manual_seed(args.draw_seed)
         flow = build(vars(run)).to(args.cuda).eval().requires_grad_(False)
         x = torch.randn(BENCH_IMAGES, C, run.L, run.L, device=args.cuda).to(getattr(torch, run.dtype))
-        for result in measure(flow, x, args):
-            results.append(result)
-            print(SPEED_LINE.format(**result), flush=True)
+        blocks = sum((l // m) ** 2 for _, l, _ in flow.layers())
+        together, whole_seconds = min(BENCH_IMAGES, max(1, BENCH_BLOCKS // blocks)), None
+        for place in PLACES:
+            regions = bench_region(run.L, place).to(args.cuda).expand(BENCH_IMAGES, -1, -1)
+            cone = CausalCone(flow, x, regions)
+            if whole_seconds is None:  # the same for all places
+                parts = [(part, regions[: len(part)], cone.free[cone.image < len(part)]) for part in x.split(together)]
+                whole_seconds = seconds_per_step([WholeFlow(flow, *part) for part in parts], args)
+            sizes = {"free_latents": len(cone.free) // BENCH_IMAGES, "cone_blocks": cone.num_blocks // BENCH_IMAGES}
+            sizes |= {"cone_seconds": seconds_per_step([cone], args), "whole_seconds": whole_seconds}
+            sizes |= {"whole_blocks": blocks, "whole_images_together": together}
+            results.append({"L": run.L, "place": place, "images": BENCH_IMAGES, **sizes})
+            print(SPEED_LINE.format(**results[-1]), flush=True)
     for L, place in product([args.edges[0] * 2**k for k in range(6)], PLACES):
         free = C * int(inference_cone(bench_region(L, place), m).sum())
         counts.append({"L": L, "place": place, "free_latents": free, "latents": C * L**2})
     draw = partial(write_speed, Path(args.fig_dir) / "inpaint_speed", results, counts)
-    return {"network": flags.network_name(runs[-1]), "results": results, "latents": counts}, draw
+    return {"network": flags.network_name(run), "results": results, "latents": counts}, draw
 
 
 def bench_region(L, place):
-    corner = 0 if place == "origin" else (L - BENCH_REGION) // 2
-    return filled_rectangle(L, corner, corner, BENCH_REGION, BENCH_REGION)
-
-
-def measure(flow, x, args):
-    """Yields a dict for each place of the region; the time of the whole flow is the same for all, and measured once."""
-    L, number, whole = flow.L, len(x), {}
-    blocks = sum((l // flow.kernel_size) ** 2 for _, l, _ in flow.layers())
-    together = min(number, max(1, BENCH_BLOCKS // blocks))
-    for place in PLACES:
-        regions = bench_region(L, place).to(x.device).expand(number, L, L)
-        cone = CausalCone(flow, x, regions)
-        if not whole:
-            parts = [(part, regions[: len(part)], cone.free[cone.image < len(part)]) for part in x.split(together)]
-            seconds = seconds_per_step([WholeFlow(flow, *part) for part in parts], args)
-            whole = {"whole_seconds": seconds, "whole_blocks": blocks, "whole_images_together": together}
-        sizes = {"free_latents": len(cone.free) // number, "cone_blocks": cone.num_blocks // number}
-        seconds = seconds_per_step([cone], args)
-        yield {"L": L, "place": place, "images": number, **sizes, "cone_seconds": seconds, **whole}
+    region, start = torch.zeros(L, L, dtype=torch.bool), 0 if place == "origin" else (L - BENCH_REGION) // 2
+    region[start : start + BENCH_REGION, start : start + BENCH_REGION] = True
+    return region
 
 
 def seconds_per_step(problems, args):
@@ -279,14 +260,12 @@ def write_speed(name, results, counts):
     with style():
         figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
         for axes, (rows, cone, whole, label) in zip(figure.subplots(1, 2), panels, strict=True):
-            for key, place in ((whole, "origin"), (cone, "centre"), (cone, "origin")):
+            for k, place in ((0, "origin"), (2, "centre"), (1, "origin")):
+                key, text = (cone, f"causal cone, region at the {place}") if k else (whole, "whole flow")
                 edges, values = zip(*[(row["L"], row[key]) for row in rows if row["place"] == place], strict=True)
-                k = 0 if key == whole else 1 + PLACES.index(place)
-                text = f"causal cone, region at the {place}" if k else "whole flow"
                 axes.plot(edges, values, "o-" if k else "^-", color=COLOURS[k], label=text)
-            axes.set(xlabel="edge $L$ of the image", ylabel=label, yscale="log")
             axes.set_xscale("log", base=2)
-            axes.set_xticks(edges, edges)
+            axes.set(xlabel="edge $L$ of the image", ylabel=label, yscale="log", xticks=edges, xticklabels=edges)
             axes.minorticks_off()
             axes.legend()
         save_figure(figure, name)

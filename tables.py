@@ -5,11 +5,9 @@
 
 Each number of the paper stands beside ours. The number in brackets is that of a line in the list below the table, which
 says how the flow was trained (the seconds of that run alone, without those before an --init) and measured. Of several
-results for one cell, the table shows the one with most seconds of training, of equals the one with most steps, then the
-one whose file name comes last; the list has all. Data sets and priors that the paper lacks come at the end of a table.
-
-A result brings its rows along: the entry "rows" of the file, see `utils.results.row`. Logs (`.jsonl`) make the last
-table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
+results for one cell, the one with most seconds of training is shown, of equals the one with most steps, then the one
+whose file name comes last. A result brings its rows along: the entry "rows" of the file, see `utils.results.row`. Logs
+(`.jsonl`) make the last table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
 """
 
 import json
@@ -17,7 +15,7 @@ import re
 import sys
 from argparse import Namespace
 from datetime import timedelta
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 
 import args as flags
@@ -58,7 +56,7 @@ NOTHING = "Not measured yet.", ""
 
 
 def read_rows(path):
-    """[(table, row, cells, details, source)] of a results file; source: its rank among rows of the same name, and the
+    """[(title, row, cells, details, source)] of a results file; source: its rank among rows of the same name, and the
     cells of its line in the list. Raises whatever a strange file brings about."""
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -69,44 +67,23 @@ def read_rows(path):
         raise ValueError("written by an older version, measure again" if old else "nothing in it belongs in a table")
     found = []
     for row in record["rows"]:
-        if row["table"] not in TITLES:
-            raise KeyError(row["table"])
+        flow = record if row["result"] is None else {**record, **record["results"][row["result"]]}
+        network, seconds, step = "", flow.get("train_seconds"), flow.get("step", 0)
+        if "weights" in flow:
+            config = flow["config"]
+            network = f"{flags.network_name(Namespace(**config))}, batch {config['batch_size']}, lr {config['lr']:g},"
+            network += f" seed {config['seed']}; `{flow['weights']}`"
+        parameters = f"{flow['parameters']:,}" if "parameters" in flow else ""
+        line = network, parameters, f"{step:,}" if step else "", "" if seconds is None else clock(seconds)
+        line += flow.get("trained_on") or "", flow["machine"], flow["commit"] or "", f"`{flow['command']}`"
+        rank = float(row["weight"]), float(seconds or 0), float(step), path.name
         cells = {str(column): str(text) for column, text in row["cells"].items()}
-        rank, line = source(record if row["result"] is None else {**record, **record["results"][row["result"]]})
-        where = (float(row["weight"]), *rank, path.name), line
-        found.append((row["table"], str(row["row"]), cells, str(row["details"]), where))
+        found.append((TITLES[row["table"]], str(row["row"]), cells, str(row["details"]), (rank, tuple(map(str, line)))))
     return found
 
 
-def source(record):
-    """(seconds and steps of training), (cells of the list, from the network on) of a record with one flow or none."""
-    network, seconds, step = "", record.get("train_seconds"), record.get("step", 0)
-    if "weights" in record:
-        config = record["config"]
-        network = f"{flags.network_name(Namespace(**config))}, batch {config['batch_size']}, lr {config['lr']:g},"
-        network += f" seed {config['seed']}; `{record['weights']}`"
-    parameters = f"{record['parameters']:,}" if "parameters" in record else ""
-    cells = network, parameters, f"{step:,}" if step else "", "" if seconds is None else clock(seconds)
-    machines = record.get("trained_on") or "", record["machine"], record["commit"] or ""
-    return (float(seconds or 0), float(step)), tuple(map(str, (*cells, *machines, f"`{record['command']}`")))
-
-
 def clock(seconds):
-    """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def read_all(paths, read):
-    """({path: what `read` gives}, warnings): a sentence for each file that is skipped, whatever is wrong with it."""
-    found, warnings = {}, []
-    for path in paths:
-        try:
-            found[path] = read(path)
-        except KeyError as error:
-            warnings.append(f"{path}: skipped, {error.args[0]!r} is missing or not known")
-        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-            warnings.append(f"{path}: skipped, {' '.join(str(error).split())}")
-    return found, warnings
 
 
 def markdown(header, rows):
@@ -119,28 +96,25 @@ def markdown(header, rows):
 
 
 def render(table, rows):
-    """A table and the list of its sources as lines of Markdown; rows: of `read_rows`, without the table."""
-    paper = PAPER.get(table, "").splitlines() or [""]
+    """A table and the list of its sources as lines of Markdown; rows: of `read_rows`, without the title."""
+    paper = PAPER.get(table, " ").splitlines()
     (_, *printed), *lines = ([cell.strip() for cell in line.split("|")] for line in paper)
-    papers = {name: dict(zip(printed, cells, strict=True)) for name, *cells in lines}
-    columns = dict.fromkeys([*printed, *chain(*(cells for _, cells, _, _ in rows))])
-    ours = {name: {} for name in [*papers, *(name for name, _, _, _ in rows)]}
+    pairs = {f"{column}, paper": column for column in printed}
+    columns = [*dict.fromkeys([*chain(*pairs.items()), *chain(*(cells for _, cells, _, _ in rows))])]
+    shown = {name: dict(zip(pairs, cells, strict=True)) for name, *cells in lines}  # row -> column -> text
     sources = {}
-    for _, _, details, where in rows:
+    for name, _, details, where in rows:
+        shown.setdefault(name, {})
         sources.setdefault(where, {})[details] = None
     numbers = {where: n for n, where in enumerate(sources, 1)}
     for name, cells, _, where in sorted(rows, key=lambda row: row[-1][0]):
-        ours[name] |= {column: f"{text} [{numbers[where]}]" for column, text in cells.items()}
+        shown[name] |= {column: f"{text} [{numbers[where]}]" for column, text in cells.items()}
 
-    yield from (f"## {TITLES[table]}", "", *([] if ours else NOTHING))
-    if ours:
-        names = [[f"{column}, paper", "ours"] if column in printed else [column] for column in columns]
-        body = []
-        for name, own in ours.items():
-            of_paper = papers.get(name, {})
-            cells = ([of_paper.get(column, "")] * (column in printed) + [own.get(column, "")] for column in columns)
-            body.append([name, *chain(*cells)])
-        yield from markdown(["", *chain(*names)], body)
+    yield from (f"## {TITLES[table]}", "", *([] if shown else NOTHING))
+    if shown:
+        header = ["", *("ours" if column in printed else column for column in columns)]
+        body = ([name, *(own.get(column, "") for column in columns)] for name, own in shown.items())
+        yield from markdown(header, body)
     if numbers:
         lines = ([f"[{n}]", "; ".join(sources[where]), *where[1]] for where, n in numbers.items())
         yield from markdown(["", *LIST], lines)
@@ -186,23 +160,28 @@ def main(argv=None):
             parser.error(f"argument PATH: {path}: no such file or folder")
     cli.check_output(parser, args)
     within = {path: sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) for path in args.paths if path.is_dir()}
-    files = {path: within.get(path, [path]) for path in args.paths}
-    paths = list(dict.fromkeys(chain(*files.values())))
-    results, warnings = read_all((path for path in paths if path.suffix != ".jsonl"), read_rows)
-    logs, more = read_all((path for path in paths if path.suffix == ".jsonl"), read_bpds)
-    warnings += more + [f"{path}: holds no .json or .jsonl file" for path, within in files.items() if not within]
+    results, logs, warnings = [], {}, [f"{path}: holds no .json or .jsonl file" for path in within if not within[path]]
+    for path in dict.fromkeys(chain(*(within.get(path, [path]) for path in args.paths))):
+        try:
+            if path.suffix == ".jsonl":
+                logs[path] = read_bpds(path)
+            else:
+                results += read_rows(path)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            words = f"{error} is missing or not known" if isinstance(error, KeyError) else str(error)
+            warnings.append(f"{path}: skipped, {' '.join(words.split())}")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    tables = (render(key, [row for table, *row in chain(*results.values()) if table == key]) for key in TITLES)
+    tables = (render(key, [row for title, *row in results if title == TITLES[key]]) for key in TITLES)
     text = "\n".join(chain(*tables, render_logs(logs)))
     if not args.out:
         return print(text)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    lines = Path(args.out).read_bytes().splitlines(keepends=True) if Path(args.out).exists() else []
-    prose = list(takewhile(lambda line: line.strip() != MARKER.encode(), lines))
-    kept = [*prose, f"{MARKER}\n\n".encode()] if len(prose) < len(lines) else []
+    old = Path(args.out).read_bytes() if Path(args.out).exists() else b""
+    line = re.search(rf"^[ \t]*{MARKER}\s*$".encode(), old, re.M)
+    kept = old[: line.start()] + f"{MARKER}\n\n".encode() if line else b""
     with replacing(args.out) as file:
-        file.write(b"".join([*kept, f"{text}\n".encode()]))
+        file.write(kept + f"{text}\n".encode())
     print(args.out)
 
 

@@ -1,13 +1,12 @@
 """Do images have the structure of MSDS1 or MSDS2 (Appendix B)? Scores measured from the pixels alone.
 
-The oval of an 8 x 8 cell is found by matching: of grey ovals drawn at each angle and shift of the data sets, the one
-that, times a colour, leaves the least squared error. The drawings have the overshoot of the same bicubic rotation, so
-the colour that is found is the fill. Ovals reach into neighbouring cells: after a first pass the neighbours, as found,
-are subtracted and the cell is matched again.
+The oval of an 8 x 8 cell is the best match, in squared error, of a colour times one of the grey ovals drawn at each
+angle and shift of the data sets. These overshoot by the same bicubic rotation, so the colour is the fill. Ovals reach
+into other cells: a second pass matches each cell without its neighbours as first found.
 
-The spread S of a factor is the root-mean-square distance of an image's ovals from their mean. The factor is the one
-that all ovals of an image share: colour (MSDS1), or orientation (MSDS2) as (cos 2a, sin 2a), of period half a turn.
-With S_shuffled for sets of 16 ovals from 16 different images of the set that is scored,
+The spread S of a factor is the root-mean-square distance of an image's ovals from their mean. The factor is what all
+ovals of an image share: colour (MSDS1), or orientation (MSDS2) as (cos 2a, sin 2a). With S_shuffled for sets of 16
+ovals from 16 different images of the set that is scored,
 
     score = (S_shuffled - S) / (S_shuffled - S_real):    1 for real images, 0 where ovals know nothing of each other.
 """
@@ -33,14 +32,12 @@ def structure_scores(images, variant, real_images):
     """How far `images` have the structure of `real_images`, those of MSDS1 or MSDS2 (variant 1 or 2); a dict.
 
     images, real_images: uint8 (N, 3, 32, 32), at least 2
-    score: see above, over cells with an oval; None where it would say nothing, and then
-    failure: why, a sentence: hardly any ovals, or a factor that varies little over the whole set, as in a collapsed one
+    score: see above, over cells with an oval; None for a set with hardly any ovals or whose factor varies little, as in
+    a collapsed one; failure: then says so, a sentence
     share, share_real: of cells with an oval
     spread, spread_real, spread_shuffled: S, in levels of colour (distance in RGB) or as length in (cos 2a, sin 2a)
     between: standard deviation of the global factor between images, relative to that of the real ones
-
-    Raises ValueError for another variant, type or shape. A set of a few different images, repeated, can still score
-    high; FID sees those.
+    Raises ValueError for another variant, type or shape. A few images, repeated, can score high; FID sees those.
     """
     if variant not in (1, 2):
         raise ValueError(f"variant {variant}: must be 1 or 2")
@@ -51,12 +48,12 @@ def structure_scores(images, variant, real_images):
     within_real, between_real = variances(*real)
     share, share_real = found.mean(), real[1].mean()
     spread, spread_real, spread_shuffled = np.sqrt([within, within_real, within_shuffled])
-    failure = score = None
+    failure, score, whole = None, None, (within + between) / (within_real + between_real)
     if share < MIN_SHARE * share_real:
         failure = f"ovals in {share:.1%} of the cells only, in real images in {share_real:.1%}"
-    elif within + between < MIN_VARIANCE * (within_real + between_real):
-        name, part = ("colour", "orientation")[variant - 1], (within + between) / (within_real + between_real)
-        failure = f"the {name} of all ovals of the set varies little: {part:.1%} of the variance in real images"
+    elif whole < MIN_VARIANCE:
+        name = ("colour", "orientation")[variant - 1]
+        failure = f"the {name} of all ovals of the set varies little: {whole:.1%} of the variance in real images"
     else:
         score = (spread_shuffled - spread) / (spread_shuffled - spread_real)
     numbers = {"score": score, "share": share, "share_real": share_real, "spread": spread, "spread_real": spread_real}
@@ -68,8 +65,7 @@ def structure_scores(images, variant, real_images):
 def calibration(images, ovals):
     """How well `find_ovals` measures drawn images, uint8 (N, 3, 32, 32), with labels (N, 16, 6); a dict.
 
-    share: of cells with an oval that was found; over these,
-    degrees: root-mean-square error of the orientation
+    share: of cells with an oval that was found; over these, degrees: root-mean-square error of the orientation
     levels, levels_bias: root-mean-square and mean error of a colour channel, in 0 … 255
     """
     colours, angles, found = find_ovals(images)
@@ -94,8 +90,8 @@ def find_ovals(images):
 def variances(factor, found):
     """Variance of a factor (N, 16, D) within images, and of its mean between images, summed over D.
 
-    Over the ovals that were found (N, 16), in images with at least two. What the ovals of an image differ by makes its
-    mean uncertain; that is subtracted from the variance between. NaN where there are too few.
+    Over the ovals found (N, 16), in images with at least two; NaN where there are too few. What the ovals of an image
+    differ by makes its mean uncertain; that is subtracted from the variance between.
     """
     several = found.sum(1) >= 2
     factor, found = factor[several], found[several]
@@ -103,8 +99,7 @@ def variances(factor, found):
         return np.nan, np.nan
     n = found.sum(1)
     mean = (factor * found[:, :, None]).sum(1) / n[:, None]
-    squares = np.square((factor - mean[:, None]) * found[:, :, None]).sum()
-    within = squares / (n - 1).sum()
+    within = np.square((factor - mean[:, None]) * found[:, :, None]).sum() / (n - 1).sum()
     return within, mean.var(0, ddof=1).sum() - within * (1 / n).mean()
 
 
@@ -112,15 +107,13 @@ def _find(images):
     """`find_ovals` for a few images."""
     drawings, angles = _drawings()
     pixels = np.pad(images, ((0, 0), (0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))).astype(np.float32)
-    windows = _windows(pixels)
-    best, colours = _match(windows, drawings)
+    best, colours = _match(_windows(pixels), drawings)
     fits = colours[..., None] * drawings[best][:, :, None]
     windows = _windows(pixels - _assemble(fits)) + fits
     best, colours = _match(windows, drawings)
     rest = np.square(windows - colours[..., None] * drawings[best][:, :, None]).sum((2, 3))
-    energy = np.square(windows).sum((2, 3))
-    found = (colours.max(2) >= MIN_LEVEL) & (rest <= (1 - MIN_EXPLAINED) * energy)
-    return colours, angles[best] % 180, found
+    explained = rest <= (1 - MIN_EXPLAINED) * np.square(windows).sum((2, 3))
+    return colours, angles[best] % 180, explained & (colours.max(2) >= MIN_LEVEL)
 
 
 def _match(windows, drawings):

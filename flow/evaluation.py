@@ -1,7 +1,6 @@
 """What is measured of a flow on many images: bits per dimension, round trip, and samples to compare with data.
 
-Batches have 250 images, and their noise is a function of a seed and the place of the batch: `main.py` after each epoch
-and `evaluate.py` give the same bits per dimension.
+The noise of a batch is a function of a seed and its place: `main.py` and `evaluate.py` give the same numbers.
 """
 
 import copy
@@ -17,28 +16,24 @@ from .preprocess import bits_per_dim, to_model, to_uint8
 BATCH = 250
 
 
-def starts(length, name, quiet, part=0, parts=1):
-    """The first indices of batches, those of part `part` of `parts`; quiet: no progress bar, None for on terminals."""
-    return tqdm(range(part * BATCH, length, parts * BATCH), desc=name, leave=False, disable=quiet)
-
-
 def noisy_batch(flow, images, index, seed=0, draw=0):
     """The batch of images, numpy (N, C, L, L), that holds number `index`, and its noise, on the flow's device."""
     like = next(flow.parameters())
     start = index // BATCH * BATCH
     batch = torch.from_numpy(images[start : start + BATCH]).to(like.device)
-    batch_generator = generator(seed, "test", draw * len(images) + start, like.device)
-    return batch, dequantisation_noise(batch.shape, like.device, batch_generator, like.dtype)
+    source = generator(seed, "test", draw * len(images) + start, like.device)
+    return batch, dequantisation_noise(batch.shape, like.device, source, like.dtype)
 
 
 @torch.no_grad()
 def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=None):
     """Bits per dimension of each image, float64 (N,) on the flow's device; 0 for those of other parts.
 
-    images: numpy array, uint8 (N, C, L, L); draw: number of the dequantisation noise; part, parts, quiet: see `starts`
+    images: numpy array, uint8 (N, C, L, L); draw: number of the dequantisation noise; part, parts: of the batches
+    quiet: no progress bar; None for one on terminals only
     """
     values = torch.zeros(len(images), dtype=torch.float64, device=next(flow.parameters()).device)
-    for start in starts(len(images), "test", quiet, part, parts):
+    for start in tqdm(range(part * BATCH, len(images), parts * BATCH), desc="test", leave=False, disable=quiet):
         batch, noise = noisy_batch(flow, images, start, seed, draw)
         values[start : start + BATCH] = bits_per_dim(flow, batch, noise=noise).to(values.dtype)
     return values
@@ -46,8 +41,7 @@ def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=Non
 
 def first_nonfinite(values):
     """The index of the first of values (N,) that is not finite, or None."""
-    bad = (~values.isfinite()).nonzero()
-    return bad[0].item() if len(bad) else None
+    return next(iter((~values.isfinite()).nonzero().flatten().tolist()), None)
 
 
 def level_that_fails(flow, images, noise):
@@ -66,40 +60,34 @@ def mean_and_stderr(values):
 def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
     """Largest |g(f(x)) - x| and |f(g(z)) - z| of z = f(x) and its inverse x = g(z), in model space.
 
-    images: numpy array, uint8 (N, C, L, L)
-    dtype: the type in which a copy of the flow computes, without any acceleration
+    images: numpy array, uint8 (N, C, L, L); dtype: that of a copy of the flow, which computes without acceleration
     Returns {"data": …, "samples": …}, starting from x of the images and from N draws z of the prior: each
     {"image": |g(f(x)) - x|, "levels": [|f(g(z)) - z| for h = 0 up]}, with None for an error that is not finite.
     """
     flow = copy.deepcopy(flow).to(dtype).eval()
     flow.accelerate()
     largest = torch.zeros(2, 1 + flow.num_levels, dtype=torch.float64)
-    for start in starts(len(images), f"round trip {dtype}".replace("torch.", ""), quiet):
+    name = f"round trip {dtype}".replace("torch.", "")
+    for start in tqdm(range(0, len(images), BATCH), desc=name, leave=False, disable=quiet):
         batch, noise = noisy_batch(flow, images, start, seed)
         x, _ = to_model(batch, noise=noise, dtype=dtype)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
-        data, samples = there_and_back(flow, flow.inverse, x), there_and_back(flow.inverse, flow, z)[::-1]
-        for row, (image, latents) in zip(largest, (data, samples), strict=True):
+        for row, start, there, back in zip(largest, (x, z), (flow, flow.inverse), (flow.inverse, flow), strict=True):
+            end = there(start)[0]
+            again = back(end)[0]
+            errors = (again - start).abs(), (there(again)[0] - end).abs()
+            image, latents = errors if there is flow else errors[::-1]
             levels = [latents[:, flow.level_map == h].max() for h in range(flow.num_levels)]
             row.copy_(torch.maximum(row, torch.stack([image.max(), *levels]).to(row)))  # keeps NaN
     data, samples = ([error if math.isfinite(error) else None for error in row] for row in largest.tolist())
     return {name: {"image": row[0], "levels": row[1:]} for name, row in (("data", data), ("samples", samples))}
 
 
-def there_and_back(there, back, start):
-    """|back(there(s)) - s| of a start s (B, C, L, L), and |there(back(t)) - t| of t = there(s); both (B, C, L, L)."""
-    end, _ = there(start)
-    start_again, _ = back(end)
-    end_again, _ = there(start_again)
-    return (start_again - start).abs(), (end_again - end).abs()
-
-
 @torch.no_grad()
 def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
-    """n samples as 8-bit images, uint8 (n, C, L, L) on the host. `temperature`: see `Flow.sample`. Raises
-    FloatingPointError for a sample with a NaN."""
+    """n samples, uint8 (n, C, L, L) on the host; see `Flow.sample`. Raises FloatingPointError for one with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
-    for start in starts(n, "samples", quiet):
+    for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=quiet):
         part = images[start : start + BATCH]
         x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
         if x.isnan().any():

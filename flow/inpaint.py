@@ -1,13 +1,13 @@
 """Inpainting (sections 3.5 and 4.6, Appendix F): corrupted pixels from the rest of the image.
 
-Everything is in model space. The latents z_g start at the encoding of the corrupted image, and some of them are free.
-z_g is decoded, its region is pasted into the corrupted image, and Adam moves the free latents to where the
-log-likelihood of the pasted image is largest. `WholeFlow` does that with any flow and any choice of free latents.
-
-For RG-Flow the free latents are those of the region's inference cone. The region is decoded from them alone, and a
-changed region alters nothing outside its cone, so `CausalCone` evaluates the blocks of the cone alone: O(log L) of
-O(L^2). The result does not depend on what was in the region.
+All in model space. Of the latents z_g, which start at the encoding of the corrupted image, some are free. The region
+that z_g decodes to is pasted into the image, and Adam moves the free latents to where log p of the pasted image is
+largest. `WholeFlow` does that with any flow and free latents. RG-Flow needs only the region's inference cone: the
+region is decoded from its latents alone, and a changed region alters nothing outside, so `CausalCone` evaluates
+O(log L) of O(L^2) blocks, and what was in the region does not matter.
 """
+
+from collections import namedtuple
 
 import torch
 
@@ -19,8 +19,7 @@ class WholeFlow:
 
     flow: any Flow in evaluation mode; its parameters should not ask for gradients
     x: (B, C, L, L) corrupted images; regions: (B, L, L) bool, their corrupted pixels
-    free: (F,) the free latents, as positions in the flattened (B, C, L, L) array; `values` below are in this order
-    image: (F,) the image that each free latent belongs to
+    free: (F,) the free latents, as positions in the flattened x, the order of `values`; image: (F,) whose each is
     """
 
     @torch.no_grad()
@@ -39,12 +38,18 @@ class WholeFlow:
         return self.flow.log_prob(self.paste(values))
 
 
+# The blocks of one layer that lie in the cones of a batch of images.
+# around: (N, C, m, m) the blocks of the corrupted images; image: (N,) the image that each block belongs to
+# changed: positions in the flattened `around` of the variables that change, as they come from below
+# goes_on: positions in a block that the next layer acts on; stays: the others, latents
+Layer = namedtuple("Layer", ("bijector", "around", "changed", "image", "goes_on", "stays"))
+
+
 class CausalCone:
     """The same for RG-Flow with the latents of the regions' inference cones free, by evaluating the cones alone.
 
-    What lies outside the cones is computed here, once: its activations next to the cones and its part of log p. No
-    evaluation of `log_prob` touches an array of the image's size. Arguments, attributes and methods as in `WholeFlow`;
-    the free latents are in the order level, decimator block, channel, position in the block.
+    What lies outside the cones, its activations next to them and its part of log p, is computed here, once: `log_prob`
+    touches no array of the image's size. Free latents are in the order level, decimator block, channel, position.
     """
 
     @torch.no_grad()
@@ -57,32 +62,37 @@ class CausalCone:
         cones = [inside for level in hierarchy.cone_blocks(regions, m) for inside in level]
         for (bijector, l, offset), inside in zip(flow.layers(), cones, strict=True):
             blocks, block_places = (hierarchy.to_blocks(array, m, offset) for array in (x, places))
-            block_places = block_places[inside]
+            block_places = block_places[inside].flatten(2)
             ordered, order = block_places.flatten().sort()
             from_below = order[torch.searchsorted(ordered, changed.flatten())]
             goes_on = torch.full((m, m), offset > 0, device=x.device)
             goes_on[::2, ::2] |= l > m  # of a decimator; at the top nothing does
-            layer = BlocksOfCone(bijector, blocks[inside], from_below, inside.nonzero()[:, 0] // (l // m) ** 2, goes_on)
-            self.layers.append(layer)
-            free.append(block_places.flatten(2)[:, :, layer.stays].flatten())
-            changed = block_places.flatten(2)[:, :, layer.goes_on]
+            goes_on, stays = (mask.flatten().nonzero()[:, 0] for mask in (goes_on, ~goes_on))
+            image = inside.nonzero()[:, 0] // (l // m) ** 2
+            self.layers.append(Layer(bijector, blocks[inside], from_below, image, goes_on, stays))
+            free.append(block_places[:, :, stays].flatten())
+            changed = block_places[:, :, goes_on]
             blocks, log_det = bijector(blocks)
-            log_prior = flow.prior.log_prob(blocks.flatten(2)[:, :, layer.stays]).sum((1, 2))
+            log_prior = flow.prior.log_prob(blocks.flatten(2)[:, :, stays]).sum((1, 2))
             for terms in (log_det, log_prior):
                 self.constant += terms.masked_fill(inside, 0).reshape(B, -1).sum(1)
             x = hierarchy.from_blocks(blocks, l, offset)
             if offset == 0:
                 x, places = x[:, :, ::2, ::2], places[:, :, ::2, ::2]
         self.num_blocks = sum(len(layer.image) for layer in self.layers)  # of one evaluation in each direction
-        self.sizes = [len(latents) for latents in free]
-        self.free = torch.cat(free)
+        self.sizes, self.free = [len(latents) for latents in free], torch.cat(free)
         self.image = self.free // self.x[0].numel()
 
     def decode(self, values):
         """The corrupted pixels, in the order of `pixels`."""
         changed = values[:0]
-        for layer, z in zip(reversed(self.layers), reversed(values.split(self.sizes)), strict=True):
-            changed = layer.decode(z, changed)
+        for layer, latents in zip(reversed(self.layers), reversed(values.split(self.sizes)), strict=True):
+            blocks = layer.around.flatten(2)
+            for places, part in ((layer.stays, latents), (layer.goes_on, changed)):
+                if len(places):
+                    blocks = blocks.index_copy(2, places, part.reshape(*blocks.shape[:2], -1))
+            blocks, _ = layer.bijector.inverse(blocks.reshape(layer.around.shape))
+            changed = blocks.flatten().index_select(0, layer.changed)
         return changed
 
     def paste(self, values):
@@ -91,8 +101,9 @@ class CausalCone:
     def log_prob(self, values):
         changed, total = self.decode(values), self.constant
         for layer in self.layers:
-            blocks, log_det = layer.encode(changed)
-            total = total.index_add(0, layer.image, log_det)
+            blocks = layer.around.flatten().index_copy(0, layer.changed, changed.flatten())
+            blocks, log_det = layer.bijector(blocks.reshape(layer.around.shape))
+            blocks, total = blocks.flatten(2), total.index_add(0, layer.image, log_det)
             if len(layer.stays):
                 log_prior = self.flow.prior.log_prob(blocks.index_select(2, layer.stays)).sum((1, 2))
                 total = total.index_add(0, layer.image, log_prior)
@@ -100,38 +111,11 @@ class CausalCone:
         return total
 
 
-class BlocksOfCone:
-    """The blocks of one layer that lie in the cones of a batch of images.
-
-    around: (N, C, m, m) the blocks of the corrupted images; image: (N,) the image that each block belongs to
-    changed: positions in the flattened `around` of the variables that change, as they come from below
-    goes_on: (m, m) bool, the positions that the next layer acts on; the others, latents, are `stays`
-    """
-
-    def __init__(self, bijector, around, changed, image, goes_on):
-        self.bijector, self.around, self.changed, self.image = bijector, around, changed, image
-        self.goes_on, self.stays = (mask.flatten().nonzero()[:, 0] for mask in (goes_on, ~goes_on))
-
-    def encode(self, values):
-        """The variables that change -> the blocks above, (N, C, m^2), log_det (N,)."""
-        blocks = self.around.flatten().index_copy(0, self.changed, values.flatten())
-        blocks, log_det = self.bijector(blocks.reshape(self.around.shape))
-        return blocks.flatten(2), log_det
-
-    def decode(self, z, values):
-        """The latents of the blocks above and their variables that go on, flat -> the variables that change, flat."""
-        blocks = self.around.flatten(2)
-        for places, part in ((self.stays, z), (self.goes_on, values)):
-            if len(places):
-                blocks = blocks.index_copy(2, places, part.reshape(*blocks.shape[:2], -1))
-        return self.bijector.inverse(blocks.reshape(self.around.shape))[0].flatten().index_select(0, self.changed)
-
-
 def random_latents(counts, num_latents, generators):
     """Free latents for `WholeFlow`: per image, counts[b] different ones of `num_latents` drawn by generators[b]."""
-    orders = [torch.randperm(num_latents, generator=generator) for generator in generators]
-    chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
-    return torch.cat([b * num_latents + latents for b, latents in enumerate(chosen)])
+    orders = (torch.randperm(num_latents, generator=generator) for generator in generators)
+    chosen = zip(orders, counts, strict=True)
+    return torch.cat([b * num_latents + order[:count] for b, (order, count) in enumerate(chosen)])
 
 
 def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None):

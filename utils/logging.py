@@ -13,8 +13,7 @@ from .files import naming, replacing
 class RunLog:
     """Appends to `{base}.log` and `{base}.jsonl`.
 
-    base: path without ending, or None to write no files
-    stdout: whether prose is printed too
+    base: path without ending, or None to write no files; stdout: whether prose is printed too
     step: records of later steps and lines that are no records are cut off; a resumed run writes them again
     """
 
@@ -22,12 +21,13 @@ class RunLog:
         self.stdout, self.text_path, self.records_path = stdout, None, None
         if base is not None:
             base.parent.mkdir(parents=True, exist_ok=True)
-            self.text_path, self.records_path = (Path(f"{base}{ending}") for ending in (".log", ".jsonl"))
-            lines = read_lines(self.records_path) if self.records_path.exists() else []
-            kept = [line for line in lines if (record := parse(line)) and record.get("step", 0) <= step]
-            if kept != lines:
-                with replacing(self.records_path) as file:
-                    file.write("".join(kept).encode())
+            self.text_path, self.records_path = Path(f"{base}.log"), Path(f"{base}.jsonl")
+            if self.records_path.exists():
+                records = (each for each in read_records(self.records_path) if each.get("step", 0) <= step)
+                kept = "".join(json.dumps(record) + "\n" for record in records).encode()
+                if kept != self.records_path.read_bytes():
+                    with replacing(self.records_path) as file:
+                        file.write(kept)
             if self.text_path.exists() and self.text_path.read_bytes()[-1:] not in (b"", b"\n"):
                 append(self.text_path, "")  # a killed process, or a full disk, has left the last line incomplete
 
@@ -56,15 +56,18 @@ def append(path, line):
 
 def read_records(path):
     """The records of a `.jsonl` file; lines that are none, such as an incomplete last one, are left out."""
-    return list(filter(None, map(parse, read_lines(path))))
+    records = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(RecursionError, ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float)):
+                records.append(record)
+    return records
 
 
 def read_bpds(path):
-    """{"train": records, "test": records} of a `.jsonl` file, those with a step from 1 and bits per dimension.
-
-    The BPD of a training record is the mean over the steps since the record before.
-    Raises OSError, ValueError if there is no such record.
-    """
+    """{"train": records, "test": records} of a `.jsonl` file, those with a step from 1 and bits per dimension (in
+    training the mean over the steps since the record before). Raises OSError, ValueError if there is none."""
     found = {"train": [], "test": []}
     for record in read_records(path):
         kind, numbers = record.get("kind"), [record.get("step"), record.get("bpd")]
@@ -83,15 +86,3 @@ def run_name(path):
     if not path.stem.startswith("out"):
         return path.stem
     return f"{path.parent.parent.name}/{path.parent.name}{path.stem.removeprefix('out')}"
-
-
-def read_lines(path):
-    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-
-
-def parse(line):
-    """The record of a line, None if it is no complete one."""
-    with suppress(RecursionError, ValueError):
-        record = json.loads(line)
-        if isinstance(record, dict) and line.endswith("\n") and isinstance(record.get("step", 0), (int, float)):
-            return record

@@ -1,8 +1,7 @@
 """Where is a quantity written? Linear regressions from latents to labels, scored on held-out data (float64).
 
-Arguments are split in three: `fit` determines the coefficients, `choose` what has to be chosen (the penalty, the best
-latent), `score` gives the number. R^2 = 1 - sum of squared errors / sum of squares about the mean of `fit`, per label;
-it is negative where a prediction is worse than that mean.
+R^2 = 1 - sum of squared errors / sum of squares about the mean of `fit`, per label, is negative where a prediction is
+worse than that mean.
 """
 
 from collections import namedtuple
@@ -13,8 +12,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge regression, p
 RIDGE = 1e-9  # the same where it only keeps matrices regular
 STD_MIN = 1e-12  # a latent that varies less is constant
 
-
-# The three parts of the latents, or of the labels, (N, n) each.
+# Latents or labels (N, n) that determine the coefficients, choose the penalty or best latent, and give the number.
 Parts = namedtuple("Parts", ("fit", "choose", "score"))
 
 
@@ -31,10 +29,7 @@ def r2(predicted, labels):
 
 
 def ridge_r2(latents, labels):
-    """R^2 of ridge regression from all latents together, Parts (N, n), to each label, Parts (N, T): (T,).
-
-    The penalty is chosen for each label.
-    """
+    """R^2 of ridge regression from all latents, Parts (N, n), to Parts (N, T), its penalty chosen per label: (T,)."""
     z, y = standardised(latents), standardised(labels, scale=False)
     gram, target, scores = z.fit.T @ z.fit, z.fit.T @ y.fit, []
     for penalty in PENALTIES:
@@ -55,10 +50,7 @@ def single_r2(latents, labels):
 
 
 def position_r2(latents, labels):
-    """R^2 of least squares from the latents of each position alone, Parts (N, P, C), to each label, Parts (N, T).
-
-    Returns (P, T) of `choose` and of `score`.
-    """
+    """R^2 (P, T) of `choose` and `score`: least squares from each position alone, Parts (N, P, C), to Parts (N, T)."""
     z, y = standardised(latents), standardised(labels, scale=False)
     gram, product = moments(z.fit, y.fit)
     gram.diagonal(dim1=1, dim2=2).add_(RIDGE * len(z.fit))  # a constant latent gets the weight 0

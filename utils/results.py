@@ -1,7 +1,6 @@
 """Results as JSON: the numbers, what it takes to measure them again, and the rows that they add to `tables.py`."""
 
 import json
-import math
 import platform
 import re
 import shlex
@@ -27,26 +26,21 @@ def machine(device, processes=1):
         return f"{processes} x {machine(device)}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     text = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    names = re.findall(r"^model name\s*:(.*)", text, re.M)
-    return f"{names[0].strip() if names else platform.processor()}, {threads}"
-
-
-def commit():
-    """The commit of the code, or None outside a checkout and without git."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        return None
+    names, threads = re.findall(r"^model name\s*: (.*\S)", text, re.M), torch.get_num_threads()
+    return f"{[*names, platform.processor()][0]}, {threads} thread{'s' * (threads > 1)}"
 
 
 def about(script, argv, device):
     """The command, machine, versions and date of a measurement, a dict; argv: None for those of the process."""
     command = shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)])
     origin = {"command": command, "machine": machine(torch.device(device)), "torch": torch.__version__}
-    return {**origin, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    describe, folder = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
+    try:
+        commit = subprocess.run(describe, cwd=folder, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git
+        commit = None
+    return {**origin, "commit": commit, "date": time.strftime("%Y-%m-%d")}
 
 
 def mean_and_deviation(values):
@@ -58,8 +52,7 @@ def in_words(values, digits=3):
     """Mean and standard deviation of a list of numbers; a dash where one of them is None."""
     if None in values:
         return "–"
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+    return " ± ".join(f"{each:.{digits}f}" for each in mean_and_deviation(values) if each is not None)
 
 
 def means(results, **digits):
@@ -97,18 +90,17 @@ def by_network(results):
     data set, the flow and the seeds."""
     groups = {}
     for k, result in enumerate(results):
-        groups.setdefault((result["data"], result["network"]), []).append(k)
-    for (data, _), indices in groups.items():
-        own = [results[k] for k in indices]
+        groups.setdefault((result["data"], result["network"]), (k, []))[1].append(result)
+    for (data, _), (first, own) in groups.items():
         seeds = f"seed{'s' * (len(own) > 1)} {', '.join(str(result['seed']) for result in own)}"
-        yield indices[0], own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds
+        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds
 
 
 def row(table, name, cells, details, result=None, weight=0):
     """A row for a table of `tables.py`.
 
     table: a key of `tables.TITLES`; cells: column -> text; details: for the list below the table
-    result: index in record["results"] of what says how the flow was trained; None: the record itself does
+    result: index in record["results"] of what says how the flow was trained, None if the record itself does
     weight: of several rows of this name the heaviest is shown
     """
     return {"table": table, "row": name, "cells": cells, "details": details, "result": result, "weight": weight}
@@ -123,27 +115,19 @@ def inpainting_rows(record):
         name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method
         if isinstance(result["region"], list):
             regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
-        words = "PSNR {psnr_image:.2f} dB, {psnr_region:.2f} dB in the region, {free_latents:g} free latents; {images}"
-        words = f"{method}: {words} images, {regions}, lr {{lr:g}}, {{steps}} steps, {{draws}} draws".format(**result)
+        words = "{0}: PSNR {psnr_image:.2f} dB, {psnr_region:.2f} dB in the region, {free_latents:g} free latents;"
+        words += " {images} images, {1}, lr {lr:g}, {steps} steps, {draws} draws"
         cells = {"PSNR": f"{result['psnr_image']:.1f}", "PSNR of the region": f"{result['psnr_region']:.1f}"}
         cells["free latents"] = f"{result['free_latents']:,.0f}"
         name += "" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}"
-        yield row("F1", name, cells, words, k, result["images"])
+        yield row("F1", name, cells, words.format(method, regions, **result), k, result["images"])
 
 
 def save(path, record, rows=None):
     """Write a dict as JSON, null for numbers that are not finite, and rows(record) as its "rows". Raises OSError."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    written = json.loads(json.dumps(record), parse_constant=lambda _: None)
     with replacing(path) as file:
-        file.write((json.dumps(finite(record), indent=1, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(written, indent=1) + "\n").encode())
     if rows:  # the numbers are safe by now
         save(path, {**record, "rows": list(rows(record))})
-
-
-def finite(value):
-    """A value as JSON can hold it: None for floats that are not finite, in dicts and sequences too."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
