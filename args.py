@@ -108,11 +108,9 @@ def get_args(argv=None, parser=None):
         parser.error("argument --share_levels: only with --model rgflow")
     if args.model == "realnvp" and args.subnet != "rnvp":
         parser.error(f"argument --subnet: {args.subnet}: must be rnvp with --model realnvp")
-    set_device(parser, args, several=True)
-    check_speed(parser, args, args.dtype)
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    cli.check_output(parser, args)
+    settle(parser, args, args.dtype, several=True)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -125,28 +123,24 @@ def get_args(argv=None, parser=None):
     return args
 
 
-def set_device(parser, args, several=False):
-    """Replace the numbers in args.cuda by the device of this process. args.gpus: how many there are, 0 for one."""
+def settle(parser, args, dtype, several=False):
+    """Check --cuda, --amp and the paths to write to. args.cuda becomes the device of this process, args.gpus how many
+    there are, 0 for one, and --compile gets its default. TF32 is allowed with --amp tf32 only."""
     numbers, local_rank = args.cuda, int(os.environ.get("LOCAL_RANK", 0)) if is_torchelastic_launched() else 0
-    listed = ",".join(map(str, numbers))
-    if len(numbers) > 1 and not several:
+    listed, args.gpus = cli.listing(numbers), len(numbers) if len(numbers) > 1 else 0
+    if args.gpus and not several:
         parser.error(f"argument --cuda: {listed}: must be the number of one GPU")
     if numbers and local_rank >= len(numbers):
         parser.error(f"argument --cuda: {listed}: must name a GPU for each process of this machine")
-    args.cuda = f"cuda:{numbers[local_rank]}" if numbers else "cpu"
-    args.gpus = len(numbers) if len(numbers) > 1 else 0
-    torch.backends.cudnn.allow_tf32 = False  # PyTorch's own default for convolutions is True
-
-
-def check_speed(parser, args, dtype):
-    """Check --amp, set the default of --compile, and allow TF32 with --amp tf32 only."""
-    if args.amp != "none" and dtype != "float32":
-        parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
-    if args.amp == "tf32" and args.cuda == "cpu":
+    args.cuda, amp = f"cuda:{numbers[local_rank]}" if numbers else "cpu", getattr(args, "amp", "none")
+    if amp != "none" and dtype != "float32":
+        parser.error(f"argument --amp: {amp}: needs --dtype float32")
+    if amp == "tf32" and not numbers:
         parser.error("argument --amp: tf32: needs a GPU, see --cuda")
-    if args.compile is None:
-        args.compile = args.cuda != "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.amp == "tf32"
+    if getattr(args, "compile", False) is None:
+        args.compile = bool(numbers)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
+    cli.check_output(parser, args)
 
 
 def accelerate(flow, args):
@@ -176,10 +170,8 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
 
 
 def parse(parser, argv=None):
-    """The flags of a script, checked. args.run: those of `main.py` that name a run, None with --weights.
-
-    Bad input: one sentence, exit status 2.
-    """
+    """The flags of a script, checked. args.run: those of `main.py` that name a run, None with --weights. Bad input: one
+    sentence, exit status 2."""
     args, rest = parser.parse_known_args(argv)
     args.run = None
     if args.weights is not None and rest:
@@ -190,10 +182,7 @@ def parse(parser, argv=None):
         run_parser = build_parser()
         run_parser.prog = parser.prog
         args.run = get_args([*rest, *shared], run_parser)
-    set_device(parser, args)
-    if "amp" in args:
-        check_speed(parser, args, args.run.dtype if args.run else "float32")
-    cli.check_output(parser, args)
+    settle(parser, args, args.run.dtype if args.run else "float32")
     return args
 
 
@@ -210,10 +199,8 @@ def newest(run, advice=", or name one with --weights"):
 
 
 def load_flow(args):
-    """(flow, config, trained) of --weights, or of the newest checkpoint of the run that the flags name.
-
-    trained: see `flow.load.load_trained`
-    """
+    """(flow, config, trained) of --weights, or of the newest checkpoint of the run that the flags name. trained: see
+    `flow.load.load_trained`"""
     path, state = newest(args.run) if args.run else (args.weights, None)
     return load_trained(path, args.cuda, args.data, state)
 
@@ -253,10 +240,8 @@ def open_data(config, data_path):
 
 
 def load_images(config, data_path, numbers, flag="--images"):
-    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config` below `data_path`.
-
-    Raises UserError, naming `flag`, for a number that does not exist, and if there are no images.
-    """
+    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config` below `data_path`. Raises
+    UserError, naming `flag`, for a number that does not exist, and if there are no images."""
     images = open_data(config, data_path)[0].test
     cli.check_range(flag, numbers, len(images))
     return torch.from_numpy(images[list(numbers)])

@@ -3,10 +3,6 @@
 
     python bench.py --batch_sizes 8,32                            the default configuration on the CPU
     python bench.py --cuda 0 --amp bf16 --batch_sizes 64,1024
-    python bench.py @configs/msds1_cpu.args --profile
-    python bench.py --edges 32,64,128 --nlayers 2 --nhidden 256 --nresblocks 1
-    python bench.py @configs/msds1_cpu.args --compare 256 --weights saved_model/…/last.state
-    python bench.py --fields 4
 
 The step is that of `main.py`, on random images. Matrix products (2048 x 2048 on a CPU, 8192 on a GPU, in the precision
 of the networks) run between the steps, because their rate drifts. MFU counts the multiply-adds of the networks only:
@@ -192,10 +188,8 @@ def row(values):
 
 
 def time_fields(args, flow):
-    """Time all receptive fields by the Jacobians of the layers, and compare with one pass per latent: [dict].
-
-    Only PASSES of these are timed, one at a time and all in one batch, and extrapolated to all latents and draws.
-    """
+    """Time all receptive fields by the Jacobians of the layers, and compare with one pass per latent: [dict]. Only
+    PASSES of these are timed, one at a time and all in one batch, and extrapolated to all latents and draws."""
     if not flow.layers():
         raise flag_error("--fields", args.fields, "only for rgflow, other flows have one pass per latent alone")
     device, seconds = torch.device(args.cuda), {"all": [], "single": [], "batch": []}
@@ -225,9 +219,7 @@ def time_fields(args, flow):
 
 def compare(args, flow, config):
     """How compiled kernels and lower precision change BPD and round trip of test images: a dict for each way.
-
-    Differences are from float64.
-    """
+    Differences are from float64."""
     device = torch.device(args.cuda)
     images = torch.from_numpy(flags.open_data(config, args.data_path)[0].test[: args.compare]).to(device)
     seeded = generator(args.draw_seed, "compare", 0, device)

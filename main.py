@@ -137,10 +137,8 @@ class Run:
         return learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, self.total_steps)
 
     def train(self):
-        """All remaining steps, with tests, checkpoints and sample grids at the end of each epoch and of the run.
-
-        A signal ends it after the step and its saves. Returns the signal's number, or None.
-        """
+        """All remaining steps, with tests, checkpoints and sample grids at the end of each epoch and of the run. A
+        signal ends it after the step and its saves. Returns the signal's number, or None."""
         args, stopped = self.args, None
         unreported, reported_step = 0.0, self.step  # seconds since the last report, its step
         saved = resumed = time.perf_counter()
@@ -198,10 +196,8 @@ class Run:
         self.log.record(kind=kind, **where, **numbers, **when)
 
     def test(self):
-        """Bits per dimension of the whole test split, with the same dequantisation noise at every test.
-
-        Raises UserError if it is not finite.
-        """
+        """Bits per dimension of the whole test split, with the same dequantisation noise at every test. Raises
+        UserError if it is not finite."""
         images, peers = self.dataset.test, self.peers
         self.flow.eval()
         values = bits_per_dim_of_all(self.flow, images, part=peers.rank, parts=peers.size, quiet=self.quiet)

@@ -27,10 +27,8 @@ CORNERS = [(8 * i, 8 * j) for i in range(4) for j in range(4)]  # x, y of the ti
 
 
 def prepare(variant, data_path, nchannels, L):
-    """The Preparation of MSDS1 (variant 1) or MSDS2 (variant 2), with seed 0.
-
-    Labels, as `draw_image` gives them, lie beside the images: `{split}_ovals.npy`, `{split}_base.npy`.
-    """
+    """The Preparation of MSDS1 (variant 1) or MSDS2 (variant 2), with seed 0. Labels, as `draw_image` gives them, lie
+    beside the images: `{split}_ovals.npy`, `{split}_base.npy`."""
     name, (train, test) = f"msds{variant}", SIZES
     recipe = {"name": name, "version": 1, "nchannels": 3, "L": 32, "seed": 0, "train": train, "test": test}
     return Preparation(recipe, None, partial(_build, variant, train, test))

@@ -84,10 +84,8 @@ class Flow(nn.Module):
     @torch.no_grad()
     def first_nonfinite_level(self, x):
         """The level where numbers stop being finite for images x (B, C, L, L) in model space, None if all are finite.
-
         The lowest level with a latent or a prior density that is not finite. Without one, the highest level with a
-        gradient whose norm is not finite: backpropagation reaches that level first.
-        """
+        gradient whose norm is not finite: backpropagation reaches that level first."""
         z, _ = self(x)
         bad = ~(z.isfinite() & self.prior.log_prob(z).isfinite()).all(0)
         if bad.any():
@@ -98,10 +96,8 @@ class Flow(nn.Module):
                 return h
 
     def temperature_map(self, temperature):
-        """The temperature T_l of each latent, a tensor that broadcasts to (C, L, L).
-
-        The factors of the prior (equation D.1) become p(z_l)^(1 / T_l), up to a constant (equation D.4).
-        """
+        """The temperature T_l of each latent, a tensor that broadcasts to (C, L, L). The factors of the prior (equation
+        D.1) become p(z_l)^(1 / T_l), up to a constant (equation D.4)."""
         values = torch.as_tensor(temperature, dtype=torch.float64, device=self.level_map.device)
         if isinstance(temperature, (list, tuple)):
             if len(values) != self.num_levels:

@@ -81,10 +81,8 @@ class FoldedTogether(nn.Module):
 
 
 def evaluate(folded, x):
-    """The G residual networks of one step at x (N, n), the same for all: (G, N, n).
-
-    The products are computed in the type of the matrices; x and what the blocks add to it are of the type of x.
-    """
+    """The G residual networks of one step at x (N, n), the same for all: (G, N, n). The products are computed in the
+    type of the matrices; x and what the blocks add to it are of the type of x."""
     for beta, factor, *layers in folded:
         y = (x * beta).to(layers[0].dtype)  # (G, N, n)
         for matrix, bias in zip(layers[::2], layers[1::2], strict=True):

@@ -18,15 +18,11 @@ from .coupling import RNVP, travel
 from .fold import evaluate
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
-
-
 EDGE = 3.0  # half the edge of the square
 CUT = 0.2  # a knot cuts at a fraction between CUT and 1 - CUT; a piece is at most ((1 - CUT) / CUT)^2 steep on average
 # The slope at a knot is between 1 / 10 and 10; between knots all measured are between 1 / 1500 and 32. With much wider
 # limits (CUT 0.01, slopes to 1000) float32 fails.
 SOFT = 1 / (10 - 1)
-
-
 # The pieces of curves that hold points, all (N, n), or (2, N, n) for x and y.
 #   corner: lower left end, counted from (-edge, -edge);  size: width and height;  left, right: slopes at the ends
 #   middle, own: the numbers of the middle knot, and of the knot of the half that holds the point, in [0, 1], (3, N, n)

@@ -31,9 +31,7 @@ def digest(*parts):
 
 def cached(path, compute):
     """The tensor in the file `path`, on the CPU; if there is none, or it is damaged, compute(), which is kept there.
-
-    Raises OSError, before anything is computed, if the file cannot be written.
-    """
+    Raises OSError, before anything is computed, if the file cannot be written."""
     path = Path(path)
     with suppress(Exception), open(path, "rb") as file:  # whatever reading a damaged file raises
         verify(file)

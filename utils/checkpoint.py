@@ -43,10 +43,8 @@ def is_full(state):
 
 
 def read(path, device="cpu"):
-    """The dict that `save` wrote, tensors on `device`. Never runs code from the file.
-
-    Raises UserError if the file is missing, damaged (its checksums are verified) or of another kind or format.
-    """
+    """The dict that `save` wrote, tensors on `device`. Never runs code from the file. Raises UserError if the file is
+    missing, damaged (its checksums are verified) or of another kind or format."""
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     try:
@@ -86,10 +84,8 @@ def verify(file):
 
 def newest(folder, full=False):
     """(path, state, warnings) of the checkpoint with most steps in a run folder, or None if it has no checkpoint.
-
     Unreadable files are passed over, with a warning. With `full`, slim files are passed over unless all are slim.
-    Raises UserError if no file can be read.
-    """
+    Raises UserError if no file can be read."""
     folder, warnings, usable, slim_one = Path(folder), [], [], None
     last = [(math.inf, folder / LAST)] if (folder / LAST).exists() else []
     for epoch, path in last + sorted(epoch_files(folder).items(), reverse=True):
@@ -119,10 +115,8 @@ def epoch_files(folder):
 
 def save_run(folder, state, keep_epoch):
     """Save `state` in a run folder as `last.state` with state["mid_epoch"], else as `{state["epoch"]}.state`; the path.
-
     The latter deletes `last.state` and slims the `{e}.state` before it, or deletes that too, unless e is a multiple of
-    `keep_epoch` (0 keeps all).
-    """
+    `keep_epoch` (0 keeps all)."""
     folder = Path(folder)
     path = folder / (LAST if state["mid_epoch"] else f"{state['epoch']}.state")
     save(path, state)  # complete before any other is touched

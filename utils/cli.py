@@ -16,10 +16,8 @@ PER_LEVEL = "one for all levels or one per level from h = 0 up, comma separated"
 
 
 class UserError(Exception):
-    """An error of the user's: one sentence that names the flag or file, the value and the rule.
-
-    status: exit status of the script, 2 for a flag
-    """
+    """An error of the user's: one sentence that names the flag or file, the value and the rule. status: the script's
+    exit status, 2 for a flag."""
 
     def __init__(self, message, status=1):
         super().__init__(message)
@@ -41,9 +39,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, and whose @FILEs hold flags with their values, and # comments.
-
-    description: --help shows the first line, so a script can give its docstring
-    """
+    description: --help shows the first line, so a script can give its docstring"""
 
     def __init__(self, description):
         super().__init__(
@@ -67,10 +63,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         try:
             return super().parse_known_args(args, namespace)
-        except RecursionError:
-            self.error("argument file: reads itself")
-        except ValueError as error:  # a name or content that is no text
-            self.error(f"argument file: {error}")
+        except (RecursionError, ValueError) as error:  # a file that reads itself; a name or content that is no text
+            self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -156,25 +150,21 @@ def gpu_list(text):
 
 
 def add_temperature(add):
-    """The flag --temperature, for `check_temperature`."""
     kind, explained = number_list(non_negative), f"{PER_LEVEL} (default: 1)"
     add("--temperature", type=kind, default=(1.0,), metavar="T[,T…]", help=explained)
 
 
 def add_temperatures(add):
-    """The flag --temperatures, for `check_temperatures`."""
     explained = f"{PER_LEVEL} (default: {MIXED[0]} at h = 0, {MIXED[1]} above)"
     add("--temperatures", type=number_list(non_negative), metavar="T[,T…]", help=explained)
 
 
 def add_range(add):
-    """The flag --range; its default is `flow.latents.papers_range`."""
     explained = "of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)"
     add("--range", type=number_list(finite, 2), metavar="LOW,HIGH", help=explained)
 
 
 def add_field_flags(add):
-    """The flags of receptive fields: --levels, for `check_levels`, --draws and --per_level."""
     add("--levels", type=counts, metavar="H[,H…]", help="only these levels (default: all)")
     add("--draws", type=positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of")
     subset = "fields of N random latents of each level, to find the strongest (default: all of rgflow up to 1 GiB,"
@@ -195,10 +185,8 @@ def check_range(flag, values, size):
 
 
 def check_levels(levels, flow, latents=None):
-    """The levels of --levels, all if None, from the top.
-
-    Raises UserError for a level that the flow does not have, and if latents are given as well.
-    """
+    """The levels of --levels, all if None, from the top. Raises UserError for a level that the flow does not have, and
+    if latents are given as well."""
     if levels and latents:
         raise flag_error("--levels", listing(levels), "must not be given with --latents")
     check_range("--levels", levels or (), flow.num_levels)
@@ -206,10 +194,8 @@ def check_levels(levels, flow, latents=None):
 
 
 def check_temperature(temperatures, flow, flag="--temperature"):
-    """A tuple of one temperature per level, from one for all or one per level.
-
-    Raises UserError, naming `flag`, for another number of them.
-    """
+    """A tuple of one temperature per level, from one for all or one per level. Raises UserError, naming `flag`, for
+    another number of them."""
     if len(temperatures) not in (1, flow.num_levels):
         rule = f"must be one number or {flow.num_levels}, one per level of the flow"
         raise flag_error(flag, listing(temperatures), rule)
@@ -222,10 +208,8 @@ def check_temperatures(temperatures, flow):
 
 
 def check_latents(latents, flow, flag="--latents"):
-    """Names (h, i, j, c) of latents as indices (c, i, j) into the flow's latents (C, L, L), a list of tuples.
-
-    Raises UserError for a latent that the flow does not have, naming `flag`.
-    """
+    """Names (h, i, j, c) of latents as indices (c, i, j) into the flow's latents (C, L, L), a list of tuples. Raises
+    UserError, naming `flag`, for a latent that the flow does not have."""
     for h, i, j, c in latents:
         name = f"{h}:{i}:{j}:{c}"
         if max(i, j) >= flow.L:

@@ -108,11 +108,9 @@ def why_not_compiled(device):
 
 
 class CapturedFunction:
-    """Calls `function(*tensors)` as a CUDA graph. The first WARMUP calls are plain ones.
-
-    The shapes must be the same in every call, and `function` must read nothing from the device. The next call
-    overwrites the returned tensors. If recording fails, it warns once and makes plain calls.
-    """
+    """Calls `function(*tensors)` as a CUDA graph. The first WARMUP calls are plain ones. The shapes must be the same in
+    every call, and `function` must read nothing from the device. The next call overwrites the returned tensors. If
+    recording fails, it warns once and makes plain calls."""
 
     def __init__(self, function):
         self.function, self.calls, self.graph = function, 0, None

@@ -31,9 +31,7 @@ def open_folder(base, out_dir):
 
 def find(folder, config):
     """(path, state, notes) of the checkpoint that a run with this configuration resumes from, None if there is none.
-
-    Raises UserError if the checkpoint is slim or of a run with other settings.
-    """
+    Raises UserError if the checkpoint is slim or of a run with other settings."""
     found = checkpoint.newest(folder, full=True) if folder else None
     if found is None:
         return None
@@ -77,10 +75,8 @@ def loading(path):
 
 
 def check_disk(folder, args, weights, epochs, finished):
-    """A line for the log: the disk space that the checkpoints need. Raises UserError if it is not available.
-
-    weights, epochs, finished: bytes of all parameters, epochs of the whole run, whether nothing remains to be written
-    """
+    """A line for the log: the disk space that the checkpoints need. Raises UserError if it is not available. weights,
+    epochs, finished: bytes of all parameters, epochs of the whole run, whether nothing remains to be written"""
     kept = epochs // math.lcm(args.save_epoch, args.keep_epoch or 1) if args.save_epoch else min(epochs, 1)
     present = sum(path.stat().st_size for path in folder.glob("*.state"))
     needed, free = checkpoint.disk_space(weights, kept), disk_usage(folder).free

@@ -25,10 +25,8 @@ class StopSignals:
 
 
 def leave_on_signals():
-    """From now on a signal of `STOP` raises SystemExit(128 + its number), so that `finally` clauses run.
-
-    A library may catch that, as torch does while it is imported: then the signal counts in the next `StopSignals`.
-    """
+    """From now on a signal of `STOP` raises SystemExit(128 + its number), so that `finally` clauses run. A library may
+    catch that, as torch does while it is imported: then the signal counts in the next `StopSignals`."""
 
     def leave(number, _):
         StopSignals.swallowed = number
