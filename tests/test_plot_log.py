@@ -1,6 +1,5 @@
 """Curves of logs and the comparison of two, with numbers known beforehand."""
 
-import numpy as np
 import pytest
 
 import plot_log
@@ -69,27 +68,6 @@ def test_a_file_that_is_no_log(tmp_path, content):
         plot_log.main([str(log_file(tmp_path / "out.jsonl", content)), "--fig_dir", str(tmp_path)])
 
 
-def log_of(kind, bpds, **more):
-    """A run as `plot_log.read` gives it; bpds: {step: bits per dimension}."""
-    records = [{"kind": kind, "step": step, "bpd": bpd, **more} for step, bpd in bpds.items()]
-    return {"train": [], "test": [], kind: records}
-
-
-def test_runs_at_the_steps_of_both():
-    tests = [log_of("test", bpds) for bpds in ({1000: 4.0, 1500: 3.5, 2000: 3.0}, {2000: 3.25, 1000: 4.5, 2500: 3.0})]
-    kind, steps, bpds = plot_log.compare(*tests)
-    assert (kind, steps.tolist(), bpds.tolist()) == ("test", [1000, 2000], [[4.0, 3.0], [4.5, 3.25]])
-    # Without a common test: one log of every step, one of means over ten steps.
-    values = np.random.default_rng(0).normal(4, 1, 450)
-    single = log_of("train", {n + 1: value for n, value in enumerate(values)})
-    means = log_of("train", {step: values[step - 10 : step].mean() + 0.5 for step in range(10, 451, 10)})
-    kind, steps, bpds = plot_log.compare({**single, "test": tests[0]["test"]}, means)
-    assert (kind, steps.tolist()) == ("train", list(range(30, 451, 30)))
-    expected = [values[step - 30 : step].mean() for step in steps]
-    np.testing.assert_allclose(bpds, [expected, np.array(expected) + 0.5])
-    assert len(plot_log.compare(tests[0], means)[1]) == 0
-
-
 def test_verdict():
     """Two of 2.83 standard deviations of one run: those of the difference of two."""
     for own, word in ((3.08, "on track"), (2.92, "on track"), (3.09, "behind"), (2.91, "ahead")):
@@ -99,23 +77,20 @@ def test_verdict():
 
 
 def test_a_log_against_another(tmp_path, capsys):
-    own = log_file(tmp_path / "msds1" / "net" / "out.jsonl", LOG.replace("4.0", '4.0, "lr": 0.001'))
-    text = LOG.replace("4.0", '4.0, "lr": 0.002').replace("4.5", "4.0")
-    other = log_file(tmp_path / "msds1_laplace.jsonl", text)
+    """At the steps at which both have a test, in their order."""
+    more = LOG.replace("no record", '{"kind": "test", "step": %d, "bpd": %g}\n{"kind": "test", "step": 2, "bpd": 7.0}')
+    own = log_file(tmp_path / "msds1" / "net" / "out.jsonl", more.replace("4.0", '4.0, "lr": 0.001') % (3, 5))
+    other = log_file(tmp_path / "msds1_laplace.jsonl", more.replace("4.0", '4.0, "lr": 0.002') % (4, 5))
+    other.write_text(other.read_text().replace("4.5", "4.0"))
     argv = [str(own), "--against", str(other), "--fig_dir", str(tmp_path / "f")]
     plot_log.main(argv)
-    *_, head, columns, row, sentence, note = capsys.readouterr().out.splitlines()
+    *_, head, columns, first, last, sentence, note = capsys.readouterr().out.splitlines()
     assert head.startswith("msds1/net (yours) against msds1_laplace (theirs), bits per dimension of the test images")
     assert columns.split() == ["step", "yours", "theirs", "difference"]
-    assert row.split() == ["5", "4.5000", "4.0000", "+0.5000"]
+    assert (first.split(), last.split()) == (["2", *["7.0000"] * 2, "+0.0000"], ["5", "4.5000", "4.0000", "+0.5000"])
     assert sentence.startswith("behind: 4.5000 against 4.0000 after 5 steps (+0.5000")
     assert "0.001 and 0.002" in note
     assert (tmp_path / "f" / "log.png").exists()
-    other.write_text(LOG.replace('"step": 5', '"step": 4'))
-    plot_log.main(argv)
-    *_, head, _, first, second, sentence = capsys.readouterr().out.splitlines()
-    assert "of training" in head and (first.split()[0], second.split()[0]) == ("1", "3")
-    assert sentence.startswith("on track: 6.0000 against 6.0000 after 3 steps (+0.0000")
-    other.write_text('{"kind": "train", "step": 2, "bpd": 8.0, "seconds": 1}\n')
+    other.write_text('{"kind": "test", "step": 9, "bpd": 8.0, "seconds": 1}\n')
     with pytest.raises(UserError, match=r"out\.jsonl and .*msds1_laplace\.jsonl: no step at which both"):
         plot_log.main(argv)
