@@ -44,7 +44,7 @@ from utils import checkpoint, cli
 from utils.cli import UserError
 from utils.logging import read_records
 
-HANG = 60  # seconds
+HANG = 180  # seconds
 SIZES = ["--nlayers", "--nresblocks", "--nmlp", "--nhidden", "--L", "--kernel_size"]
 RUN = "--epoch 8 --print_step 3 --keep_epoch 3 --save_minutes 1e-9 --plot_epoch 4"  # 40 steps, a save after each
 VALUES = ["", "0", "-1", "1", "4", "8,6", "1e309", "nan", "folder", "rnvp", "ar", "float64", "é\0", "../..", "@"]

@@ -77,22 +77,20 @@ def test_verdict():
 
 
 def test_a_log_against_another(tmp_path, capsys):
-    """At the steps of tests in both logs, in rising order; learning rates there."""
-    early = '{"kind": "test", "step": %d, "bpd": %s}\n'
-    text = early % (3, 6.25) + early % (1, 7.0) + LOG.replace("4.0", '4.0, "lr": 0.001')
-    own = log_file(tmp_path / "msds1" / "net" / "out.jsonl", text)
-    text = early % (2, 7.0) + LOG.replace("4.0", '4.0, "lr": 0.002').replace("4.5", "4.0") + "\n" + early % (3, 6.5)
-    other = log_file(tmp_path / "msds1_laplace.jsonl", text)
+    """At the steps at which both have a test, in their order."""
+    more = LOG.replace("no record", '{"kind": "test", "step": %d, "bpd": %g}\n{"kind": "test", "step": 2, "bpd": 7.0}')
+    own = log_file(tmp_path / "msds1" / "net" / "out.jsonl", more.replace("4.0", '4.0, "lr": 0.001') % (3, 5))
+    other = log_file(tmp_path / "msds1_laplace.jsonl", more.replace("4.0", '4.0, "lr": 0.002') % (4, 5))
+    other.write_text(other.read_text().replace("4.5", "4.0"))
     argv = [str(own), "--against", str(other), "--fig_dir", str(tmp_path / "f")]
     plot_log.main(argv)
     *_, head, columns, first, last, sentence, note = capsys.readouterr().out.splitlines()
     assert head.startswith("msds1/net (yours) against msds1_laplace (theirs), bits per dimension of the test images")
     assert columns.split() == ["step", "yours", "theirs", "difference"]
-    assert first.split() == ["3", "6.2500", "6.5000", "-0.2500"]
-    assert last.split() == ["5", "4.5000", "4.0000", "+0.5000"]
+    assert (first.split(), last.split()) == (["2", *["7.0000"] * 2, "+0.0000"], ["5", "4.5000", "4.0000", "+0.5000"])
     assert sentence.startswith("behind: 4.5000 against 4.0000 after 5 steps (+0.5000")
     assert "0.001 and 0.002" in note
     assert (tmp_path / "f" / "log.png").exists()
-    other.write_text(LOG.replace('"step": 5', '"step": 4'))
+    other.write_text('{"kind": "test", "step": 9, "bpd": 8.0, "seconds": 1}\n')
     with pytest.raises(UserError, match=r"out\.jsonl and .*msds1_laplace\.jsonl: both need a test after the same step"):
         plot_log.main(argv)

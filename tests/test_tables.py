@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 from runs import call
+from test_plot_log import log_file
 
 import effects
 import evaluate
@@ -111,10 +112,9 @@ def test_the_cell_of_an_evaluation(make, config, table, name, column):
 
 def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
     cells, _, _ = make(a=record(subnet="spline"), b=record(data="celeba32", prior="gaussian"), c=record(data="mnist32"))
-    last = {title: (row, column) for title, row, column in cells}
-    assert last["Table B1"] == ("RG-Flow with spline, Laplacian prior", "MSDS2 FID")
-    assert last["Table G1"] == ("RG-Flow, Gaussian prior", "MNIST BPD")
-    assert cells["Table B1", "RG-Flow with spline, Laplacian prior", "MSDS1 BPD, paper"] == ""
+    spline, last = "RG-Flow with spline, Laplacian prior", {title: (row, column) for title, row, column in cells}
+    assert (last["Table B1"], last["Table G1"]) == ((spline, "MSDS2 FID"), ("RG-Flow, Gaussian prior", "MNIST BPD"))
+    assert cells["Table B1", spline, "MSDS1 BPD, paper"] == ""
     assert ("Table G1", "RG-Flow", "MNIST BPD, paper") not in cells
 
 
@@ -215,18 +215,12 @@ def test_inpainting(make):
 
 def test_the_source_of_a_number(make):
     _, sources, _ = make(one=record({**BITS, **FID, "warnings": ["another fingerprint"]}))
-    text = " # ".join(*sources["Table B1"])
-    for word in (
-        "[1]",
-        "BPD 3.1416 ± 0.0018, 10,000 images, 2 draws",
-        "FID 31.27, KID 0.0123 ± 0.0004, precision 0.610, recall 0.420",
-        "50,000 samples at T = 0.9 against the train split, torch-fidelity 0.4.0, inception.pth",
-        "; warning: another fingerprint",
-        "laplace_nl4_nr4_nm2_nh512, batch 64, lr 0.001, seed 0",
-        "185,516,800 # 3,000 # 1:01:01 # a slow one # a fast one # abc1234",
-        "`python evaluate.py --weights a¦b.state`",
-    ):
-        assert word in text
+    details = "BPD 3.1416 ± 0.0018, 10,000 images, 2 draws; FID 31.27, KID 0.0123 ± 0.0004, precision 0.610, recall"
+    details += " 0.420, 50,000 samples at T = 0.9 against the train split, torch-fidelity 0.4.0, inception.pth"
+    network = "laplace_nl4_nr4_nm2_nh512, batch 64, lr 0.001, seed 0; `a¦b.state`"
+    line = ["[1]", f"{details}; warning: another fingerprint", network, "185,516,800", "3,000", "1:01:01"]
+    command = "`python evaluate.py --weights a¦b.state`"
+    assert sources["Table B1"] == [[*line, "a slow one", "a fast one", "abc1234", command]]
 
 
 def test_most_training_seconds_win_a_cell_then_steps_then_file_names(make):
@@ -292,22 +286,20 @@ def test_out_writes_what_stdout_shows_and_keeps_the_prose_above_its_line(make, t
     assert file.read_bytes() == prose + b"\n" + shown
 
 
-def write_log(path, *rows):
-    """Rows: kind, step, BPD, seconds if any; the last line is cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(dict(zip(("kind", "step", "bpd", "seconds"), row, strict=False))) for row in rows]
-    path.write_text("\n".join([*lines, '{"kind": "te']))
-
-
-def test_what_runs_had_reached(tmp_path, capsys):
-    folder = tmp_path / "weights"
-    early = ("train", 100, 7.0, 60.0), ("train", 1000, 3.5, 600.0), ("test", 1000, 3.2, 600.0)
-    late = ("train", 1500, 3.3, 900.0), ("train", 2000, 3.1, 1200.4), ("test", 3000, 2.9, 1800.0)
-    write_log(folder / "msds1_laplace.jsonl", *early, *late)
-    write_log(folder / "msds2" / "net" / "out_x.jsonl", ("test", 20_000, 2.5), ("train", 20_500, 2.4, 18_000))
-    (folder / "bad.jsonl").write_text('{"kind": "train"}\n')
+def test_what_runs_had_reached_and_files_are_read_once(make, tmp_path, capsys):
+    make(good=RECORD)
+    logs = {
+        "msds1_laplace": [("train", 100, 7.0, 60.0), ("train", 1000, 3.5, 600.0), ("test", 1000, 3.2, 600.0)],
+        "msds2/net/out_x": [("test", 20_000, 2.5), ("train", 20_500, 2.4, 18_000)],
+        "bad": [("train",)],
+    }
+    logs["msds1_laplace"] += ("train", 1500, 3.3, 900.0), ("train", 2000, 3.1, 1200.4), ("test", 3000, 2.9, 1800.0)
+    folder, results = tmp_path / "weights", tmp_path / "results"
+    for name, rows in logs.items():
+        lines = [json.dumps(dict(zip(("kind", "step", "bpd", "seconds"), row, strict=False))) for row in rows]
+        log_file(folder / f"{name}.jsonl", "\n".join([*lines, '{"kind": "te']))  # the last line is cut
     (folder / "msds1_laplace.args").write_text("--data msds1\n")
-    tables.main([str(folder)])
+    tables.main([*map(str, (results / "good.json", folder, results, folder / "msds1_laplace.jsonl"))])
     captured = capsys.readouterr()
     table, note, command, *_ = captured.out.split("## Am I on track?\n\n")[1].split("\n\n")
     marks = ["1,000 steps", "2,000 steps", "20,000 steps", "time up to there"]
@@ -317,19 +309,10 @@ def test_what_runs_had_reached(tmp_path, capsys):
     assert "--max_steps" in note and command.strip().endswith(f"--against {folder / 'msds1_laplace.jsonl'}")
     (warning,) = captured.err.splitlines()
     assert "bad.jsonl: skipped, no record with bits per dimension" in warning
+    assert captured.out.count("3.142 [1]") == 1 and "[2]" not in captured.out
 
 
-def test_files_beside_folders_are_read_once(make, tmp_path, capsys):
-    make(good=RECORD)
-    write_log(tmp_path / "a.jsonl", ("test", 5, 8.0, 1.0))
-    tables.main([str(tmp_path / "results"), str(tmp_path / "results" / "good.json"), str(tmp_path / "a.jsonl")])
-    shown, warnings = capsys.readouterr()
-    assert shown.count("3.142 [1]") == 1 and "[2]" not in shown and warnings == ""
-    assert "| a | 5 steps | 8.000 | 0:00:01 |" in shown
-
-
-@pytest.mark.parametrize("argv, word", [(["{tmp}/none"], "PATH: "), (["{tmp}", "--out", "{tmp}"], "--out: ")])
-def test_bad_flags(argv, word, tmp_path):
-    argv = [argument.format(tmp=tmp_path) for argument in argv]
-    done = call(tables, *argv)
-    assert done.returncode == 2 and f"{word}{argv[-1]}" in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("flags, words", [("{tmp}/none", "PATH: {tmp}/none"), ("{tmp} --out {tmp}", "--out: {tmp}")])
+def test_bad_flags(flags, words, tmp_path):
+    done = call(tables, *flags.format(tmp=tmp_path).split())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words.format(tmp=tmp_path) in done.stderr
