@@ -142,8 +142,12 @@ def test_a_process_that_gets_a_signal(moment, number, images, tmp_path):
 
 
 def test_a_damaged_newest_file_is_named_and_the_one_before_used(start, stopped, whole):
+    """Records of later steps, and one cut short, are written again."""
     _, run = stopped({12: signal.SIGTERM})
     (run.folder / "last.state").write_bytes((run.folder / "last.state").read_bytes()[:-500])
+    assert records(run, "train")[-1]["step"] == 12
+    with open(run.log.records_path, "a") as file:
+        file.write('{"kind": "tr')
     run = start(FLAGS)
     text = run.log.text_path.read_text()
     assert re.search(r"last\.state: damaged.*passed over", text)
