@@ -80,7 +80,7 @@ def test_argument_file(tmp_path):
     assert (args.lr, args.out_infix, args.no_stdout, args.out_dir) == (3e-3, "two words", True, "a#b\\c")
 
 
-@pytest.mark.parametrize("content", [b"@%s", b"\xff\xfe--lr 1", b"--out_infix 'a"])
+@pytest.mark.parametrize("content", [b"@%s", b"\xff\xfe--lr 1", b"--out_infix 'a", b"-o a\0b"])
 def test_bad_argument_files(content, tmp_path, capsys):
     file = tmp_path / "a.args"
     file.write_bytes(content.replace(b"%s", str(file).encode()))

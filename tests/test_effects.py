@@ -34,7 +34,7 @@ class Drawing(Flow):
     """
 
     def __init__(self, variant):
-        super().__init__(3, 32, level_map(32, 4), 4, "laplace")
+        super().__init__(3, 32, 4, level_map(32, 4), "laplace")
         self.variant, self.drawn = variant, {}
         self.anything = torch.nn.Parameter(torch.zeros(()))
 

@@ -19,7 +19,7 @@ class Leaky(Flow):
     """f(x) = 2 x, and an inverse that is off by 0.1 at level 0 and 0.03 at level 1."""
 
     def __init__(self, leaks=(0.1, 0.03), prior="gaussian"):
-        super().__init__(C, L, level_map(L, M), 2, prior)
+        super().__init__(C, L, M, level_map(L, M), prior)
         self.anchor = torch.nn.Parameter(torch.zeros(()))
         self.leak = torch.tensor(leaks)[self.level_map]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_effects import train
-from test_probes import hadamard, parts
+from test_probes import PAIR, parts
 
 import plot_factors
 from data import msds, open_dataset
@@ -17,10 +17,10 @@ from utils.cli import UserError
 
 
 def test_levels_and_positions_of_a_factor():
-    flow, n = Flow(3, 8, level_map(8, 4), 2, "laplace"), 4000
+    flow, n = Flow(3, 8, 4, level_map(8, 4), "laplace"), 4000
     z, local, hidden = torch.randn(n, 3, 8, 8), torch.randn(n, 16, 2), torch.randn(n, 4)
     z[:, 0, 2, 4], z[:, 2, 2, 4] = local[:, 5, 0], local[:, 5, 1]  # row and column are even: level 1
-    z[:, 0, 1, :4] = hidden @ hadamard(4)  # row 1 is of level 0
+    z[:, 0, 1, :4] = hidden @ torch.kron(PAIR, PAIR)  # row 1 is of level 0
     factors = {"global": parts(hidden), "local": parts(local)}
     latents = parts(z.flatten(1))
     rows = {(row["factor"], row["level"]): row for row in plot_factors.probe_levels(flow, latents, factors)}

@@ -62,7 +62,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         try:
-            return super().parse_known_args(args, namespace)
+            found, rest = super().parse_known_args(args, namespace)
+            if any("\0" in value for value in vars(found).values() if isinstance(value, str)):
+                raise ValueError("a value holds a null character")
+            return found, rest
         except (RecursionError, ValueError) as error:  # a file that reads itself; a name or content that is no text
             self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
 
