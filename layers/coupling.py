@@ -69,7 +69,8 @@ def travel(blocks, x, direction=1):
             (kept, s), moved = block.networks.run(function, step, kept, moved), kept
             change = change + s
         log_scale = log_scale + change
-    return join_checkerboard(*(kept, moved)[::direction], x.shape), direction * log_scale.sum(1)
+    log_det = log_scale.sum(1)
+    return join_checkerboard(*(kept, moved)[::direction], x.shape), log_det if direction > 0 else -log_det
 
 
 def split_checkerboard(x):
