@@ -169,6 +169,15 @@ def test_random_latents_are_different_ones_of_each_image():
     assert (free // 48).bincount(minlength=3).tolist() == [5, 48, 0]
 
 
+def test_the_random_free_latents_depend_on_the_image_and_the_seed():
+    def free(seed, *names):
+        x, regions = torch.zeros(len(names), 3, 8, 8), rectangle(8, 0, 0, 2, 2).expand(len(names), 8, 8)
+        return inpaint.make_problem("realnvp_constrained", small(L=8), 4, seed, x, regions, names).free % x[0].numel()
+
+    first, second = free(0, 5, 7).chunk(2)
+    assert torch.equal(free(0, 7), second) and not torch.equal(first, second) and not torch.equal(free(1, 7), second)
+
+
 def test_psnr():
     truth = torch.full((2, 3, 4, 4), 0.5)
     images, region = truth.clone(), rectangle(4, 0, 0, 1, 2).expand(2, 4, 4)
