@@ -84,9 +84,9 @@ def build_parser(description="Train a flow on images. The same command again res
 
 def add_speed(add):
     """--compile and --amp."""
-    compiled = "compile the networks and, on a GPU, record the training step as one CUDA graph; takes minutes on a CPU"
+    compiled = "compile the networks; on a GPU, training records its step as one CUDA graph; takes minutes on a CPU"
     add("--compile", action=argparse.BooleanOptionalAction, help=compiled + " (default: on a GPU only)")
-    precision = "precision of the networks' matrix products, instead of dtype; tf32 needs a GPU"
+    precision = "precision of the networks' matrix products, none for that of the weights; tf32 needs a GPU"
     add("--amp", choices=["none", "tf32", "bf16"], default="none", help=precision)
 
 

@@ -141,6 +141,7 @@ def main(argv=None):
     if args.fid and not feature_weights[1].startswith(metrics.HASH):
         other = f"not those of the FID literature, whose SHA-256 is {metrics.HASH}…"
         notes.append(f"--feature_weights {feature_weights[0]}: {other}")
+    print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}", flush=True)
     dataset, warnings = flags.open_data(config, args.data_path)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
@@ -150,7 +151,6 @@ def main(argv=None):
     for line in notes:
         print(f"warning: {line}", file=sys.stderr)
 
-    print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}")
     results = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
     results["warnings"] = warnings + notes
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}

@@ -115,14 +115,14 @@ def main(argv=None):
     for h, i, j, c in names:
         sections, name = generation_sections(h, i, j, L, m), f"{h}:{i}:{j}:{c}"
         titles = [f"{C * cells.sum()} of {C * cells.size}" for cells in sections]
-        cones.append((f"generation\ncone of\n{name}", RED, sections, titles, (h, (j >> h, i >> h), 1, 1)))
+        cones.append((f"generation\ncone of\n{name}:\nvariables", RED, sections, titles, (h, (j >> h, i >> h), 1, 1)))
         captions.append(f"latent {name} affects {sections[0].sum()} of {L**2} pixels")
     totals = [C * latents.sum() for latents in latents_of_levels(L, m)]
     for i, j in regions:
         sections = inference_sections(i, j, size, L, m)
         counts = [C * cells.sum() for cells in sections]
         titles = [f"{count} of {total}" for count, total in zip(counts, totals, strict=True)]
-        label, square = f"inference\ncone of\n{size} × {size}\nat {i}:{j}", (0, (j, i), size, size)
+        label, square = f"inference\ncone of\n{size} × {size}\nat {i}:{j}:\nlatents", (0, (j, i), size, size)
         cones.append((label, BLUE, sections, titles, square))
         listed = ", ".join(f"{count} at h = {h}" for h, count in enumerate(counts))
         captions.append(f"the {size} x {size} pixels at {i}:{j} affect {sum(counts)} of {C * L**2} latents ({listed})")

@@ -63,7 +63,8 @@ def main(argv=None):
     images = flags.load_images(config, args.data_path, numbers)
     if grid:
         panels = grid_images(flow, images[: grid[0]], images[grid[0] :], theta)
-        labels, width = (["high", *[""] * grid[1]], ["low", *[""] * grid[0]]), 0.3
+        top, left = rf"$h \geq {theta} \rightarrow$", rf"$h < {theta} \downarrow$"
+        labels, width = ([top, *[""] * grid[1]], [left, *[""] * grid[0]]), 0.45
         name = f"mixing_grid_theta{theta}"
         high, low = cli.listing(numbers[: grid[0]]), cli.listing(numbers[grid[0] :])
         caption = f"levels h >= {theta} of {high} (top row), h < {theta} of {low} (left column)"

@@ -64,11 +64,11 @@ def draw_histogram(fields, levels, logarithmic=False):
         for h, axes in zip(levels, panels, strict=True):
             axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=plotting.COLOURS[0])
             axes.set(xscale="log" if logarithmic else "linear", yscale="log", ylim=(0.5, 6 * np.max(counts)))
-            if edges[0] <= VISIBLE <= edges[-1]:
-                axes.axvline(VISIBLE, color=plotting.COLOURS[4], linestyle="--", linewidth=0.8)
+            axes.axvline(VISIBLE, color=plotting.COLOURS[4], linestyle="--", linewidth=0.8)
             own = fields.strengths[fields.of_level(h)]
             text = f"$h = {h}$: {(own > VISIBLE).sum()} of {len(own):,} above {VISIBLE:g}"
-            axes.text(0.98, 0.93, text, transform=axes.transAxes, ha="right", va="top")
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text(0.98, 0.93, text, transform=axes.transAxes, ha="right", va="top", bbox=behind)
         panels[-1].set_xlabel("strength of the receptive field")
         figure.supylabel("latents", fontsize="medium")
     return figure

@@ -65,6 +65,8 @@ def _build(root, names, nchannels, L, folder, progress):
     if len(folders) == 1:
         warnings.append(f"{root}: only {folders[0]}/ is there, so all images are split 90/10 by a hash of the path")
 
+    if not names:
+        raise UserError(f"--data_path {root}: holds no files, --data folder takes the images below it")
     for split, part in splits.items():
         if not write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}", progress):
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"

@@ -33,7 +33,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Appends the default of each flag that has one, unless its help explains it."""
 
     def _get_help_string(self, action):
-        explained = "(default" in (action.help or "") or action.default in (None, "", False)
+        explained = "(default" in (action.help or "") or action.default in (None, "", ()) or action.default is False
         return action.help if explained else super()._get_help_string(action)
 
 
@@ -70,6 +70,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
 
     def error(self, message):
+        message = re.sub(r"^\[Errno \d+\] (.*): '(.*)'$", r"argument file \2: \1", message)
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
