@@ -40,7 +40,7 @@ def build_parser():
     add("--structure", type=cli.count, metavar="N", help=scores)
     add("--fid", action="store_true", help="FID, KID, precision and recall; needs requirements-metrics.txt")
     add("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
-    add("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
+    add("--split", choices=["train", "test"], default="train", help="split that --fid compares samples with")
     cli.add_temperature(add)
     add("--feature_weights", metavar="FILE", help="Inception's weights for --fid (default: torch-fidelity's download)")
     flags.add_speed(add)
