@@ -5,7 +5,7 @@
     python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
     python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
 
-Results in the JSON file, of those that were asked for:
+Results in the JSON file, if asked for:
     bpd, bpd_stderr     bits per dimension of the test `images`, mean and standard error of their means over the draws
     bpd_draws           mean for each draw of the noise; with --draw_seed 0 the first is that of main.py's log
     bpd_stderr_draws    standard error over draws, null for a single one

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train two-dimensional flows with both priors on a pinwheel (Appendix E, figure E1): do quadrants go to legs?
 
-Sectors are the quadrants, as in the paper, and quadrants turned: a flow need not lay its legs where the axes are.
+Sectors are the quadrants, as in the paper, and turned quadrants, because a flow need not map quadrants to legs.
 """
 
 import math

@@ -2,8 +2,8 @@
 """Find the factors of MSDS1 or MSDS2 in the latents, level by level and position by position, with linear probes.
 
 The probe of a level: R^2 on held-out images of a ridge regression of a factor (`data.msds.factors`) from its latents.
-Its ratio with R^2 of the best single latent is 1 if a factor has latents of its own, low if it is spread over many.
-Pixels can have a high ratio too: compare with a flow that is hardly trained. Seeds of one network are averaged.
+The ratio of the best single latent's R^2 to it is 1 if a factor has its own latents, low if it is spread over many.
+Pixels can have a high ratio too: compare with an almost untrained flow. Seeds of one network are averaged.
 """
 
 from itertools import cycle
