@@ -1,4 +1,4 @@
-"""The flags of training and of the scripts that use its weights, with their checks and the names of files.
+"""The flags of training and of the scripts that use trained weights, their checks, and the names of files.
 
 Flags of the authors' release keep their names. Their defaults are the paper's CelebA run.
 """
@@ -25,17 +25,17 @@ from utils.optim import why_not_compiled
 DEFAULT_DATA = "celeba32"
 
 
-def build_parser(description="Train a flow on images. The same command again resumes from the newest checkpoint."):
+def build_parser(description="Train a flow on images. Repeat the command to resume from the newest checkpoint."):
     """The flags of `main.py`. Scripts without --weights use them to name a run."""
     parser = cli.Parser(description)
     add = parser.add_argument_group("dataset parameters").add_argument
-    add("--data", choices=DATASETS, default=DEFAULT_DATA, help="data set; folder: the images in data_path")
+    add("--data", choices=DATASETS, default=DEFAULT_DATA, help="data set; folder: all images below --data_path")
     add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
     add("--nchannels", type=positive, metavar="C", help="number of channels (default: the data set's)")
     add("--L", type=positive, metavar="PIXELS", help="edge length of images (default: the data set's)")
 
     add = parser.add_argument_group("network parameters").add_argument
-    add("--model", choices=MODELS, default="rgflow", help="the flow; realnvp is the baseline to compare with")
+    add("--model", choices=MODELS, default="rgflow", help="the flow; realnvp is the baseline")
     add("--prior", choices=PRIORS, default="laplace", help="prior of the latents")
     add("--subnet", choices=PATCH_BIJECTORS, default="rnvp", help="bijector of patches")
     add("--kernel_size", type=positive, default=4, metavar="PIXELS", help="edge length of a patch, even")
@@ -45,9 +45,9 @@ def build_parser(description="Train a flow on images. The same command again res
     add("--nresblocks", type=positive, default=4, metavar="N", help="residual blocks in a network")
     hidden = "hidden layers (realnvp: convolutions) per residual block"
     add("--nmlp", type=positive, default=2, metavar="N", help=hidden)
-    width = "width of hidden layers; Real NVP doubles it at every scale (default: 512; for realnvp 64)"
+    width = "width of hidden layers; realnvp doubles it at every level (default: 512; for realnvp 64)"
     add("--nhidden", type=positive, metavar="N", help=width)
-    add("--share_levels", action="store_true", help="the same two bijectors at all levels (scale invariance)")
+    add("--share_levels", action="store_true", help="use the same two bijectors at all levels (scale invariance)")
     add("--dtype", choices=["float32", "float64"], default="float32", help="type of all numbers")
 
     add = parser.add_argument_group("optimizer parameters").add_argument
@@ -69,15 +69,15 @@ def build_parser(description="Train a flow on images. The same command again res
     add("--save_epoch", type=count, default=1, metavar="N", help="epochs between checkpoints, 0 for the end only")
     add("--keep_epoch", type=count, default=10, metavar="N", help="keep the checkpoint of every Nth epoch, 0 for all")
     add("--save_minutes", type=non_negative, default=0.0, metavar="T", help="minutes between saves, 0 for none")
-    add("--init", metavar="FILE", help="checkpoint of a network of equal sizes, from whose weights a new run starts")
+    add("--init", metavar="FILE", help="start a new run from the weights of FILE, a checkpoint of an equal network")
     add("--export", metavar="FILE", help="only write weights and configuration of the run's newest checkpoint to FILE")
     add("--plot_epoch", type=count, default=1, metavar="N", help="epochs between sample grids, 0 for the end only")
-    gpus = "number of the GPU, or of several, a process each (default: empty, the CPU)"
+    gpus = "number of the GPU; several numbers: one process per GPU (default: empty, the CPU)"
     add("--cuda", type=gpu_list, default="", metavar="ID[,ID…]", help=gpus)
     add_speed(add)
     recompute = "recompute networks in the backward pass: less memory, more work"
     add("--grad_checkpoint", action="store_true", help=recompute)
-    add("--out_infix", default="", metavar="TEXT", help="infix in output file names, to tell runs apart")
+    add("--out_infix", default="", metavar="TEXT", help="infix in the names of output files, to tell runs apart")
     add("-o", "--out_dir", default="./saved_model", metavar="DIR", help="folder for output, empty for no output files")
     return parser
 
@@ -154,14 +154,14 @@ def accelerate(flow, args):
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False):
     """The flags of a script that uses a trained flow, or `several`, and may draw pictures or read images."""
     parser = cli.Parser(description)
-    parser.epilog = f"Without --weights, main.py's flags name a run, whose newest checkpoint is used. {parser.epilog}"
+    parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
-    add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, which has its own configuration")
+    add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, with its configuration")
     add("--data", choices=DATASETS, help=f"data set of the run (default: that of --weights, otherwise {DEFAULT_DATA})")
     if images:
         add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
     add("--cuda", type=gpu_list, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)")
-    add("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
+    add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
     if pictures:
         add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     if numbers:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure training steps and sampling: time, images per second, memory, and the useful share of the matrix rate.
+"""Measure training steps and sampling: time, images per second, memory, and share of the rate of matrix products.
 
     python bench.py --batch_sizes 8,32                            the default configuration on the CPU
     python bench.py --cuda 0 --amp bf16 --batch_sizes 64,1024
@@ -256,12 +256,12 @@ def main(argv=None):
     add("--edges", type=number_list(positive), metavar="L[,L…]", help="sweep over these edge lengths (default: --L)")
     add("--repeats", type=positive, default=7, metavar="N", help="measurements, after a warm-up")
     add("--profile", action="store_true", help="also print where the time of a step goes")
-    ways = "instead: BPD and round trip of N test images (of the data set of --weights, or --data), each way to compute"
+    ways = "instead: BPD and round trip of N test images (of the data set of --weights, or --data) in each precision"
     instead("--compare", type=positive, metavar="N", help=ways)
-    fields = "instead: all receptive fields, N draws, compared with one pass per latent"
+    fields = "instead: time of all receptive fields with N draws, compared with one pass per latent"
     instead("--fields", type=positive, metavar="N", help=fields)
     add("--weights", metavar="FILE", help="checkpoint for --compare and --fields (default: an untrained flow)")
-    add("--draw_seed", type=count, default=0, metavar="N", help="seed of what is drawn")
+    add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
     add("--json", metavar="FILE", help="write the results there")
     first = flags.get_args(argv, parser)
     if first.weights and not (first.compare or first.fields):

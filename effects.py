@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What latents and mixing do to MSDS1 or MSDS2, as numbers: the claims of section 4.1 (figure 4) and of section 4.5."""
+"""Measure what latents and mixing do to images of MSDS1 or MSDS2 (claims of sections 4.1, with figure 4, and 4.5)."""
 
 import statistics
 
@@ -67,7 +67,7 @@ def change(vectors, found, threshold):
 
 def of_latents(flow, fields, levels, number, z, values):
     """Results for the `number` strongest latents of each level, moved one at a time in z (B, C, L, L): a dict each. In
-    the paper one of the top level changes the global factor of all ovals, one of a low level the local one of one."""
+    the paper a latent of the top level changes the global factor of all ovals, one of a low level one oval."""
     chosen, results = torch.cat([fields.strongest(h, number) for h in levels]), []
     for k in tqdm(chosen, desc="move", unit="latent", leave=False, disable=None):
         named = {"level": int(fields.levels[k]), "latent": fields.name(k), "strength": fields.strengths[k].item()}
@@ -178,7 +178,7 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True, images=True, several=True)
     add = parser.add_argument_group("effects").add_argument
     add("--strongest", type=cli.positive, default=8, metavar="N", help="latents moved at each level")
-    limits = "of a moved latent, whose prior has variance 1 (default: -3,3)"
+    limits = "first and last value of a moved latent; its prior has variance 1 (default: -3,3)"
     add("--range", type=cli.number_list(cli.finite, 2), default=(-3.0, 3.0), metavar="LOW,HIGH", help=limits)
     add("--steps", type=cli.several, default=5, metavar="N", help="values of a moved latent")
     add("--images", type=cli.positive, default=16, metavar="N", help="test images in which latents are moved")

@@ -5,7 +5,7 @@
     python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
     python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
 
-Results in the JSON file, of those that were asked for:
+Results in the JSON file, if asked for:
     bpd, bpd_stderr     bits per dimension of the test `images`, mean and standard error of their means over the draws
     bpd_draws           mean for each draw of the noise; with --draw_seed 0 the first is that of main.py's log
     bpd_stderr_draws    standard error over draws, null for a single one
@@ -40,7 +40,7 @@ def build_parser():
     add("--structure", type=cli.count, metavar="N", help=scores)
     add("--fid", action="store_true", help="FID, KID, precision and recall; needs requirements-metrics.txt")
     add("--samples", type=cli.positive, default=50_000, metavar="N", help="samples for --fid")
-    add("--split", choices=["train", "test"], default="train", help="images that --fid compares with")
+    add("--split", choices=["train", "test"], default="train", help="split that --fid compares samples with")
     cli.add_temperature(add)
     add("--feature_weights", metavar="FILE", help="Inception's weights for --fid (default: torch-fidelity's download)")
     flags.add_speed(add)

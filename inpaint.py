@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Inpaint images (sections 3.5 and 4.6, Appendix F: figure 8, table F1), or measure how its cost grows with the image.
+"""Inpaint images (sections 3.5 and 4.6, Appendix F: figure 8, table F1), or measure how the cost grows with the image.
 
 python inpaint.py --weights saved_model/…/10.state --realnvp saved_model/…/10.state
 python inpaint.py --weights … --images 3,14,15 --region 4,8,10,10
@@ -63,21 +63,21 @@ def inpaint_parser():
     add = parser.add_argument_group("inpainting").add_argument
     add("--realnvp", metavar="FILE", help="checkpoint of a Real NVP of the same image size, to compare")
     add("--split", choices=["train", "test"], default="test", help="split that the images are from")
-    images = "one number: the first N images of the split; several, or one and a comma: these images, counted from 0"
+    images = "one number: the first N images of the split; several numbers, or one and a comma: these images, from 0"
     add("--images", type=image_numbers, default=range(15), metavar="N[,N…]", help=f"{images} (default: 15)")
-    add("--files", nargs="+", metavar="FILE", help="inpaint image files instead, and write each result")
-    region = "corrupted rectangle, in pixels; without row and column, at another place in each image (default: 10,10)"
+    add("--files", nargs="+", metavar="FILE", help="instead: inpaint image files, and write each result")
+    region = "corrupted rectangle in pixels; without row and column, at a random place in each image (default: 10,10)"
     add("--region", type=cli.counts, default=(10, 10), metavar="[ROW,COLUMN,]HEIGHT,WIDTH", help=region)
-    add("--mask", metavar="FILE", help="image file whose non-zero pixels are the corrupted ones, instead")
-    add("--resize", action="store_true", help="fit files of another size to the flow: the central square, resized")
+    add("--mask", metavar="FILE", help="instead: image file whose non-zero pixels are corrupted")
+    add("--resize", action="store_true", help="fit files of another size to the flow: central square, resized")
     add("--batch_size", type=cli.positive, default=64, metavar="IMAGES", help="images that are optimised together")
     add("--rate", type=cli.above_zero, default=0.1, metavar="RATE", help="learning rate of Adam")
     add("--steps", type=cli.count, default=300, metavar="N", help="steps of Adam")
-    add("--draws", type=cli.positive, default=200, metavar="N", help="draws, of which the most likely is the start")
+    add("--draws", type=cli.positive, default=200, metavar="N", help="draws; Adam starts from the most likely draw")
 
     add = parser.add_argument_group("speed").add_argument
-    speed = "instead: seconds per step of an untrained RG-Flow, the causal cone compared with the whole flow; takes the"
-    add("--bench", action="store_true", help=f"{speed} network flags of main.py, without --weights")
+    speed = "instead: seconds per step of an untrained RG-Flow, with the causal cone and with the whole flow; takes the"
+    add("--bench", action="store_true", help=f"{speed} network flags of main.py, not --weights")
     edges = "edges of the images (default: 32,64,128,256)"
     add("--edges", type=cli.number_list(cli.positive), default=(32, 64, 128, 256), metavar="L[,L…]", help=edges)
     add("--repeats", type=cli.positive, default=5, metavar="N", help="measurements, after a warm-up")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train two-dimensional flows with both priors on a pinwheel (Appendix E, figure E1): do quadrants go to legs?
 
-Sectors are the quadrants, as in the paper, and quadrants turned: a flow need not lay its legs where the axes are.
+Sectors are the quadrants, as in the paper, and turned quadrants, because a flow need not map quadrants to legs.
 """
 
 import math
@@ -161,11 +161,11 @@ def main(argv=None):
     add = parser.add_argument
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for the picture, PNG and PDF")
     add("--json", metavar="FILE", help="write the results there")
-    add("--draw_seed", type=cli.count, default=0, metavar="N", help="seed of what is drawn")
+    add("--draw_seed", type=cli.count, default=0, metavar="N", help="seed of all draws")
     add("--seed", type=cli.count, default=0, metavar="N", help="first seed of weights and points")
     add("--seeds", type=cli.positive, default=5, metavar="N", help="flows per prior")
     add("--steps", type=cli.positive, default=3000, metavar="N", help=f"training steps of {BATCH} points")
-    add("--points", type=cli.positive, default=10_000, metavar="N", help="draws behind the accuracy")
+    add("--points", type=cli.positive, default=10_000, metavar="N", help="draws that the accuracy is measured on")
     args = parser.parse_args(argv)
     cli.check_output(parser, args)
     origin = about(__file__, argv, "cpu")  # at the start: the commit of the code that runs

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the blocks of an RG-Flow and causal cones, level by level, and count them (figure 3 (b-d)). Needs no weights."""
+"""Draw and count the patches and causal cones of an RG-Flow, level by level (figure 3 (b-d)). Needs no weights."""
 
 from pathlib import Path
 
@@ -86,13 +86,13 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--L", type=cli.positive, default=32, metavar="PIXELS", help="edge length of images")
-    add("--kernel_size", type=cli.positive, default=4, metavar="PIXELS", help="edge length of a block")
-    add("--nchannels", type=cli.positive, default=3, metavar="C", help="channels, which counts include")
-    latents = "generation cones of these level:row:column:channel (default: one of level 1 near the centre)"
+    add("--kernel_size", type=cli.positive, default=4, metavar="PIXELS", help="edge length of a patch")
+    add("--nchannels", type=cli.positive, default=3, metavar="C", help="number of channels")
+    latents = "generation cones of these latents, level:row:column:channel (default: one of level 1 near the centre)"
     add("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
-    regions = "inference cones of squares that start in these row:column (default: the centre)"
+    regions = "inference cones of squares with these upper left corners, row:column (default: the centre)"
     add("--regions", type=cli.number_list(cli.indices("row:column", "11:11")), metavar="I:J[,…]", help=regions)
-    add("--region_size", type=cli.positive, metavar="PIXELS", help="their edge length (default: 10, or L if smaller)")
+    add("--region_size", type=cli.positive, metavar="PIXELS", help="edge of the squares (default: 10, or L if smaller)")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     args = parser.parse_args(argv)
     L, m, C = args.L, args.kernel_size, args.nchannels

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Where in the latents are the factors of MSDS1 or MSDS2? Linear probes, level by level and position by position.
+"""Find the factors of MSDS1 or MSDS2 in the latents, level by level and position by position, with linear probes.
 
 The probe of a level: R^2 on held-out images of a ridge regression of a factor (`data.msds.factors`) from its latents.
-Its ratio with R^2 of the best single latent is 1 if a factor has latents of its own, low if it is spread over many.
-Pixels can have a high ratio too: compare with a flow that is hardly trained. Seeds of one network are averaged.
+The ratio of the best single latent's R^2 to it is 1 if a factor has its own latents, low if it is spread over many.
+Pixels can have a high ratio too: compare with an almost untrained flow. Seeds of one network are averaged.
 """
 
 from itertools import cycle
@@ -133,8 +133,8 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True, images=True, several=True)
     add = parser.add_argument_group("probes").add_argument
     many = cli.number(int, 100, cli.LARGEST, f"a whole number of at least 100 and at most {cli.LARGEST}")
-    add("--images", type=many, default=20_000, metavar="N", help="training images, to fit the probes")
-    add("--held_out", type=many, default=2000, metavar="N", help="test images; half to choose by, half to score")
+    add("--images", type=many, default=20_000, metavar="N", help="training images to fit the probes")
+    add("--held_out", type=many, default=2000, metavar="N", help="test images: half choose the best latent, half score")
     args = flags.parse(parser, argv)
     record = {"kind": "factors", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
     results, data = [], None

@@ -38,12 +38,12 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     group = parser.add_argument_group("latents")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    latents = "vary these level:row:column:channel (default: the strongest of each level)"
+    latents = "vary these latents, level:row:column:channel (default: the strongest of each level)"
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
-    which("--strongest", type=cli.positive, default=1, metavar="N", help="the N strongest of each level")
+    which("--strongest", type=cli.positive, default=1, metavar="N", help="vary the N strongest latents of each level")
     cli.add_range(add)
     add("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")
-    add("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, a row each")
+    add("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, one per row")
     cli.add_temperatures(add)
     cli.add_field_flags(add)
     args = flags.parse(parser, argv)

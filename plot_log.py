@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw bits per dimension during training, of one run or of several (no weights needed)."""
+"""Draw bits per dimension during training, of one or several runs. Needs no weights."""
 
 import math
 from pathlib import Path
@@ -85,12 +85,12 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="out.jsonl of a run's folder")
-    add("--against", metavar="FILE", help="log to compare the others with: both at the same steps, and a verdict")
-    spread = "standard deviation over seeds to judge differences by (default: %(default)s, see docs/recipe.md)"
+    add("--against", metavar="FILE", help="log to compare with: prints both at the same steps, and a verdict")
+    spread = "standard deviation over seeds, for the verdict (default: %(default)s, see docs/recipe.md)"
     add("--spread", type=cli.non_negative, default=SPREAD, metavar="BPD", help=spread)
-    add("--time", action="store_true", help="against the time of training instead of steps")
-    add("--labels", nargs="+", metavar="TEXT", help="of the runs, that of --against last (default: data set, network)")
-    add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the axis (default: all)")
+    add("--time", action="store_true", help="draw over the time of training instead of steps")
+    add("--labels", nargs="+", metavar="TEXT", help="names of the runs, --against last (default: data set, network)")
+    add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the BPD axis (default: all)")
     add("--name", default="log", metavar="TEXT", help="name of the pictures")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     args = parser.parse_args(argv)

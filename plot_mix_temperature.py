@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw samples at a temperature of their own per level (Appendix D, the basis of figure 6)."""
+"""Draw samples with one temperature per level (Appendix D, the basis of figure 6)."""
 
 import args as flags
 from flow.latents import decode

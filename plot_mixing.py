@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Mix two images in the scaling direction (section 4.5, figure 7), or many high levels with many low ones."""
+"""Mix the high levels of one image with the low levels of another (section 4.5, figure 7), or of many images."""
 
 import torch
 
@@ -43,10 +43,10 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, images=True)
     group = parser.add_argument_group("mixing")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    images = "test images: A and B, or those of the high, then the low levels of --grid (default: the first ones)"
+    images = "test images: A and B; with --grid, those of the high levels, then of the low levels (default: the first)"
     add("--images", type=cli.counts, metavar="N,N[,N…]", help=images)
     which("--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B")
-    sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); without numbers 7,4)"
+    sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); alone: 7,4)"
     which("--grid", type=sizes, nargs="?", const=(7, 4), metavar="HIGH,LOW", help=mixtures)
     add("--theta", type=cli.count, metavar="LEVEL", help="lowest of the high levels in --grid (default: 3 or the top)")
     args = flags.parse(parser, argv)

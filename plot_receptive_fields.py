@@ -96,12 +96,12 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True)
     group = parser.add_argument_group("receptive fields")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    latents = "these level:row:column:channel (default: random ones)"
+    latents = "draw these latents, level:row:column:channel (default: random latents)"
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help=latents)
-    which("--strongest", action="store_true", help="the strongest of each level")
+    which("--strongest", action="store_true", help="draw the strongest latents of each level")
     which("--histogram", action="store_true", help="instead: histograms of the strengths at each level")
     add("--log_strength", action="store_true", help="with --histogram: bins of equal width in the logarithm")
-    add("--number", type=cli.positive, default=5, metavar="N", help="latents drawn per level")
+    add("--number", type=cli.positive, default=5, metavar="N", help="latents per level")
     cli.add_field_flags(add)
     cli.add_temperature(add)
     args = flags.parse(parser, argv)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Take an image of your own to its latents and back, and edit it level by level on the way."""
+"""Encode your own image, edit its latents level by level, and decode them."""
 
 from pathlib import Path
 
@@ -37,18 +37,18 @@ def energies(flow, z):
 
 def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True, numbers=True)
-    add = parser.add_argument_group("image and edits, in the order in which they are made").add_argument
+    add = parser.add_argument_group("image and edits, made in this order").add_argument
     add("--file", required=True, metavar="FILE", help="image file")
-    add("--other", metavar="FILE", help="a second one, for --swap")
-    add("--resize", action="store_true", help="cut files of another size to a square and bring it to the flow's size")
+    add("--other", metavar="FILE", help="second image file, for --swap")
+    add("--resize", action="store_true", help="fit files of another size to the flow: central square, resized")
 
     def add_edit(flag, kind, metavar, help):
         add(flag, type=cli.number_list(kind), default=(), metavar=f"{metavar}[,…]", help=help)
 
-    add_edit("--swap", cli.count, "H", "levels to take from the other image")
-    add_edit("--scale", cli.assignment(cli.count, cli.finite), "H=FACTOR", "multiply a level's latents by a factor")
-    add_edit("--zero", cli.count, "H", "levels whose latents become 0")
-    add_edit("--set", cli.assignment(cli.latent_name, cli.finite), "H:I:J:C=VALUE", "set level:row:column:channel")
+    add_edit("--swap", cli.count, "H", "levels to take from the other image (default: none)")
+    add_edit("--scale", cli.assignment(cli.count, cli.finite), "H=FACTOR", "multiply a level's latents (default: none)")
+    add_edit("--zero", cli.count, "H", "levels whose latents become 0 (default: none)")
+    add_edit("--set", cli.assignment(cli.latent_name, cli.finite), "H:I:J:C=VALUE", "set a latent (default: none)")
     args = flags.parse(parser, argv)
     if bool(args.swap) != bool(args.other):
         raise cli.flag_error("--swap", cli.listing(args.swap) or "missing", "goes together with --other")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw walks in the space of latents as an animated GIF, and frames of them side by side."""
+"""Draw walks through the latents as an animated GIF, and some of its frames side by side."""
 
 import math
 
@@ -64,12 +64,12 @@ def main(argv=None):
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     which("--levels", type=cli.counts, metavar="H[,H…]", help="random walk in these levels (default: the top level)")
     which("--latents", type=cli.latent_names, metavar="H:I:J:C[,…]", help="sweep level:row:column:channel, a GIF each")
-    which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="from one test image to another")
+    which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="walk from one test image to another")
     cli.add_temperature(add)
     cli.add_range(add)
     add("--samples", type=cli.positive, default=4, metavar="N", help="samples that walk together")
-    add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior that the random walk passes")
-    add("--frames", type=cli.positive, default=14, metavar="N", help="steps from one end, or draw, to the next")
+    add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior on the random walk")
+    add("--frames", type=cli.positive, default=14, metavar="N", help="frames from one draw, or end, to the next")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     for name, images, labels, caption in walks(flow, config, args):

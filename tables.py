@@ -3,11 +3,11 @@
 
     python tables.py results weights --out docs/results.md
 
-Each number of the paper stands beside ours. The number in brackets is that of a line in the list below the table, which
-says how the flow was trained (the seconds of that run alone, without those before an --init) and measured. Of several
-results for one cell, the one with most seconds of training is shown, of equals the one with most steps, then the one
-whose file name comes last. A result brings its rows along: the entry "rows" of the file, see `utils.results.row`. Logs
-(`.jsonl`) make the last table: what runs had reached after 1,000 steps, 2,000, 5,000 and so on.
+Our numbers stand beside the paper's. The number in brackets is that of a line in the list below the table, which says
+how the flow was trained (the seconds of that run alone, without those before an --init) and measured. A cell shows the
+result with most seconds of training; of equals, that with most steps, then the last file name. The entry "rows" of a
+results file has its rows, see `utils.results.row`. Logs (`.jsonl`) make the last table: what runs had reached after
+1,000 steps, 2,000, 5,000 and so on.
 """
 
 import json

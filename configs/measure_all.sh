@@ -1,10 +1,10 @@
 #!/bin/sh
-# Measure the networks of weights/ and write results/ and docs/results.md, in half an hour on one core of an AMD EPYC.
+# Measure the MSDS networks of weights/ and write results/ and docs/results.md, in half an hour on one core of an AMD EPYC.
 #
 #     sh configs/measure_all.sh
 #
 # PYTHON: the interpreter (default: python). FLAGS: more flags for the scripts that take weights, such as FLAGS="--cuda 0".
-# Files in results/ are not measured again: delete a file to repeat its measurement.
+# To repeat a measurement, delete its file in results/.
 set -eu
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -1,6 +1,6 @@
-"""Where images come from (section 4.1, Appendix B): one registry, name -> channels, edge, how to prepare.
+"""The registry of data sets (section 4.1, Appendix B): name -> channels, edge, how to prepare.
 
-A new data set is one more entry of `DATASETS`, with a `prepare` that says what determines the arrays and builds them.
+A new data set is an entry of `DATASETS`; its `prepare` says what determines the arrays and how to build them.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """CelebA, aligned (section 4.1), here `celeba32`: centre crop 148, resized to 32, the official training and test split.
 
-Needs only the images, as a folder or as the archive of the authors' site, which is never unpacked, and the list of the
-splits. Images keep the order of that list; its validation part is left out.
+Needs the images (a folder, or the archive of the authors' site, which is never unpacked) and the list of the splits.
+Images keep the order of the list, whose validation part is left out.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """3D Chairs (section 4.1), here `chair600`: 86,366 renderings of 600 x 600, as unpacked from the authors' archive.
 
 Sorted by path, centre crop 300, resized to 32, split 77,730 to 8,636 by a permutation with seed 0. Renderings are
-split, so a chair recurs in both splits.
+split, so both splits show the same chairs.
 """
 
 import hashlib

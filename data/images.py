@@ -1,4 +1,4 @@
-"""From an image file to (C, L, L) bytes: what the loaders of image files share. Resizing is Pillow's, antialiased."""
+"""From an image file to (C, L, L) bytes, for all loaders of image files. Pillow resizes, antialiased."""
 
 import struct
 import zlib

@@ -1,14 +1,14 @@
-"""Do images have the structure of MSDS1 or MSDS2 (Appendix B)? Scores measured from the pixels alone.
+"""Scores of how far images have the structure of MSDS1 or MSDS2 (Appendix B), from the pixels alone.
 
 The oval of an 8 x 8 cell is the best match, in squared error, of a colour times one of the grey ovals drawn at each
-angle and shift of the data sets. These overshoot by the same bicubic rotation, so the colour is the fill. Ovals reach
-into other cells: a second pass matches each cell without its neighbours as first found.
+angle and shift of the data sets. These overshoot like the data, by the same bicubic rotation, so the colour is that of
+the fill. Ovals reach into other cells, so a second pass matches each cell without its neighbours of the first pass.
 
 The spread S of a factor is the root-mean-square distance of an image's ovals from their mean. The factor is what all
-ovals of an image share: colour (MSDS1), or orientation (MSDS2) as (cos 2a, sin 2a). With S_shuffled for sets of 16
-ovals from 16 different images of the set that is scored,
+ovals of an image share: colour (MSDS1), or orientation (MSDS2) as (cos 2a, sin 2a). S_shuffled is the spread of 16
+ovals from 16 different images of the scored set:
 
-    score = (S_shuffled - S) / (S_shuffled - S_real):    1 for real images, 0 where ovals know nothing of each other.
+    score = (S_shuffled - S) / (S_shuffled - S_real):    1 for real images, 0 for independent ovals.
 """
 
 from functools import cache

@@ -1,4 +1,4 @@
-"""Flows on images: RG-Flow, Real NVP to compare with, what goes before them (`preprocess`), geometry (`hierarchy`)."""
+"""Flows on images: RG-Flow and the baseline Real NVP, with preprocessing (`preprocess`) and geometry (`hierarchy`)."""
 
 from .load import load
 from .real_nvp import RealNVP

@@ -1,6 +1,6 @@
-"""What is measured of a flow on many images: bits per dimension, round trip, and samples to compare with data.
+"""Measurements of a flow on many images: bits per dimension, round trip, and samples to compare with data.
 
-The noise of a batch is a function of a seed and its place: `main.py` and `evaluate.py` give the same numbers.
+The noise of a batch is a function of a seed and its place, so `main.py` and `evaluate.py` give the same numbers.
 """
 
 import copy

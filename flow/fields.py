@@ -1,5 +1,5 @@
-"""Receptive fields of latents (sections 3.4 and 4.4): means of |dG / dz_l| over draws of z, summed over colours, G the
-generator with images in model space. Kept in a file and computed again only if what they depend on changes."""
+"""Receptive fields of latents (sections 3.4 and 4.4): means of |dG / dz_l| over draws of z, summed over colours. G is
+the generator, with images in model space. A file keeps the fields until something that they depend on changes."""
 
 import inspect
 from dataclasses import dataclass

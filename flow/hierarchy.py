@@ -1,9 +1,9 @@
 """The geometry of RG-Flow: levels, blocks and causal cones (section 3.2, equations 6-9, figure 3). No parameters.
 
-The variables of level h sit on the pixels whose row and column are multiples of 2^h. They are kept as one compact
+The variables of level h sit on the pixels whose row and column are multiples of 2^h. They are stored as one compact
 square of edge L / 2^h. The disentangler acts on its m x m blocks that start at m / 2 and wrap round at the border
 (equations 6 and 8), then the decimator on those that start at 0 (equations 7 and 9). The even rows and columns of the
-result go on to level h + 1; the rest are the latents of level h.
+result go up to level h + 1; the rest are the latents of level h.
 """
 
 import torch

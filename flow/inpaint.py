@@ -1,10 +1,10 @@
 """Inpainting (sections 3.5 and 4.6, Appendix F): corrupted pixels from the rest of the image.
 
-All in model space. Of the latents z_g, which start at the encoding of the corrupted image, some are free. The region
-that z_g decodes to is pasted into the image, and Adam moves the free latents to where log p of the pasted image is
-largest. `WholeFlow` does that with any flow and free latents. RG-Flow needs only the region's inference cone: the
-region is decoded from its latents alone, and a changed region alters nothing outside, so `CausalCone` evaluates
-O(log L) of O(L^2) blocks, and what was in the region does not matter.
+All in model space. The latents z_g start at the encoding of the corrupted image; some of them are free. The region that
+z_g decodes to is pasted into the image, and Adam moves the free latents to where log p of the pasted image is largest.
+`WholeFlow` does this with any flow and free latents. RG-Flow needs only the region's inference cone: its latents alone
+determine the region, and a changed region alters nothing outside the cone. So `CausalCone` evaluates O(log L) of O(L^2)
+blocks, and the old content of the region does not matter.
 """
 
 from collections import namedtuple

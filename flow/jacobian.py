@@ -2,7 +2,7 @@
 
 The Jacobian of a disentangler or decimator is block-diagonal, a block per patch, and that of RG-Flow is a chain of
 products with such blocks. C m^2 = 48 passes through the networks, whatever L is, give all blocks: each tangent serves
-all patches. Flows without layers of patches, such as Real NVP, take one pass per latent, C L^2.
+all patches. Other flows, such as Real NVP, need one pass per latent, C L^2.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Latents of figures: from images (uint8 or floats in [0, 1], not in model space) and back, mixed, varied, in walks."""
+"""Latents for figures: encode images (uint8 or floats in [0, 1], not in model space), mix, vary, walk, decode."""
 
 from functools import partial
 

@@ -1,10 +1,10 @@
 """Real NVP, the baseline: the multi-scale architecture of Dinh, Sohl-Dickstein and Bengio (ICLR 2017).
 
-Scale h has c = 2^h C channels of edge l = L / 2^h. The variables pass couplings that keep a checkerboard, are squeezed
-(each 2 x 2 square becomes 4 c channels: positions 0 1 above 2 3), and pass couplings that keep half of the channels (0,
-1 or 2, 3). Then 1, 2 are the latents of level h; 0, 3, as 2 c channels of edge l / 2, go on to scale h + 1. The last
-scale, of edge `kernel_size`, has checkerboard couplings only, and all its variables are latents: four levels h = 0 … 3
-for L = 32 (figure C1).
+Level h has c = 2^h C channels of edge l = L / 2^h. First come couplings that keep a checkerboard. Then each 2 x 2
+square becomes 4 c channels (positions 0 1 above 2 3), and couplings keep half of the channels (0, 1 or 2, 3). Channels
+1, 2 are the latents of level h; 0, 3, as 2 c channels of edge l / 2, go up to level h + 1. The last level, of edge
+`kernel_size`, has checkerboard couplings only, and all its variables are latents: four levels h = 0 … 3 for L = 32
+(figure C1).
 """
 
 import torch
@@ -24,8 +24,8 @@ class RealNVP(Flow):
     the binary i xor j, at most h_L.
 
     nchannels, L: shape of an image; L / kernel_size must be a power of two
-    kernel_size: edge of the last scale, even
-    nlayers: couplings of each of the two kinds at a scale, one number or one per scale
+    kernel_size: edge of the last level, even
+    nlayers: couplings of each of the two kinds at a level, one number or one per level
     nresblocks, nmlp: residual blocks per network, convolutions per residual block
     nhidden: channels inside the networks of the first couplings; twice as many after every squeeze
     prior: a name in `flow.prior.PRIORS`
@@ -49,7 +49,7 @@ class RealNVP(Flow):
 
     @staticmethod
     def default_nlayers(num_levels):
-        """3 couplings of each kind, 4 at the last scale."""
+        """3 couplings of each kind, 4 at the last level."""
         return (3,) * (num_levels - 1) + (4,)
 
     def multiply_adds(self, inverse=False):

@@ -1,4 +1,4 @@
-"""The fast way to evaluate residual networks: what residual.py says, with the parameters folded into the matrices.
+"""Fast evaluation of the residual networks of residual.py, with the parameters folded into the matrices.
 
 The G networks of one step of a bijector do not depend on each other and have equal sizes, so they run side by side as
 batched matrix products. What depends on parameters alone is folded into the matrices beforehand, once per training

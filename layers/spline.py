@@ -1,12 +1,12 @@
-"""RNVP blocks of which the first adds a monotone curve, a rational-quadratic spline, to couplings (`--subnet spline`).
+"""RNVP blocks; in the first, couplings end with a monotone curve, a rational-quadratic spline (`--subnet spline`).
 
 An affine coupling cannot change the shape of an entry's distribution, such as the box of dequantisation. A monotone
 curve can. Each piece is a ratio of quadratic polynomials, whose inverse has a closed form: Durkan, Bekasov, Murray and
 Papamakarios, Neural Spline Flows, NeurIPS 2019, equations 4-8. Section 5 of the RG-Flow paper invites such maps.
 
 The curve leads from (-edge, -edge) to (edge, edge) in 4 pieces; outside it is the identity. The middle knot cuts width
-and height of the square in two, each at a fraction of its own; the knot of the half that holds a point cuts that half
-again. Numbers 0 and 1 say where a point lies: on a CPU booleans and `where` are several times slower than arithmetic.
+and height of the square in two, each at its own fraction; the knot of the half that holds a point cuts this half again.
+Numbers 0 and 1 say where a point lies: on a CPU booleans and `where` are several times slower than arithmetic.
 """
 
 from collections import namedtuple

@@ -1,4 +1,4 @@
-"""Results that take long, kept in files named by what they depend on."""
+"""Keep results that take long to compute in files, named by what they depend on."""
 
 import hashlib
 from contextlib import suppress

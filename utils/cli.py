@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=HelpFormatter,
             fromfile_prefix_chars="@",
             allow_abbrev=False,
-            epilog="@FILE reads flags from a file: one flag with its value per line, quotes round a value with spaces,"
-            " a comment after # and a space or at the start of a line; later flags win.",
+            epilog="@FILE reads flags from a file: one flag with its value per line, quotes round values with spaces. A"
+            " # at the start of a line or after a space starts a comment. Later flags win.",
         )
         self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, not flags
 
@@ -164,15 +164,15 @@ def add_temperatures(add):
 
 
 def add_range(add):
-    explained = "of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)"
+    explained = "first and last value of a latent (default: 0,6 at levels 0 and 1, 0,1.5 above, as in figure 6)"
     add("--range", type=number_list(finite, 2), metavar="LOW,HIGH", help=explained)
 
 
 def add_field_flags(add):
     add("--levels", type=counts, metavar="H[,H…]", help="only these levels (default: all)")
-    add("--draws", type=positive, default=16, metavar="N", help="draws of z that receptive fields are the mean of")
-    subset = "fields of N random latents of each level, to find the strongest (default: all of rgflow up to 1 GiB,"
-    subset += " otherwise 16)"
+    add("--draws", type=positive, default=16, metavar="N", help="draws of z; a receptive field is the mean over them")
+    subset = "compute the receptive fields of N random latents per level (default: of all latents for rgflow if they"
+    subset += " take at most 1 GiB, otherwise of 16)"
     add("--per_level", type=positive, metavar="N", help=subset)
 
 

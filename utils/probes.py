@@ -1,4 +1,4 @@
-"""Where is a quantity written? Linear regressions from latents to labels, scored on held-out data (float64).
+"""Linear regressions from latents to labels, scored on held-out data (float64): which latents encode a quantity?
 
 R^2 = 1 - sum of squared errors / sum of squares about the mean of `fit`, per label, is negative where a prediction is
 worse than that mean.

@@ -1,4 +1,4 @@
-"""Results as JSON: the numbers, what it takes to measure them again, and the rows that they add to `tables.py`."""
+"""Results as JSON: the numbers, what it takes to measure them again, and their rows in the tables of `tables.py`."""
 
 import json
 import platform
