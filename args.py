@@ -110,7 +110,9 @@ def get_args(argv=None, parser=None):
         parser.error(f"argument --subnet: {args.subnet}: must be rnvp with --model realnvp")
     if any(separator in args.out_infix for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    settle(parser, args, args.dtype, several=True)
+    if args.amp != "none" and args.dtype != "float32":
+        parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
+    settle(parser, args, several=True)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -123,28 +125,35 @@ def get_args(argv=None, parser=None):
     return args
 
 
-def settle(parser, args, dtype, several=False):
+def settle(parser, args, several=False):
     """Check --cuda, --amp and the paths to write to. args.cuda becomes the device of this process, args.gpus how many
-    there are, 0 for one, and --compile gets its default. TF32 is allowed with --amp tf32 only."""
+    there are, 0 for one, and --compile gets its default. TF32 is off until `accelerate`."""
     numbers, local_rank = args.cuda, int(os.environ.get("LOCAL_RANK", 0)) if is_torchelastic_launched() else 0
     listed, args.gpus = cli.listing(numbers), len(numbers) if len(numbers) > 1 else 0
     if args.gpus and not several:
         parser.error(f"argument --cuda: {listed}: must be the number of one GPU")
     if numbers and local_rank >= len(numbers):
         parser.error(f"argument --cuda: {listed}: must name a GPU for each process of this machine")
-    args.cuda, amp = f"cuda:{numbers[local_rank]}" if numbers else "cpu", getattr(args, "amp", "none")
-    if amp != "none" and dtype != "float32":
-        parser.error(f"argument --amp: {amp}: needs --dtype float32")
-    if amp == "tf32" and not numbers:
+    args.cuda = f"cuda:{numbers[local_rank]}" if numbers else "cpu"
+    if getattr(args, "amp", "none") == "tf32" and not numbers:
         parser.error("argument --amp: tf32: needs a GPU, see --cuda")
     if getattr(args, "compile", False) is None:
         args.compile = bool(numbers)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
+    allow_tf32(False)
     cli.check_output(parser, args)
 
 
+def allow_tf32(allowed):
+    """Whether GPUs may compute products of float32 matrices in TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def accelerate(flow, args):
-    """Apply --compile, --amp and --grad_checkpoint to a flow: whether it is compiled, and warnings for the log."""
+    """Apply --compile, --amp and --grad_checkpoint to a flow: whether it is compiled, and warnings for the log. Raises
+    UserError for --amp with float64."""
+    if args.amp != "none" and next(flow.parameters()).dtype != torch.float32:
+        raise cli.flag_error("--amp", args.amp, "the numbers of the flow must be float32")
+    allow_tf32(args.amp == "tf32")
     obstacle = why_not_compiled(torch.device(args.cuda)) if args.compile else None
     compiled = args.compile and not obstacle
     flow.accelerate(compiled, torch.bfloat16 if args.amp == "bf16" else None, getattr(args, "grad_checkpoint", False))
@@ -182,7 +191,7 @@ def parse(parser, argv=None):
         run_parser = build_parser()
         run_parser.prog = parser.prog
         args.run = get_args([*rest, *shared], run_parser)
-    settle(parser, args, args.run.dtype if args.run else "float32")
+    settle(parser, args)
     return args
 
 

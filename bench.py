@@ -1,9 +1,6 @@
 #!/usr/bin/env python3
 """Measure training steps and sampling: time, images per second, memory, and share of the rate of matrix products.
 
-    python bench.py --batch_sizes 8,32                            the default configuration on the CPU
-    python bench.py --cuda 0 --amp bf16 --batch_sizes 64,1024
-
 The step is that of `main.py`, on random images. Matrix products (2048 x 2048 on a CPU, 8192 on a GPU, in the precision
 of the networks) run between the steps, because their rate drifts. MFU counts the multiply-adds of the networks only:
 once forward and twice backward for a step, once for a sample. Recomputation does not count as useful work.

@@ -1,10 +1,6 @@
 #!/usr/bin/env python3
 """Measure a trained flow: bits per dimension, round trip, structure of MSDS samples, FID, KID, precision and recall.
 
-    python evaluate.py --weights saved_model/…/last.state --json results/msds1.json
-    python evaluate.py --data celeba32 --cuda 0 --fid --json results/celeba32.json
-    python evaluate.py --data celeba32 --draws 0 --round_trip 0 --fid --temperature 0.9 --feature_weights FILE
-
 Results in the JSON file, if asked for:
     bpd, bpd_stderr     bits per dimension of the test `images`, mean and standard error of their means over the draws
     bpd_draws           mean for each draw of the noise; with --draw_seed 0 the first is that of main.py's log
@@ -13,10 +9,11 @@ Results in the JSON file, if asked for:
     structure           `structure_scores` of samples and as many test images, and `calibration` on these images
     fid, …, recall      `utils.metrics.image_distances` of samples and a split, with fid_settings
     compile, amp        how the networks ran, except for the round trip, which uses neither
-    data_fingerprint    of the images; warnings: the sentences that were printed about data, weights and --compile
+    data_fingerprint    of the images; folder: their name with --data folder; warnings: those printed of data and flags
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -50,7 +47,8 @@ def build_parser():
 def rows(record):
     """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
     results, config, cells, details = record["results"], record["config"], {}, []
-    data, (model, flow) = DATA_NAMES.get(config["data"], config["data"]), flow_names(config)
+    data = DATA_NAMES.get(config["data"], results.get("folder", config["data"]))
+    model, flow = flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"
         words = "BPD {bpd:.4f} ± {bpd_stderr:.4f}, {images:,} images, {draws} draws"
@@ -105,7 +103,9 @@ def measure(args, flow, dataset, variant, feature_weights):
         yield {"bpd": bpd, "bpd_stderr": stderr, **draws, "images": len(images)}
     if args.round_trip:
         images, dtypes = dataset.test[: args.round_trip], (torch.float32, torch.float64)
+        flags.allow_tf32(False)
         errors = [evaluation.round_trip_errors(flow, images, dtype, args.draw_seed) for dtype in dtypes]
+        flags.allow_tf32(args.amp == "tf32")
         yield {"round_trip": dict(zip(("float32", "float64"), errors, strict=True)), "round_trip_images": len(images)}
     if args.structure:
         real = dataset.test[: args.structure]
@@ -153,6 +153,8 @@ def main(argv=None):
 
     results = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
     results["warnings"] = warnings + notes
+    if config["data"] == "folder":
+        results["folder"] = Path(args.data_path).resolve().name  # tells sets of images apart
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}
     try:
         for part in measure(args, flow, dataset, variant, feature_weights):

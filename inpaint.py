@@ -1,11 +1,5 @@
 #!/usr/bin/env python3
-"""Inpaint images (sections 3.5 and 4.6, Appendix F: figure 8, table F1), or measure how the cost grows with the image.
-
-python inpaint.py --weights saved_model/…/10.state --realnvp saved_model/…/10.state
-python inpaint.py --weights … --images 3,14,15 --region 4,8,10,10
-python inpaint.py --weights … --files photo.png --mask scratches.png
-python inpaint.py --bench --nlayers 2 --nhidden 256
-"""
+"""Inpaint images (sections 3.5 and 4.6, Appendix F: figure 8, table F1), or measure how its cost grows."""
 
 import statistics
 import time

@@ -273,6 +273,7 @@ def export(args):
     if Path(args.export).resolve().parent == path.resolve().parent:
         raise UserError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
     state["config"] = {name: value for name, value in state["config"].items() if name not in PLACES}
+    Path(args.export).parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(args.export, checkpoint.slim(state))
     print(f"{path} without the optimiser's state, step {state['step']}: {args.export}")
 

@@ -96,16 +96,16 @@ def main(argv=None):
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     args = parser.parse_args(argv)
     L, m, C = args.L, args.kernel_size, args.nchannels
-    try:  # check_latents asks a flow for these
-        args.level_map, args.num_levels = level_map(L, m).expand(C, -1, -1), num_levels(L, m)
+    try:
+        levels = level_map(L, m).expand(C, -1, -1)
     except ValueError as error:
         parser.error(f"argument --{error}")
     size = args.region_size or min(10, L)
     if size > L:
         raise cli.flag_error("--region_size", size, f"must be at most L, {L}")
-    h = min(1, args.num_levels - 1)
+    h = min(1, int(levels.max()))
     names = args.latents or [(h, L // 2 - 2**h, L // 2 - 2**h, 0)]
-    cli.check_latents(names, args)
+    cli.check_latents(names, levels)
     regions = args.regions or [((L - size) // 2, (L - size) // 2)]
     for i, j in regions:
         if max(i, j) > L - size:

@@ -11,7 +11,7 @@ from utils.random import generator
 def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     add = parser.add_argument_group("mixed temperatures").add_argument
-    cli.add_temperatures(add)
+    cli.add_temperature(add, mixed=True)
     add("--grid", type=cli.positive, default=4, metavar="N", help="samples per row and column")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)

@@ -108,7 +108,7 @@ def main(argv=None):
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperature(args.temperature, flow)
     levels = cli.check_levels(args.levels, flow, args.latents)
-    latents = args.latents and cli.check_latents(args.latents, flow)
+    latents = args.latents and cli.check_latents(args.latents, flow.level_map)
     path, given = flags.picture_path(args, config, "receptive_fields"), (temperatures, latents, args.per_level)
     fields = get_fields(flow, config, path, args.draws, args.draw_seed, *given, trained["weights"])
     if args.histogram:

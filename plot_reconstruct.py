@@ -56,7 +56,7 @@ def main(argv=None):
     for flag, levels in (("--swap", args.swap), ("--scale", [h for h, _ in args.scale]), ("--zero", args.zero)):
         cli.check_range(flag, levels, flow.num_levels)
     factors = [*args.scale, *((h, 0.0) for h in args.zero)]
-    latents = cli.check_latents([name for name, _ in args.set], flow, "--set")
+    latents = cli.check_latents([name for name, _ in args.set], flow.level_map, "--set")
     values = [(latent, value) for latent, (_, value) in zip(latents, args.set, strict=True)]
     files, shape = [args.file, *[args.other] * bool(args.other)], (config["nchannels"], config["L"], args.resize)
     images = torch.stack([torch.from_numpy(load_single(file, *shape).copy()) for file in files])

@@ -27,7 +27,7 @@ def walks(flow, config, args):
         return
     levels, latents = args.levels or (flow.num_levels - 1,), args.latents or ()
     cli.check_range("--levels", levels, flow.num_levels)
-    indices, temperatures = cli.check_latents(latents, flow), cli.check_temperature(args.temperature, flow)
+    indices, temperatures = cli.check_latents(latents, flow.level_map), cli.check_temperature(args.temperature, flow)
     own, text = generator(args.draw_seed, "walk", 0, args.cuda), cli.listing(args.temperature)
     z = flow.sample_prior(args.samples, temperatures, own)
     samples = f"{args.samples} samples at T = {text}, seed {args.draw_seed}"

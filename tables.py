@@ -153,7 +153,7 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     add, paths = parser.add_argument, "results (.json), logs of runs (.jsonl), or folders of them, at any depth"
     add("paths", nargs="+", type=Path, metavar="PATH", help=paths)
-    add("--out", metavar="FILE", help=f"write the tables there, below its line {MARKER} if any (default: to stdout)")
+    add("--out", metavar="FILE", help=f"write the tables there, below its line {MARKER} (default: to stdout)")
     args = parser.parse_args(argv)
     for path in args.paths:
         if not path.exists():
@@ -179,9 +179,10 @@ def main(argv=None):
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     old = Path(args.out).read_bytes() if Path(args.out).exists() else b""
     line = re.search(rf"^[ \t]*{MARKER}\s*$".encode(), old, re.M)
-    kept = old[: line.start()] + f"{MARKER}\n\n".encode() if line else b""
+    if old.strip() and not line:
+        raise cli.flag_error("--out", args.out, f"is there and has no line {MARKER}, below which the tables could go")
     with replacing(args.out) as file:
-        file.write(kept + f"{text}\n".encode())
+        file.write(old[: line.start() if line else 0] + f"{MARKER}\n\n{text}\n".encode())
     print(args.out)
 
 

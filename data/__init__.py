@@ -1,4 +1,4 @@
-"""The registry of data sets (section 4.1, Appendix B): name -> channels, edge, how to prepare.
+"""The registry of data sets (sections 4.1 and 4.2, Appendices B and G): name -> channels, edge, how to prepare.
 
 A new data set is an entry of `DATASETS`; its `prepare` says what determines the arrays and how to build them.
 """
@@ -13,7 +13,7 @@ from utils.cli import UserError
 from . import celeba, chairs, folder, msds, torchvision_sets
 from .arrays import Dataset, Preparation, open_arrays
 
-__all__ = ["DATASETS", "Dataset", "DatasetSpec", "UserError", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "DatasetSpec", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ DATASETS = {
 }
 
 
-def open_dataset(name, data_path, nchannels, L, progress=True):
+def open_dataset(name, data_path, nchannels, L):
     """The set `name` below the folder `data_path`, prepared if that is not done yet: an `arrays.Dataset`. Raises
     UserError for an unusable name, shape or source file, OSError if the disk is full or the folder read-only."""
     if name not in DATASETS:
@@ -47,7 +47,7 @@ def open_dataset(name, data_path, nchannels, L, progress=True):
         if spec.fixed_shape and given != own:
             raise UserError(f"{flag} {given}: must be {own} for {name}")
     data_path = Path(data_path).expanduser()
-    dataset = open_arrays(data_path, spec.prepare(data_path, nchannels, L), progress)
+    dataset = open_arrays(data_path, spec.prepare(data_path, nchannels, L))
     sizes = len(dataset.train), len(dataset.test)
     if spec.sizes in (None, sizes):
         return dataset

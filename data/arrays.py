@@ -29,7 +29,7 @@ SPLITS = "train.npy", "test.npy"
 class Preparation:
     recipe: dict  # all that determines the bytes, apart from the source: JSON, with `name`, `nchannels`, `L` and more
     source: dict | None  # what tells the raw files from others: JSON; None where they are gone or need no telling
-    build: Callable[[Path, bool], list[str]]  # (folder, progress) -> warnings; writes train.npy, test.npy, any labels
+    build: Callable[[Path], list[str]]  # folder -> warnings; writes train.npy, test.npy, any labels
     pillow: bool = True  # whether the bytes depend on Pillow's version
 
 
@@ -46,7 +46,7 @@ class _Unusable(Exception):
     """Why prepared arrays are not to be trusted."""
 
 
-def open_arrays(data_path, preparation, progress=True):
+def open_arrays(data_path, preparation):
     """The prepared arrays below `data_path`, built where they are missing, stale, foreign or damaged: a Dataset. Raises
     UserError for unusable source files, OSError where the arrays cannot be written."""
     folder = data_path / FOLDER / "{name}_{nchannels}x{L}x{L}".format(**preparation.recipe)
@@ -59,7 +59,7 @@ def open_arrays(data_path, preparation, progress=True):
                 reason = str(error)
         try:
             with naming(folder):
-                _prepare(folder, preparation, progress)
+                _prepare(folder, preparation)
         except UserError as error:
             if reason is None:
                 raise
@@ -113,7 +113,7 @@ def _load(folder, preparation, reason=None):
     return Dataset(*splits, fingerprint[:16], warnings, folder)
 
 
-def _prepare(folder, preparation, progress):
+def _prepare(folder, preparation):
     """Build in a temporary folder, then rename. Good arrays that another process has put at `folder` meanwhile stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".*.tmp"):  # of killed processes
@@ -124,7 +124,7 @@ def _prepare(folder, preparation, progress):
     with tempfile.TemporaryDirectory(*place, ignore_cleanup_errors=True) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        warnings = preparation.build(new, progress)
+        warnings = preparation.build(new)
         files = {path.name: _sha256(path) for path in sorted(new.iterdir())}
         record = {"recipe": preparation.recipe, "source": preparation.source}
         record |= {"pillow": PIL.__version__ if preparation.pillow else None, "files": files, "warnings": warnings}

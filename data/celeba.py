@@ -1,4 +1,4 @@
-"""CelebA, aligned (section 4.1), here `celeba32`: centre crop 148, resized to 32, the official training and test split.
+"""CelebA, aligned (section 4.2, Appendix A), here `celeba32`: centre crop 148, resized to 32, the official splits.
 
 Needs the images (a folder, or the archive of the authors' site, which is never unpacked) and the list of the splits.
 Images keep the order of the list, whose validation part is left out.
@@ -43,7 +43,7 @@ def prepare(data_path, nchannels, L):
     return Preparation(recipe, source, partial(_build, bases[0], partition, jpeg and jpeg.parent, archive))
 
 
-def _build(base, partition, images, archive, folder, progress):
+def _build(base, partition, images, archive, folder):
     lacking = ["the images"] * (not images and not archive) + ["the list of the splits"] * (not partition)
     if lacking:
         raise UserError(MISSING.format(" and ".join(lacking), base=base))
@@ -73,7 +73,7 @@ def _build(base, partition, images, archive, folder, progress):
             raise UserError(f"{place / name}: not a readable image of CelebA, fetch it again ({error})") from error
 
     for split, names in (("train", train), ("test", test)):
-        write_split(folder / f"{split}.npy", load, names, (3, 32, 32), f"celeba32 {split}", progress)
+        write_split(folder / f"{split}.npy", load, names, (3, 32, 32), f"celeba32 {split}")
     return []
 
 

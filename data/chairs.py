@@ -1,4 +1,4 @@
-"""3D Chairs (section 4.1), here `chair600`: 86,366 renderings of 600 x 600, as unpacked from the authors' archive.
+"""3D Chairs (Appendix G), here `chair600`: 86,366 renderings of 600 x 600, as unpacked from the authors' archive.
 
 Sorted by path, centre crop 300, resized to 32, split 77,730 to 8,636 by a permutation with seed 0. Renderings are
 split, so both splits show the same chairs.
@@ -28,7 +28,7 @@ def prepare(data_path, nchannels, L):
     return Preparation(recipe, source if names else None, partial(_build, root, names))
 
 
-def _build(root, names, folder, progress):
+def _build(root, names, folder):
     if not names:
         raise UserError(MISSING.format(root, root, root.parent))
 
@@ -42,5 +42,5 @@ def _build(root, names, folder, progress):
     parts = np.split(order, [len(names) * 77_730 // 86_366])
     for split, part in zip(("train", "test"), parts, strict=True):
         paths = [names[k] for k in np.sort(part)]
-        write_split(folder / f"{split}.npy", load, paths, (3, 32, 32), f"chair600 {split}", progress)
+        write_split(folder / f"{split}.npy", load, paths, (3, 32, 32), f"chair600 {split}")
     return []

@@ -47,7 +47,7 @@ def _list(folder, prefix, parents):
                 yield f"{prefix}{entry.name}", 0, 0  # broken link: to be named among the skipped
 
 
-def _build(root, names, nchannels, L, folder, progress):
+def _build(root, names, nchannels, L, folder):
     skipped, warnings = [], []
 
     def load(name):
@@ -68,7 +68,7 @@ def _build(root, names, nchannels, L, folder, progress):
     if not names:
         raise UserError(f"--data_path {root}: holds no files, --data folder takes the images below it")
     for split, part in splits.items():
-        if not write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}", progress):
+        if not write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}"):
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"
             raise UserError(f"--data_path {root}: {rule}")
     if skipped:

@@ -85,7 +85,7 @@ def _load_named(path, nchannels, L, fit):
     return image
 
 
-def write_split(path, load, items, shape, name, progress):
+def write_split(path, load, items, shape, name):
     """Write load(item) of each item of a list, in order, without None, as an .npy file (N, *shape); returns N. Loads
     on all processors (Pillow decodes without the GIL)."""
 
@@ -94,5 +94,5 @@ def write_split(path, load, items, shape, name, progress):
             for start in range(0, len(items), 512):
                 yield from pool.map(load, items[start : start + 512])
 
-    bar = tqdm(rows(), name, len(items), disable=None if progress else True)
+    bar = tqdm(rows(), name, len(items), disable=None)
     return write_rows(path, (row for row in bar if row is not None), shape)

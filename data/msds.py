@@ -92,7 +92,7 @@ def doubled(degrees):
     return np.stack((np.cos(np.radians(2 * degrees)), np.sin(np.radians(2 * degrees))), -1)
 
 
-def generate(variant, seed, start, stop, processes=None, progress=False):
+def generate(variant, seed, start, stop, processes=None):
     """Images start … stop - 1 of the endless sequence that (variant, seed) determines: images, ovals, base, as
     `draw_image` gives each one, with N in front. Raises UserError if a worker process dies.
 
@@ -101,7 +101,7 @@ def generate(variant, seed, start, stop, processes=None, progress=False):
     tasks = [(variant, seed, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
     processes = min(processes or cpu_count(), len(tasks))
     parts = _parallel(tasks, processes) if processes > 1 else (_draw_range(*task) for task in tasks)
-    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=None if progress else True)
+    bar = tqdm(parts, f"msds{variant}", len(tasks), unit="img", unit_scale=CHUNK, disable=None)
     return tuple(map(np.concatenate, zip(*bar, strict=True)))
 
 
@@ -112,8 +112,8 @@ def _ellipse():
     return mask
 
 
-def _build(variant, train, test, folder, progress):
-    arrays = generate(variant, 0, 0, train + test, progress=progress)
+def _build(variant, train, test, folder):
+    arrays = generate(variant, 0, 0, train + test)
     for array, kind in zip(arrays, ("", "_ovals", "_base"), strict=True):
         np.save(folder / f"train{kind}.npy", array[:train])
         np.save(folder / f"test{kind}.npy", array[train:])

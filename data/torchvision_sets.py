@@ -1,4 +1,4 @@
-"""CIFAR-10 and MNIST (section 4.1) through torchvision, which fetches, checks and reads the original files.
+"""CIFAR-10 (Appendix G) and MNIST through torchvision, which fetches, checks and reads the original files.
 
 MNIST's 28 x 28 digits are padded by 2 zeros on each side to 32 x 32.
 """
@@ -36,7 +36,7 @@ def prepare(name, data_path, nchannels, L):
     return Preparation(recipe, None, partial(_build, name, data_path), pillow=False)
 
 
-def _build(name, data_path, folder, progress):
+def _build(name, data_path, folder):
     from torchvision import datasets  # slow to import, and not needed once the arrays are there
 
     reader = {"cifar10": datasets.CIFAR10, "mnist32": datasets.MNIST}[name]

@@ -60,8 +60,8 @@ class Flow(nn.Module):
             raise ValueError(f"shape {tuple(images.shape)}: must be (B, {self.nchannels}, {self.L}, {self.L})")
 
     def log_prob(self, x):
-        """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equation 10. The mean of
-        -log p(x) over the data is the loss of equations 11 and 12."""
+        """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equations 10 and D.1. The
+        mean of -log p(x) over the data is the loss of equation 12, which is that of equation 11 plus a constant."""
         z, log_det = self(x)
         return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
 
@@ -104,8 +104,9 @@ class Flow(nn.Module):
                 given = ",".join(map(str, temperature))
                 raise ValueError(f"temperature {given}: must be one number or {self.num_levels}, one per level")
             values = values[self.level_map]
-        if not ((values >= 0) & (values < math.inf)).all():
-            raise ValueError(f"temperature {values.min().item():g}: must be finite and at least 0")
+        bad = values[~((values >= 0) & (values < math.inf))]
+        if len(bad):
+            raise ValueError(f"temperature {bad[0].item():g}: must be finite and at least 0")
         return values
 
 

@@ -57,7 +57,7 @@ def mean_and_stderr(values):
 
 
 @torch.no_grad()
-def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
+def round_trip_errors(flow, images, dtype, seed=0):
     """Largest |g(f(x)) - x| and |f(g(z)) - z| of z = f(x) and its inverse x = g(z), in model space.
 
     images: numpy array, uint8 (N, C, L, L); dtype: that of a copy of the flow, which computes without acceleration
@@ -68,14 +68,14 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
     flow.accelerate()
     largest = torch.zeros(2, 1 + flow.num_levels, dtype=torch.float64)
     name = f"round trip {dtype}".replace("torch.", "")
-    for start in tqdm(range(0, len(images), BATCH), desc=name, leave=False, disable=quiet):
+    for start in tqdm(range(0, len(images), BATCH), desc=name, leave=False, disable=None):
         batch, noise = noisy_batch(flow, images, start, seed)
         x, _ = to_model(batch, noise=noise, dtype=dtype)
         z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
-        for row, start, there, back in zip(largest, (x, z), (flow, flow.inverse), (flow.inverse, flow), strict=True):
-            end = there(start)[0]
+        for row, given, there, back in zip(largest, (x, z), (flow, flow.inverse), (flow.inverse, flow), strict=True):
+            end = there(given)[0]
             again = back(end)[0]
-            errors = (again - start).abs(), (there(again)[0] - end).abs()
+            errors = (again - given).abs(), (there(again)[0] - end).abs()
             image, latents = errors if there is flow else errors[::-1]
             levels = [latents[:, flow.level_map == h].max() for h in range(flow.num_levels)]
             row.copy_(torch.maximum(row, torch.stack([image.max(), *levels]).to(row)))  # keeps NaN
@@ -84,10 +84,10 @@ def round_trip_errors(flow, images, dtype, seed=0, quiet=None):
 
 
 @torch.no_grad()
-def sample_uint8(flow, n, temperature=1.0, seed=0, quiet=None):
+def sample_uint8(flow, n, temperature=1.0, seed=0):
     """n samples, uint8 (n, C, L, L) on the host; see `Flow.sample`. Raises FloatingPointError for one with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
-    for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=quiet):
+    for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=None):
         part = images[start : start + BATCH]
         x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
         if x.isnan().any():

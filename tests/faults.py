@@ -147,7 +147,7 @@ class Faults:
         long = f"--epoch {12 * times}"
         self.train(self.folder / "unkilled", long)
         for k in range(times):
-            when = (self.saves(out) / ".last.state.tmp").exists if k % 3 == 0 else lambda: True
+            when = (lambda: any(self.saves(out).glob(".last.state*.tmp"))) if k % 3 == 0 else lambda: True
             attempt = self.train(out, long, kill=self.random.uniform(0.1, 0.7) * self.seconds, when=when)
             during += any(self.saves(out).glob(".*.tmp"))
             if attempt.status >= 0:

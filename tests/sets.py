@@ -11,7 +11,7 @@ from utils.cli import UserError
 
 
 def opened(name, path, nchannels=3, L=32):
-    return open_dataset(name, path, nchannels, L, progress=False)
+    return open_dataset(name, path, nchannels, L)
 
 
 def refused(name, path, *pieces, nchannels=3, L=32, lines=1):

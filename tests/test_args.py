@@ -168,7 +168,7 @@ def test_latent_names():
     for flow in (RGFlow(1, 8, nlayers=1, nhidden=4), RealNVP(3, 8, nlayers=1, nhidden=2)):
         for c, i, j in torch.cartesian_prod(torch.arange(flow.nchannels), torch.arange(8), torch.arange(8)).tolist():
             name = f"{flow.level_map[c, i, j]}:{i}:{j}:{c}"
-            assert check_latents([latent_name(name)], flow) == [(c, i, j)]
+            assert check_latents([latent_name(name)], flow.level_map) == [(c, i, j)]
 
 
 BAD = [(name, "must be level:row:column:channel") for name in ("", "1:2:3", "1:2:3:4:5", "1:2:3:-1", "1:2:3:x", "1,2")]
@@ -179,4 +179,4 @@ BAD += [("1:0:0:2", r"channel must be in 0\.\.0"), ("0:4:2:0", r"row 4, column 2
 @pytest.mark.parametrize("name, rule", [*BAD, ("2:0:0:0", r"row 0, column 0 is at level 1 of 0\.\.1")])
 def test_bad_latents(name, rule):
     with pytest.raises((argparse.ArgumentTypeError, UserError), match=f"{name}.*: .*{rule}"):
-        check_latents([latent_name(name)], RGFlow(1, 8, nlayers=1, nhidden=4))
+        check_latents([latent_name(name)], RGFlow(1, 8, nlayers=1, nhidden=4).level_map)

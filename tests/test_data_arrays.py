@@ -30,14 +30,14 @@ class Toy:
     def __init__(self, source=None, **changes):
         self.built, self.preparation = 0, Preparation({**RECIPE, **changes}, source, self.build)
 
-    def build(self, folder, progress):
+    def build(self, folder):
         self.built += 1
         for name, array in {"train": TRAIN, "test": TEST, "train_labels": np.ones(5, np.float32)}.items():
             np.save(folder / f"{name}.npy", array)
         return []
 
     def open(self, path, **changes):
-        dataset = open_arrays(path, replace(self.preparation, **changes), progress=False)
+        dataset = open_arrays(path, replace(self.preparation, **changes))
         assert (dataset.train == TRAIN).all() and (dataset.test == TEST).all()
         return dataset
 
@@ -120,8 +120,8 @@ def test_changed_source_is_rebuilt_a_vanished_one_is_not(tmp_path):
 
 
 def test_warnings_of_the_preparation_and_of_another_pillow(tmp_path):
-    def build(folder, progress):
-        Toy().build(folder, progress)
+    def build(folder):
+        Toy().build(folder)
         return ["two files skipped"]
 
     toy = Toy()
@@ -138,7 +138,7 @@ def test_failed_build_leaves_what_was_there(error, damaged, tmp_path):
     if damaged:
         truncate(Toy().open(tmp_path).path)
 
-    def build(folder, progress):
+    def build(folder):
         np.save(folder / "train.npy", TRAIN)
         raise error
 
@@ -151,7 +151,7 @@ def test_failed_build_leaves_what_was_there(error, damaged, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_process_does_not_disturb(tmp_path):
-    def die(folder, progress):
+    def die(folder):
         (folder / "train.npy").write_bytes(b"half")
         os._exit(9)
 
@@ -177,9 +177,9 @@ def test_two_at_the_same_time_end_well(stale, tmp_path):
         truncate(Toy().open(tmp_path).path)
     barrier = threading.Barrier(2)
 
-    def build(folder, progress):
+    def build(folder):
         barrier.wait(10)  # both have found nothing good and are building
-        return Toy().build(folder, progress)
+        return Toy().build(folder)
 
     with ThreadPoolExecutor(2) as pool:
         opened = [pool.submit(Toy().open, tmp_path, build=build) for _ in range(2)]
@@ -191,9 +191,9 @@ def test_two_at_the_same_time_end_well(stale, tmp_path):
 def test_winner_stays(tmp_path):
     winners = []
 
-    def build(folder, progress):
+    def build(folder):
         winners.append((Toy().open(tmp_path).path / "train.npy").stat().st_ino)
-        return Toy().build(folder, progress)
+        return Toy().build(folder)
 
     assert [(Toy().open(tmp_path, build=build).path / "train.npy").stat().st_ino] == winners
     assert names(tmp_path) == ["toy_3x2x2"]

@@ -165,11 +165,11 @@ def test_changes_are_noticed_and_vanished_images_forgiven(root):
     (root / "train").rename(root / ".hidden")
     (root / "test" / "a.png").unlink()
     assert opened(root).fingerprint == second.fingerprint
-    refused(root, "no image for the train split among its 0 files", L=4)
+    refused(root, "holds no files", L=4)
 
 
 def test_an_empty_split(tmp_path):
-    refused(tmp_path, f"--data_path {tmp_path}: no image for the train split among its 0 files")
+    refused(tmp_path, f"--data_path {tmp_path}: holds no files")
     (tmp_path / "notes.txt").write_text("x")
     refused(tmp_path, "among its 1 files", "train/ and test/")
     refused(tmp_path / "notes.txt", f"{tmp_path / 'notes.txt'}: not a folder")

@@ -62,9 +62,10 @@ def test_bits_and_round_trip_by_default(start, tmp_path, flags, model, flow):
     assert [len(each["levels"]) for each in single.values()] == [2, 2]
     assert "fid" not in results and f"{results['bpd']:.5g}" in done.stdout
     assert (results["warnings"], results["compile"], results["amp"]) == ([], False, "none")
-    names = [("G1", model), ("round trip", f"folder: {flow} prior")]
+    folder = run.args.data_path.rpartition("/")[2]
+    names = [("G1", model), ("round trip", f"{folder}: {flow} prior")]
     assert [(row["table"], row["row"]) for row in record["rows"]] == names
-    assert record["rows"][0]["cells"] == {"folder BPD": f"{results['bpd']:.3f}"}
+    assert record["rows"][0]["cells"] == {f"{folder} BPD": f"{results['bpd']:.3f}"}
 
 
 def test_each_measurement_can_be_chosen(trained, measure):
@@ -147,7 +148,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         ("--weights {tmp}/none.state", 1, ["none.state", "no such file"]),
         ("--weights {tmp}/text.state", 1, ["text.state", "damaged"]),
         ("--data_path {tmp}/nothing", 1, ["--data_path", "nothing"]),
-        ("--data_path {tmp}/empty", 1, ["empty", "no image"]),
+        ("--data_path {tmp}/empty", 1, ["empty", "holds no files"]),
         ("--data msds1", 1, ["--data msds1", "folder"]),
         ("--json {tmp}/text.state/out.json", 2, ["--json", "text.state/out.json"]),
         ("--temperature 1,1,1", 2, ["--temperature", "2, one per level"]),
@@ -155,8 +156,6 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         ("--draws 0 --round_trip 0", 2, ["nothing to measure"]),
         ("--fid --feature_weights {tmp}/none.pth", 1, ["--fid", "none.pth", "No such"]),
         ("--fid --feature_weights {tmp}/text.state", 1, ["--fid", "text.state"]),
-        ("--draws -1", 2, ["--draws", "at least 0"]),
-        ("--batch_size 8", 2, ["unrecognized arguments: --batch_size"]),
     ],
 )
 def test_bad_input(flags, status, words, weights, tmp_path):

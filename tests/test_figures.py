@@ -214,7 +214,7 @@ def test_real_images_need_no_flow(draw, images, monkeypatch):
     monkeypatch.setattr(RGFlow, "__init__", lambda *_, **__: pytest.fail("a flow is built"))
     draw(plot_samples, "rgflow", "--real --grid 2")
     draw(plot_samples, None, f"--real --grid 2 --draw_seed 1 --data folder {SMALL}")
-    test = torch.from_numpy(open_dataset("folder", images, 3, 8, progress=False).test[:])
+    test = torch.from_numpy(open_dataset("folder", images, 3, 8).test[:])
     chosen = [{int((test == image).flatten(1).all(1).nonzero()) for image in bytes_of(grid)} for grid in grids]
     assert [len(numbers) for numbers in chosen] == [4, 4] and chosen[0] != chosen[1]
     with pytest.raises(UserError, match="--data: msds1"):
@@ -240,7 +240,7 @@ def test_walks(draw, images, model, flags, name, frames, words):
     assert f"/{name}_folder_" in paths[0] and words in caption
     with Image.open(paths[0]) as animation:
         assert (animation.n_frames, animation.info["loop"]) == (frames, 0)
-        test = open_dataset("folder", images, 3, 8, progress=False).test
+        test = open_dataset("folder", images, 3, 8).test
         for frame, number in ((0, 1), (4, 4)) if "images" in flags else ():
             animation.seek(frame)
             pixels = np.asarray(animation.convert("RGB")).astype(int)
@@ -281,12 +281,10 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_mixing, "--images 0,6 --data_path {images}", r"--images: 6: must be in 0\.\.5"),
         (plot_mixing, "--images 0", r"--images: 0: must be 2 numbers"),
         (plot_mixing, "--grid 2,2 --theta 3", r"--theta: 3: must be in 0\.\.2"),
-        (plot_mixing, "--grid 2", r"--grid: '2': must be 2 numbers"),
         (plot_mixing, "--grid 2,2 --linear", "not allowed with"),
         (plot_mixing, "--theta 1", r"--theta: 1: only with --grid"),
         (plot_walk, "--levels 0,2", r"--levels: 2: must be in 0\.\.1"),
         (plot_walk, "--images 7,0 --data_path {images}", r"--images: 7: must be in 0\.\.5"),
-        (plot_walk, "--images 7", r"--images: '7': must be 2 numbers"),
         (plot_walk, "--stops 1", "at least 2"),
         (plot_walk, "--levels 1 --images 0,1", "not allowed with"),
         (plot_reconstruct, "--file a.png --zero 2", r"--zero: 2: must be in 0\.\.1"),
@@ -302,11 +300,9 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_cones, "--latents 4:0:0:0", r"row 0, column 0 is at level 3 of 0\.\.3"),
         (plot_cones, "--L 24", "L 24"),
         (plot_cones, "--regions 1", "row:column"),
-        (plot_cones, "--kernel_size 3", "kernel_size 3"),
         (fields, "--levels 2", r"--levels: 2: must be in 0\.\.1"),
         (fields, "--latents 1:0:0:0 --levels 1", r"--levels: 1: must not be given with --latents"),
         (effects, "--pairs 19", r"--pairs: '19': must be a whole number from 20"),
-        (effects, "--range 1", r"--range: '1'"),
         (plot_factors, "--images 9", r"--images: '9': must be a whole number of at least 100"),
         *((pinwheel, flags, flags.split()[0]) for flags in ("--steps 0", "--seeds -1", "--json /dev/null/x.json")),
         (plot_latents, "--range 1", r"--range: '1': must be 2 numbers"),

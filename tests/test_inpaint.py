@@ -163,19 +163,17 @@ def test_maximise_starts_at_the_best_draw_of_each_image_and_keeps_the_best_value
     assert len(calls) == 6 + 2 + 1
 
 
-def test_random_latents_are_different_ones_of_each_image():
+def test_random_latents_are_different_ones_of_each_image_and_seed():
     free = random_latents([5, 48, 0], 48, [torch.Generator().manual_seed(seed) for seed in range(3)])
     assert len(free.unique()) == len(free)
     assert (free // 48).bincount(minlength=3).tolist() == [5, 48, 0]
 
-
-def test_the_random_free_latents_depend_on_the_image_and_the_seed():
-    def free(seed, *names):
+    def drawn(seed, *names):
         x, regions = torch.zeros(len(names), 3, 8, 8), rectangle(8, 0, 0, 2, 2).expand(len(names), 8, 8)
         return inpaint.make_problem("realnvp_constrained", small(L=8), 4, seed, x, regions, names).free % x[0].numel()
 
-    first, second = free(0, 5, 7).chunk(2)
-    assert torch.equal(free(0, 7), second) and not torch.equal(first, second) and not torch.equal(free(1, 7), second)
+    one, other = drawn(0, 5, 7).chunk(2)  # of images 5 and 7
+    assert torch.equal(drawn(0, 7), other) and not torch.equal(one, other) and not torch.equal(drawn(1, 7), other)
 
 
 def test_psnr():

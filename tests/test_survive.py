@@ -165,8 +165,7 @@ def test_slim_files_serve_scripts_but_not_training(start):
     checkpoint.save(run.folder / "3.state", checkpoint.slim(read(run.folder / "3.state")))
     assert equal(load(run.folder / "3.state")[0].parameters(), run.flow.parameters())
     done = call(main, *argv_of(run), "--epoch", "4")
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: \S*3\.state is slim, .*--init \S*3\.state\n", done.stderr)
+    assert done.returncode == 1 and re.fullmatch(r"error: \S*3\.state is slim, .*--init \S*3\.state\n", done.stderr)
     (run.folder / "3.state").write_bytes(b"")
     with pytest.raises(UserError, match=r"2\.state is slim.*3\.state: damaged"):
         start("--epoch 4 --keep_epoch 1 --lr 1e-2")
@@ -195,10 +194,9 @@ def test_init(start, new, tmp_path):
 
 
 def test_export(start, tmp_path):
-    run, file = start("--max_steps 7"), tmp_path / "new" / "x.state"
+    run, file = start("--max_steps 7"), tmp_path / "new" / "folder" / "x.state"
     done = call(main, *argv_of(run), "--export", file)
-    assert done.returncode == 0, done.stderr
-    assert "last.state" in done.stdout
+    assert done.returncode == 0 and "last.state" in done.stdout, done.stderr
     expected = checkpoint.slim(read(run.folder / "last.state"))
     assert str(tmp_path) in expected["config"].pop("out_dir") and expected["config"].pop("data_path")
     assert same(read(file), expected)
@@ -223,13 +221,16 @@ def test_two_runs_on_one_folder(start, new):
 
 def test_disk_space(start, monkeypatch):
     run = start("--epoch 4 --keep_epoch 2")
+    start("--epoch 3 --keep_epoch 2", "unfinished")
     line = re.search(r"disk: .*", run.log.text_path.read_text())[0]
     size = 8 * sum(parameter.numel() for parameter in run.flow.parameters())
     assert f"need up to {checkpoint.disk_space(size, kept=2) / 1e9:.3g} GB" in line
-    monkeypatch.setattr("utils.run.disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
+    monkeypatch.setattr("utils.run.disk_usage", usage := Mock(return_value=shutil._ntuple_diskusage(10, 5, 5)))
     with pytest.raises(UserError, match=r"--out_dir .*: disk: .*5e-09 GB are free"):
         start("--epoch 4 --keep_epoch 2", "other")
     start("--epoch 4 --keep_epoch 2")  # finished: needs none
+    usage.return_value = shutil._ntuple_diskusage(0, 0, checkpoint.disk_space(size, kept=2) - 1000)
+    start("--epoch 4 --keep_epoch 2", "unfinished")  # what is there needs no more
 
 
 @pytest.mark.parametrize("below", ["", "folder", "folder/laplace_nl1_nr1_nm1_nh8"])
@@ -257,7 +258,6 @@ def test_output_folder_removed_during_the_run(new, flags):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_names_the_file(start, monkeypatch, code):
     run, save = start("--max_steps 5"), torch.save
-
     full = Mock(write=Mock(side_effect=OSError(code, os.strerror(code))))
     monkeypatch.setattr(torch, "save", lambda state, file: save(state, full))
     with pytest.raises(OSError, match=os.strerror(code)) as caught:

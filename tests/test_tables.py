@@ -13,6 +13,7 @@ import pinwheel
 import plot_factors
 import tables
 from args import get_args
+from utils.cli import UserError
 from utils.results import inpainting_rows, row
 
 FLOW = {"weights": "a|b.state", "parameters": 185516800, "step": 3000, "network": "n"}
@@ -274,7 +275,7 @@ def test_out_writes_what_stdout_shows_and_keeps_the_prose_above_its_line(make, t
     prose += b"<!-- tables.py writes what follows -->\n"
     command = [str(tmp_path / "results"), "--out", str(file)]
     tables.main(command)
-    assert file.read_bytes() == shown
+    assert file.read_bytes() == b"<!-- tables.py writes what follows -->\n\n" + shown
     file.write_bytes(prose + b"old\n<!-- tables.py writes what follows -->\nolder\n")
     for _ in range(2):
         tables.main(command)
@@ -284,6 +285,10 @@ def test_out_writes_what_stdout_shows_and_keeps_the_prose_above_its_line(make, t
     with pytest.raises(OSError, match="No space left"):
         tables.main(command)
     assert file.read_bytes() == prose + b"\n" + shown
+    file.write_bytes(b"mine")
+    with pytest.raises(UserError, match="has no line <!-- tables"):
+        tables.main(command)
+    assert file.read_bytes() == b"mine"
 
 
 def test_what_runs_had_reached_and_files_are_read_once(make, tmp_path, capsys):

@@ -56,7 +56,8 @@ def test_replacing(tmp_path):
     path.write_bytes(b"old")
     with replacing(path) as file:
         file.write(b"new")
-        assert path.read_bytes() == b"old"
+        command("-c", f"import utils.files as f\nwith f.replacing({str(path)!r}) as file: file.write(b'other')")
+        assert path.read_bytes() == b"other"
     with pytest.raises(ValueError), replacing(path) as file:
         file.write(b"half")
         raise ValueError

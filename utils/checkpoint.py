@@ -135,7 +135,7 @@ def save_run(folder, state, keep_epoch):
 
 def remove_leftovers(folder):
     """Delete the incomplete files of a process that was killed during a save."""
-    for path in Path(folder).glob(".*.state.tmp"):
+    for path in Path(folder).glob(".*.state*.tmp"):
         path.unlink(missing_ok=True)
 
 

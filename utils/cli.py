@@ -153,14 +153,12 @@ def gpu_list(text):
     return numbers
 
 
-def add_temperature(add):
-    kind, explained = number_list(non_negative), f"{PER_LEVEL} (default: 1)"
-    add("--temperature", type=kind, default=(1.0,), metavar="T[,T…]", help=explained)
-
-
-def add_temperatures(add):
-    explained = f"{PER_LEVEL} (default: {MIXED[0]} at h = 0, {MIXED[1]} above)"
-    add("--temperatures", type=number_list(non_negative), metavar="T[,T…]", help=explained)
+def add_temperature(add, mixed=False):
+    """--temperature, or with `mixed` --temperatures."""
+    flag, default, text = "--temperature", (1.0,), "1"
+    if mixed:
+        flag, default, text = "--temperatures", None, f"{MIXED[0]} at h = 0, {MIXED[1]} above"
+    add(flag, type=number_list(non_negative), default=default, metavar="T[,T…]", help=f"{PER_LEVEL} (default: {text})")
 
 
 def add_range(add):
@@ -211,18 +209,19 @@ def check_temperatures(temperatures, flow):
     return check_temperature(temperatures or (MIXED[0], *MIXED[1:] * (flow.num_levels - 1)), flow, "--temperatures")
 
 
-def check_latents(latents, flow, flag="--latents"):
-    """Names (h, i, j, c) of latents as indices (c, i, j) into the flow's latents (C, L, L), a list of tuples. Raises
+def check_latents(latents, level_map, flag="--latents"):
+    """Names (h, i, j, c) of latents as indices (c, i, j) into a flow's level_map (C, L, L), a list of tuples. Raises
     UserError, naming `flag`, for a latent that the flow does not have."""
+    C, L, _ = level_map.shape
     for h, i, j, c in latents:
         name = f"{h}:{i}:{j}:{c}"
-        if max(i, j) >= flow.L:
-            raise flag_error(flag, name, f"row and column must be in 0..{flow.L - 1}")
-        if c >= flow.nchannels:
-            raise flag_error(flag, name, f"the channel must be in 0..{flow.nchannels - 1}")
-        level = int(flow.level_map[c, i, j])
+        if max(i, j) >= L:
+            raise flag_error(flag, name, f"row and column must be in 0..{L - 1}")
+        if c >= C:
+            raise flag_error(flag, name, f"the channel must be in 0..{C - 1}")
+        level = int(level_map[c, i, j])
         if h != level:
-            raise flag_error(flag, name, f"row {i}, column {j} is at level {level} of 0..{flow.num_levels - 1}")
+            raise flag_error(flag, name, f"row {i}, column {j} is at level {level} of 0..{level_map.max()}")
     return [(c, i, j) for h, i, j, c in latents]
 
 

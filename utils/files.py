@@ -25,9 +25,10 @@ def naming(path, temporary=None):
 
 @contextmanager
 def replacing(path):
-    """A binary file to write, which replaces `path` when it is complete on disk. Raises OSError."""
+    """A binary file to write, which replaces `path` when it is complete on disk. Of several processes that write
+    it, the last one wins. Raises OSError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path, temporary):
         try:
             with open(temporary, "wb") as file:
