@@ -264,6 +264,7 @@ def main(argv=None):
     if first.weights and not (first.compare or first.fields):
         parser.error("argument --weights: only with --compare or --fields")
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
+    flags.allow_tf32(first.amp == "tf32")
     if first.compare or first.fields:
         config = vars(first)
         flow, config = load(first.weights, first.cuda) if first.weights else (build(config).to(first.cuda), config)

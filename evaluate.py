@@ -9,7 +9,7 @@ Results in the JSON file, if asked for:
     structure           `structure_scores` of samples and as many test images, and `calibration` on these images
     fid, …, recall      `utils.metrics.image_distances` of samples and a split, with fid_settings
     compile, amp        how the networks ran, except for the round trip, which uses neither
-    data_fingerprint    of the images; folder: their name with --data folder; warnings: those printed of data and flags
+    data_fingerprint    of the images; folder: its name, with --data folder; warnings: those printed of data and flags
 """
 
 import sys
@@ -47,7 +47,7 @@ def build_parser():
 def rows(record):
     """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
     results, config, cells, details = record["results"], record["config"], {}, []
-    data = DATA_NAMES.get(config["data"], results.get("folder", config["data"]))
+    data = DATA_NAMES.get(config["data"]) or f"folder {results['folder']}"
     model, flow = flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"
@@ -141,20 +141,20 @@ def main(argv=None):
     if args.fid and not feature_weights[1].startswith(metrics.HASH):
         other = f"not those of the FID literature, whose SHA-256 is {metrics.HASH}…"
         notes.append(f"--feature_weights {feature_weights[0]}: {other}")
+    compiled, obstacles = flags.accelerate(flow, args)
+    notes += obstacles
     print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}", flush=True)
     dataset, warnings = flags.open_data(config, args.data_path)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
-    compiled, obstacles = flags.accelerate(flow, args)
-    notes += obstacles
     for line in notes:
         print(f"warning: {line}", file=sys.stderr)
 
     results = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
     results["warnings"] = warnings + notes
     if config["data"] == "folder":
-        results["folder"] = Path(args.data_path).resolve().name  # tells sets of images apart
+        results["folder"] = Path(args.data_path).absolute().name  # tells sets of images apart
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}
     try:
         for part in measure(args, flow, dataset, variant, feature_weights):

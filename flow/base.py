@@ -61,7 +61,7 @@ class Flow(nn.Module):
 
     def log_prob(self, x):
         """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equations 10 and D.1. The
-        mean of -log p(x) over the data is the loss of equation 12, which is that of equation 11 plus a constant."""
+        mean of -log p(x) over the data is the loss of equations 11 and 12, a KL divergence plus a constant."""
         z, log_det = self(x)
         return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
 

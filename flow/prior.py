@@ -20,7 +20,7 @@ class Laplace:
 
     def sample(self, like, temperature=1.0, generator=None):
         """A draw with the shape, type and device of `like`; temperature: a number or a tensor that broadcasts to it."""
-        # Inverse distribution function. torch.rand can be 0, where the tail is; otherwise it is at least eps.
+        # Inverse distribution function. Where torch.rand is 0, so is the tail; its next value is eps.
         u = 2 * torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator) - 1
         tail = (1 - u.abs()).clamp_min(torch.finfo(like.dtype).eps / 2)
         return -self.scale * temperature * u.sign() * tail.log()

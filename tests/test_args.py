@@ -114,7 +114,7 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--epoch", "9" * 400], ["--epoch", "at most"]),
         (["--nlayers", "-1,2,2,2"], ["--nlayers", "'-1'", "at least 1"]),
         (["--data", "folder", "--nchannels", "2"], ["--nchannels", "2", "1 (grey) or 3"]),
-        (["@no_such_file.args"], ["no_such_file.args"]),
+        (["@no_such_file.args"], ["error: argument file no_such_file.args: No such file"]),
     ],
 )
 def test_bad_flags(argv, words, capsys):

@@ -180,10 +180,6 @@ def test_a_file_replaced_by_a_run_while_it_is_looked_for(tmp_path, monkeypatch):
     assert path.name == "2.state" and warnings == []
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
     """Before each call that changes the disk, a complete full file is there: the new one or that before."""
     functions = [(os, "replace"), (os, "fsync"), (checkpoint.Path, "unlink"), (torch, "save")]
@@ -199,7 +195,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
                 nonlocal calls
                 calls += 1
                 if calls > moment:
-                    raise Killed
+                    raise KeyboardInterrupt
                 return function(*args, **kwargs)
 
             return call
@@ -207,7 +203,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             for owner, name in functions:
                 patch.setattr(owner, name, dying(getattr(owner, name)))
-            with suppress(Killed):
+            with suppress(KeyboardInterrupt):
                 checkpoint.save_run(folder, state(4, 24, mid_epoch=True), 2)
                 fill(folder, [6], 2)
         _, found, warnings = checkpoint.newest(folder, full=True)

@@ -212,8 +212,7 @@ def test_export(start, tmp_path):
 def test_two_runs_on_one_folder(start, new):
     run = new("--max_steps 2")
     done = call(main, *argv_of(run), "--max_steps", "2")
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: \S*out\.lock: another process is training this run.*--out_infix.*\n", done.stderr)
+    assert done.returncode == 1 and re.fullmatch(r"error: \S*out\.lock: another process .*--out_infix.*\n", done.stderr)
     start("--max_steps 2 --out_infix _beside")
     run.train()
     start("--max_steps 3")

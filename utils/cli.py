@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
 
     def error(self, message):
-        message = re.sub(r"^\[Errno \d+\] (.*): '(.*)'$", r"argument file \2: \1", message)
+        message = re.sub(r"^\[Errno \d+\] (.*): (['\"])(.*)\2$", r"argument file \3: \1", message)
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 

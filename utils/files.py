@@ -25,8 +25,7 @@ def naming(path, temporary=None):
 
 @contextmanager
 def replacing(path):
-    """A binary file to write, which replaces `path` when it is complete on disk. Of several processes that write
-    it, the last one wins. Raises OSError."""
+    """A binary file to write, which replaces `path` when complete on disk; the last writer wins. Raises OSError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path, temporary):
