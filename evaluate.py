@@ -47,7 +47,7 @@ def build_parser():
 def rows(record):
     """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
     results, config, cells, details = record["results"], record["config"], {}, []
-    data = DATA_NAMES.get(config["data"]) or f"folder {results['folder']}"
+    data = f"{DATA_NAMES.get(config['data'], config['data'])} {results.get('folder', '')}".strip()
     model, flow = flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"

@@ -66,7 +66,7 @@ def _build(root, names, nchannels, L, folder):
         warnings.append(f"{root}: only {folders[0]}/ is there, so all images are split 90/10 by a hash of the path")
 
     if not names:
-        raise UserError(f"--data_path {root}: holds no files, --data folder takes the images below it")
+        raise UserError(f"--data_path {root}: holds no files, must be a folder of images")
     for split, part in splits.items():
         if not write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}"):
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"

@@ -103,6 +103,7 @@ def test_the_papers_numbers_beside_empty_cells(make):
         ({"subnet": "spline"}, "Table B1", "RG-Flow with spline, Laplacian prior", "MSDS1"),
         ({"data": "celeba32", "prior": "gaussian"}, "Table G1", "RG-Flow, Gaussian prior", "CelebA"),
         ({"data": "mnist32"}, "Table G1", "RG-Flow", "MNIST"),
+        ({"data": "galaxies"}, "Table G1", "RG-Flow", "galaxies"),  # of a user
     ],
 )
 def test_the_cell_of_an_evaluation(make, config, table, name, column):
