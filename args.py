@@ -4,6 +4,7 @@ Flags of the authors' release keep their names. Their defaults are the paper's C
 """
 
 import argparse
+import copy
 import inspect
 import os
 import sys
@@ -14,6 +15,7 @@ import torch
 from data import DATASETS, open_dataset
 from flow.base import per_level
 from flow.hierarchy import num_levels
+from flow.latents import round_trip_error
 from flow.load import MODELS, load_trained
 from flow.prior import PRIORS
 from layers import PATCH_BIJECTORS
@@ -21,20 +23,35 @@ from utils import checkpoint, cli
 from utils.cli import UserError, above_zero, count, gpu_list, non_negative, number_list, positive
 from utils.distributed import is_torchelastic_launched
 from utils.optim import why_not_compiled
+from utils.run import FIXED, differences
 
 DEFAULT_DATA = "celeba32"
+ROUND_TRIP = 0.1  # levels of 256, largest error of images for which a flow counts as exact; on test images 0.01 at most
+LOCATION = "data", "nlayers", "data_path", "out_dir", "out_infix", "cuda"  # what finds a run, and where a script runs
+NETWORK = "data nchannels L model prior subnet kernel_size nlayers nresblocks nmlp nhidden share_levels dtype cuda"
+TRAIN = "Train a flow on images. Repeat the command to resume from the newest checkpoint."
 
 
-def build_parser(description="Train a flow on images. Repeat the command to resume from the newest checkpoint."):
-    """The flags of `main.py`. Scripts without --weights use them to name a run."""
+def build_parser(description=TRAIN, only=""):
+    """The flags of `main.py`, or `only` some, names separated by spaces. Scripts without --weights name a run by them."""
     parser = cli.Parser(description)
-    add = parser.add_argument_group("dataset parameters").add_argument
+
+    def group(title):
+        add = parser.add_argument_group(title).add_argument
+
+        def add_wanted(*names, **how):
+            if not only or names[-1][2:] in only.split():
+                add(*names, **how)
+
+        return add_wanted
+
+    add = group("dataset parameters")
     add("--data", choices=DATASETS, default=DEFAULT_DATA, help="data set; folder: all images below --data_path")
     add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
     add("--nchannels", type=positive, metavar="C", help="number of channels (default: the data set's)")
     add("--L", type=positive, metavar="PIXELS", help="edge length of images (default: the data set's)")
 
-    add = parser.add_argument_group("network parameters").add_argument
+    add = group("network parameters")
     add("--model", choices=MODELS, default="rgflow", help="the flow; realnvp is the baseline")
     add("--prior", choices=PRIORS, default="laplace", help="prior of the latents")
     add("--subnet", choices=PATCH_BIJECTORS, default="rnvp", help="bijector of patches")
@@ -50,7 +67,7 @@ def build_parser(description="Train a flow on images. Repeat the command to resu
     add("--share_levels", action="store_true", help="use the same two bijectors at all levels (scale invariance)")
     add("--dtype", choices=["float32", "float64"], default="float32", help="type of all numbers")
 
-    add = parser.add_argument_group("optimizer parameters").add_argument
+    add = group("optimizer parameters")
     add("--batch_size", type=positive, default=64, metavar="IMAGES", help="images per step, of all GPUs together")
     add("--lr", type=above_zero, default=1e-3, help="learning rate")
     add("--weight_decay", type=non_negative, default=5e-2, metavar="RATE", help="weight decay; times lr per step")
@@ -61,7 +78,7 @@ def build_parser(description="Train a flow on images. Repeat the command to resu
     add("--clip_grad", type=non_negative, default=1.0, metavar="NORM", help="largest gradient norm, 0 for no limit")
     add("--seed", type=count, default=0, metavar="N", help="seed of weights, order, flips, noise and samples")
 
-    add = parser.add_argument_group("system parameters").add_argument
+    add = group("system parameters")
     add("--no_stdout", action="store_true", help="do not print the log")
     add("--print_step", type=count, default=1, metavar="N", help="steps between log lines, 0 for none")
     tests = "also measure the test BPD after these steps (default: after each epoch and at the end of the run only)"
@@ -90,10 +107,14 @@ def add_speed(add):
     add("--amp", choices=["none", "tf32", "bf16"], default="none", help=precision)
 
 
-def get_args(argv=None, parser=None):
-    """The flags of a run, checked, with nchannels, L and nlayers filled in. Bad input: one sentence, exit status 2."""
+def get_args(argv=None, parser=None, several=True):
+    """The flags of a run, checked, with nchannels, L and nlayers filled in; several: whether it may have several GPUs.
+    Bad input: one sentence, exit status 2."""
     parser = parser or build_parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    build_parser().parse_args(rest)  # what a file holds for other scripts
+    if unused := [each for each in rest if each.partition("=")[0][2:] in args.typed]:
+        parser.error(f"unrecognized arguments: {' '.join(unused)}")
     spec = DATASETS[args.data]
     for name in ("nchannels", "L"):
         given, own = getattr(args, name), getattr(spec, name)
@@ -108,11 +129,11 @@ def get_args(argv=None, parser=None):
         parser.error("argument --share_levels: only with --model rgflow")
     if args.model == "realnvp" and args.subnet != "rnvp":
         parser.error(f"argument --subnet: {args.subnet}: must be rnvp with --model realnvp")
-    if any(separator in args.out_infix for separator in "/\\\0"):
+    if any(separator in getattr(args, "out_infix", "") for separator in "/\\\0"):
         parser.error(f"argument --out_infix: {args.out_infix!r}: must not contain a path separator")
-    if args.amp != "none" and args.dtype != "float32":
+    if getattr(args, "amp", "none") != "none" and args.dtype != "float32":
         parser.error(f"argument --amp: {args.amp}: needs --dtype float32")
-    settle(parser, args, several=True)
+    settle(parser, args, several)
     try:
         levels = num_levels(args.L, args.kernel_size)
         if args.nlayers is None:
@@ -160,8 +181,8 @@ def accelerate(flow, args):
     return compiled, [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
 
 
-def weights_parser(description, pictures=False, numbers=False, images=False, several=False):
-    """The flags of a script that uses a trained flow, or `several`, and may draw pictures or read images."""
+def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True):
+    """The flags of a script that uses a trained flow, or `several`, that may draw pictures or numbers, or read images."""
     parser = cli.Parser(description)
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
@@ -170,7 +191,9 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
     if images:
         add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
     add("--cuda", type=gpu_list, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)")
-    add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
+    add("--dtype", choices=["float32", "float64"], help="type of all numbers (default: that of the training)")
+    if draws:
+        add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
     if pictures:
         add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     if numbers:
@@ -196,12 +219,18 @@ def parse(parser, argv=None):
 
 
 def newest(run, advice=", or name one with --weights"):
-    """(path, state) of the newest checkpoint of a run; prints warnings. Raises UserError if there is none."""
+    """(path, state) of the newest checkpoint of a run; prints warnings, also for given flags that its training had
+    otherwise. Raises UserError if there is none, and for such flags of the flow and its data."""
     folder = run_path(run, "_save")
     found = checkpoint.newest(folder) if folder else None
     if not found:
         raise UserError(f"no checkpoint in {folder or '--out_dir'}: train first{advice}")
     path, state, warnings = found
+    given = [name for name in run.given if name in state["config"] and name not in LOCATION]
+    if different := differences(state["config"], vars(run), [name for name in given if name in FIXED]):
+        raise UserError(f"{path} was trained with other settings ({'; '.join(different)})")
+    if different := differences(state["config"], vars(run), given):
+        warnings.append(f"flags without effect here, {path} was trained with others ({'; '.join(different)})")
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return path, state
@@ -211,7 +240,7 @@ def load_flow(args):
     """(flow, config, trained) of --weights, or of the newest checkpoint of the run that the flags name. trained: see
     `flow.load.load_trained`"""
     path, state = newest(args.run) if args.run else (args.weights, None)
-    return load_trained(path, args.cuda, args.data, state)
+    return load_trained(path, args.cuda, args.data, state, args.dtype)
 
 
 def load_flows(args, data_names):
@@ -222,7 +251,7 @@ def load_flows(args, data_names):
     """
     seen = []
     for path, state in [newest(args.run)] if args.run else [(path, None) for path in args.weights]:
-        flow, config, trained = load_trained(path, args.cuda, args.data, state)
+        flow, config, trained = load_trained(path, args.cuda, args.data, state, args.dtype)
         data, prior, seed = config["data"], config["prior"], config["seed"]
         if data not in data_names:
             raise UserError(f"{path}: trained on {data}, must be one of {', '.join(data_names)}")
@@ -272,8 +301,20 @@ def run_path(args, suffix):
     return folder / f"out{args.out_infix}{suffix}" if args.out_dir else None
 
 
-def picture_path(args, config, name):
-    """{fig_dir}/{name}[_seed{draw_seed}]_{data}_{network}{infix}, without ending. config: of `load_flow`."""
-    run = argparse.Namespace(**config)
-    seed = f"_seed{args.draw_seed}" if args.draw_seed else ""
-    return Path(args.fig_dir) / f"{name}{seed}_{run.data}_{network_name(run)}{run.out_infix}"
+def picture_path(args, config, trained, kind):
+    """`cli.picture_path`, named after the file of --weights, or else after the run. config, trained: of `load_flow`"""
+    run, name = argparse.Namespace(**config), Path(trained["weights"]).stem
+    if name == "last" or name.isdecimal():  # of a run
+        name = f"{run.data}_{network_name(run)}{run.out_infix}"
+    return cli.picture_path(args, kind, name, key=trained["digest"])
+
+
+def exact(flow, images):
+    """The flow, or where float32 loses the round trip of uint8 images (B, C, L, L) a copy in float64, with a note."""
+    error = round_trip_error(flow, images)
+    if error <= ROUND_TRIP:
+        return flow
+    flow = copy.deepcopy(flow).double()
+    words = f"note: images come back with errors up to {error:.2g} of 256 levels, in float64, used instead, up to"
+    print(f"{words} {round_trip_error(flow, images):.2g}", file=sys.stderr)
+    return flow

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import args as flags
 from data.batches import Batches
 from flow.jacobian import PASSES, derivative, receptive_fields
-from flow.load import build, load
+from flow.load import build, load_trained
 from flow.preprocess import Loss, bits_per_dim, to_model
 from layers.fold import FoldedTogether
 from utils.cli import count, flag_error, number_list, positive, script
@@ -33,6 +33,7 @@ from utils.random import generator
 from utils.results import about, save, table
 from utils.timing import spread, synchronize, timed
 
+STEP = "batch_size lr weight_decay clip_grad seed compile amp grad_checkpoint"  # flags of a training step
 COLUMNS = {
     "batch": "batch_size",
     "L": "L",
@@ -246,7 +247,7 @@ def compare(args, flow, config):
 
 
 def main(argv=None):
-    parser = flags.build_parser(__doc__)
+    parser = flags.build_parser(__doc__, f"{flags.NETWORK} data_path {STEP}")
     group = parser.add_argument_group("what to measure")
     add, instead = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--batch_sizes", type=number_list(positive), metavar="N[,N…]", help="sweep over these (default: --batch_size)")
@@ -260,15 +261,18 @@ def main(argv=None):
     add("--weights", metavar="FILE", help="checkpoint for --compare and --fields (default: an untrained flow)")
     add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
     add("--json", metavar="FILE", help="write the results there")
-    first = flags.get_args(argv, parser)
-    if first.weights and not (first.compare or first.fields):
-        parser.error("argument --weights: only with --compare or --fields")
+    parser.restrict("weights draw_seed", needs="compare fields")
+    parser.restrict("data_path", needs="compare")
+    parser.restrict(f"batch_sizes edges repeats profile {STEP}", excludes="compare fields")
+    parser.restrict(flags.NETWORK.replace(" cuda", "").replace(" dtype", ""), excludes="weights")
+    first = flags.get_args(argv, parser, several=False)
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
-    flags.allow_tf32(first.amp == "tf32")
     if first.compare or first.fields:
         config = vars(first)
-        flow, config = load(first.weights, first.cuda) if first.weights else (build(config).to(first.cuda), config)
-        flow.eval()
+        flow = build(config).to(first.cuda).eval()
+        if first.weights:
+            dtype = first.dtype if "dtype" in first.given else None
+            flow, config, _ = load_trained(first.weights, first.cuda, dtype=dtype)
         results = compare(first, flow, config) if first.compare else time_fields(first, flow)
         print(*table(results), sep="\n")
     else:

@@ -163,8 +163,9 @@ def measure(args, flow, config, variant, weights):
     for flag, most in (("images", len(dataset.test)), ("pairs", len(dataset.test) // 2)):
         if getattr(args, flag) > most:
             raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")
-    path = flags.picture_path(args, config, "receptive_fields")
-    fields = get_fields(flow, config, path, args.draws, args.draw_seed, subset=args.per_level, weights=weights)
+    given = {"subset": args.per_level, "weights": weights}
+    fields = get_fields(flow, config, args.fig_dir, args.draws, args.draw_seed, **given)
+    flow = flags.exact(flow, torch.from_numpy(dataset.test[: max(args.images, 2 * args.pairs)]))
     z = encode(flow, torch.from_numpy(dataset.test[: args.images]))
     values = torch.linspace(*args.range, args.steps, dtype=torch.float64)
     latents = of_latents(flow, fields, levels, args.strongest, z, values)

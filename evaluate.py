@@ -41,6 +41,7 @@ def build_parser():
     cli.add_temperature(add)
     add("--feature_weights", metavar="FILE", help="Inception's weights for --fid (default: torch-fidelity's download)")
     flags.add_speed(add)
+    parser.restrict("samples split feature_weights", needs="fid")
     return parser
 
 
@@ -133,6 +134,8 @@ def main(argv=None):
         raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
     if not (args.draws or args.round_trip or args.structure or args.fid):
         raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
+    if "temperature" in args.given and not (args.structure or args.fid):
+        raise flag_error("--temperature", cli.listing(args.temperature), "has no effect without --structure or --fid")
     if args.fid and args.samples < metrics.MIN_IMAGES:
         raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
     temperatures = cli.check_temperature(args.temperature, flow)

@@ -28,6 +28,8 @@ METHODS = {"rgflow": ("rgflow",), "realnvp": ("realnvp_constrained", "realnvp")}
 LABELS = {"rgflow": "RG-Flow", "realnvp_constrained": "constrained\nReal NVP", "realnvp": "Real NVP"}
 RED, COLUMNS = (0.85, 0.1, 0.1), 15  # of the figure
 PER_IMAGE = "psnr_image", "psnr_region", "free_latents", "log_prob_best_draw", "log_prob", "log_prob_truth"
+MID_GREY = torch.tensor(128, dtype=torch.uint8)
+BENCH_FLAGS = {*flags.NETWORK.split()} - {"model", "L"}  # of main.py
 PLACES = "origin", "centre"
 BENCH_REGION, BENCH_IMAGES = 10, 15  # pixels, images
 BENCH_BLOCKS = 11_000  # of images taken together by the whole flow: 3 GB with --nlayers 2 --nhidden 256
@@ -75,6 +77,12 @@ def inpaint_parser():
     edges = "edges of the images (default: 32,64,128,256)"
     add("--edges", type=cli.number_list(cli.positive), default=(32, 64, 128, 256), metavar="L[,L…]", help=edges)
     add("--repeats", type=cli.positive, default=5, metavar="N", help="measurements, after a warm-up")
+    parser.restrict("weights realnvp data_path split images files region mask resize", excludes="bench")
+    parser.restrict("batch_size rate steps draws", excludes="bench")
+    parser.restrict("edges repeats", needs="bench")
+    parser.restrict("region", excludes="mask")
+    parser.restrict("split images data_path", excludes="files")
+    parser.restrict("resize", needs="files mask")
     return parser
 
 
@@ -94,7 +102,9 @@ def inpaint_all(args):
     names, images, warnings = load_images(args, config)
     regions, rectangles = load_regions(args, names, flow.L)
     images, regions, results, inpainted = images.to(args.cuda), regions.to(args.cuda), [], {}
+    corrupted = torch.where(regions[:, None], MID_GREY, images)
     for flow, its_config, its_trained in flows:
+        flow = flags.exact(flow, torch.cat((images, corrupted)))
         for method in METHODS[its_config["model"]]:
             start, label = time.perf_counter(), LABELS[method].replace("\n", " ")
             problem_of = partial(make_problem, method, flow, config["kernel_size"], args.draw_seed)
@@ -107,7 +117,7 @@ def inpaint_all(args):
             own = {"seconds": time.perf_counter() - start, "names": names, "per_image": per_image, "config": its_config}
             results.append({"method": method, **means, "images": len(names), **settings, **own, **its_trained})
             print(LINE.format(label=label, total=images[0].numel(), **results[-1]))
-    draw = partial(write_pictures, args, config, images, regions, inpainted)
+    draw = partial(write_pictures, args, config, trained, images, regions, inpainted)
     return {**trained, "config": config, "warnings": warnings, "results": results}, draw
 
 
@@ -181,30 +191,33 @@ def load_regions(args, names, L):
     return regions, rectangles
 
 
-def write_pictures(args, config, images, regions, inpainted):
+def write_pictures(args, config, trained, images, regions, inpainted):
     """The figure (rows: truth, corrupted, each method; columns: images) and the results of --files; prints paths."""
     red = torch.tensor(RED, device=images.device)[:, None, None]
     truth, *filled = (each[:COLUMNS].expand(-1, 3, -1, -1) / 255 for each in (images, *inpainted.values()))
     rows = torch.cat([truth, torch.where(regions[:COLUMNS, None], red, truth), *filled])
     labels = ["given" if args.files else "ground truth", "corrupted", *(LABELS[method] for method in inpainted)]
     figure = grid_figure(rows.cpu(), len(truth), 0.8 + 0.42 * len(truth), labels, row_label=0.8)
-    name = flags.picture_path(args, config, "inpaint_files" if args.files else "inpaint")
+    name = flags.picture_path(args, config, trained, "inpaint")
     save_figure(figure, name)
     for method, filled in inpainted.items() if args.files else ():
         for k, (file, image) in enumerate(zip(args.files, filled.cpu(), strict=True)):
-            save_pixels(image, f"{name}_{method}_{k}_{Path(file).stem}")
+            save_pixels(image, f"{name}_{method}_{k}_{cli.file_name(Path(file).stem)}")
 
 
 def bench(args, network):
     """Seconds per step of Adam by the causal cone and by the whole flow of an untrained RG-Flow with the flags
     `network` of main.py, for each edge and place of the region: the results for the record, a drawing function."""
-    if args.weights is not None:
-        raise flag_error("--weights", args.weights, "not with --bench, which has the network flags of main.py instead")
+    for flag in args.typed:
+        if flag in args.run.given and flag not in BENCH_FLAGS:
+            raise flag_error(f"--{flag}", getattr(args.run, flag), "has no effect with --bench")
     if min(args.edges) < BENCH_REGION:
         raise flag_error("--edges", min(args.edges), f"must be at least {BENCH_REGION}")
     C, m, results, counts = args.run.nchannels, args.run.kernel_size, [], []
-    own = "--data=folder", f"--nchannels={C}", "--model=rgflow", f"--cuda={args.cuda.partition(':')[2]}"
-    for run in [flags.get_args([*network, *own, f"--L={L}"]) for L in args.edges]:
+    own = ["--data=folder", "--model=rgflow", f"--nchannels={C}", f"--cuda={args.cuda.partition(':')[2]}"]
+    own.append(f"--dtype={args.dtype or 'float32'}")
+    runs = [flags.get_args([*network, *own, f"--L={L}"]) for L in args.edges]
+    for run in runs:
         torch.manual_seed(args.draw_seed)
         flow = build(vars(run)).to(args.cuda).eval().requires_grad_(False)
         x = torch.randn(BENCH_IMAGES, C, run.L, run.L, device=args.cuda).to(getattr(torch, run.dtype))
@@ -224,7 +237,7 @@ def bench(args, network):
     for L, place in product([args.edges[0] * 2**k for k in range(6)], PLACES):
         free = C * int(inference_cone(bench_region(L, place), m).sum())
         counts.append({"L": L, "place": place, "free_latents": free, "latents": C * L**2})
-    draw = partial(write_speed, Path(args.fig_dir) / "inpaint_speed", results, counts)
+    draw = partial(write_speed, cli.picture_path(args, "inpaint_speed", key=vars(runs[-1])), results, counts)
     return {"network": flags.network_name(run), "results": results, "latents": counts}, draw
 
 

@@ -6,7 +6,6 @@ Sectors are the quadrants, as in the paper, and turned quadrants, because a flow
 
 import math
 from itertools import permutations
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -186,7 +185,7 @@ def main(argv=None):
         config |= {"batch": BATCH, "lr": LR, "nlayers": NLAYERS, "nhidden": NHIDDEN}
         record = {"kind": "pinwheel", **origin, "config": config, "ceiling": ceiling, "results": results}
         save(args.json, record, rows)
-    save_figure(draw_figure(shown, args.draw_seed), Path(args.fig_dir) / "pinwheel")
+    save_figure(draw_figure(shown, args.draw_seed), cli.picture_path(args, "pinwheel"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Draw and count the patches and causal cones of an RG-Flow, level by level (figure 3 (b-d)). Needs no weights."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -126,7 +124,7 @@ def main(argv=None):
         cones.append((label, BLUE, sections, titles, square))
         listed = ", ".join(f"{count} at h = {h}" for h, count in enumerate(counts))
         captions.append(f"the {size} x {size} pixels at {i}:{j} affect {sum(counts)} of {C * L**2} latents ({listed})")
-    save_figure(draw(L, m, cones), Path(args.fig_dir) / f"cones_{C}x{L}x{L}_ks{m}")
+    save_figure(draw(L, m, cones), cli.picture_path(args, "cones"))
     print(*captions, sep="\n")
 
 

@@ -7,7 +7,6 @@ Pixels can have a high ratio too: compare with an almost untrained flow. Seeds o
 """
 
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -158,7 +157,8 @@ def main(argv=None):
     record |= {"data": data, "images": args.images, "held_out": args.held_out, "warnings": warnings, "results": results}
     if args.json:
         save(args.json, record, rows)
-    save_figure(draw_figure(groups, results, TITLES[data]), Path(args.fig_dir) / f"factors_{data}")
+    digests = [result["digest"] for result in results]
+    save_figure(draw_figure(groups, results, TITLES[data]), cli.picture_path(args, "factors", data, key=digests))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main(argv=None):
     levels = range(flow.num_levels - 1, -1, -1)
     columns = [f"$h = {h}$" if h else "$h = 0$, the image" for h in levels]
     figure, text = grid_figure(images, flow.num_levels, columns=columns), cli.listing(args.temperature)
-    save_figure(figure, flags.picture_path(args, config, f"generation_T{text}"))
+    save_figure(figure, flags.picture_path(args, config, trained, "generation"))
     edges = ", ".join(f"{flow.L >> h}x{flow.L >> h} at h = {h}" for h in levels)
     print(f"x^(h) of {args.samples} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}: {edges}")
 

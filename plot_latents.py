@@ -46,13 +46,14 @@ def main(argv=None):
     add("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, one per row")
     cli.add_temperature(add, mixed=True)
     cli.add_field_flags(add)
+    parser.restrict("levels per_level", excludes="latents")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperatures(args.temperatures, flow)
-    levels = cli.check_levels(args.levels, flow, args.latents)
+    levels = cli.check_levels(args.levels, flow)
     latents = args.latents and cli.check_latents(args.latents, flow.level_map)
-    path, weights = flags.picture_path(args, config, "receptive_fields"), trained["weights"]
-    fields = get_fields(flow, config, path, args.draws, args.draw_seed, None, latents, args.per_level, weights)
+    given = None, latents, args.per_level, trained["weights"]
+    fields = get_fields(flow, config, args.fig_dir, args.draws, args.draw_seed, *given)
     chosen = range(len(latents)) if latents else torch.cat([fields.strongest(h, args.strongest) for h in levels])
     z = flow.sample_prior(args.samples, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
     groups = []
@@ -61,11 +62,10 @@ def main(argv=None):
         values = torch.linspace(low, high, args.steps, dtype=torch.float64)
         images = vary(flow, z, tuple(fields.latents[k].tolist()), values)
         groups.append((fields.name(k), field_pictures(fields.fields[k][None])[0], values, images))
-    name = "latents" + ("_chosen" if args.latents else f"_h{cli.listing(args.levels)}" if args.levels else "")
-    save_figure(draw(groups), flags.picture_path(args, config, name))
+    save_figure(draw(groups), flags.picture_path(args, config, trained, "latents"))
     named = ", ".join(f"{fields.name(k)} (strength {fields.strengths[k]:.2g})" for k in chosen)
     samples = f"{args.samples} samples at T = {cli.listing(temperatures)}, seed {args.draw_seed}"
-    print(f"{'chosen' if latents else 'strongest'} latents {named}, each in {samples}: {weights}")
+    print(f"{'chosen' if latents else 'strongest'} latents {named}, each in {samples}: {trained['weights']}")
 
 
 if __name__ == "__main__":

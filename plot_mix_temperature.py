@@ -18,7 +18,7 @@ def main(argv=None):
     temperatures = cli.check_temperatures(args.temperatures, flow)
     z = flow.sample_prior(args.grid**2, temperatures, generator(args.draw_seed, "mix", 0, args.cuda))
     text = cli.listing(temperatures)
-    save_figure(grid_figure(decode(flow, z), args.grid), flags.picture_path(args, config, f"mix_temperature_T{text}"))
+    save_figure(grid_figure(decode(flow, z), args.grid), flags.picture_path(args, config, trained, "mix_temperature"))
     print(f"{args.grid**2} samples of {trained['weights']} at T = {text}, seed {args.draw_seed}")
 
 

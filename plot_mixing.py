@@ -40,7 +40,7 @@ def grid_images(flow, high, low, theta):
 
 
 def main(argv=None):
-    parser = flags.weights_parser(__doc__, pictures=True, images=True)
+    parser = flags.weights_parser(__doc__, pictures=True, images=True, draws=False)
     group = parser.add_argument_group("mixing")
     add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
     images = "test images: A and B; with --grid, those of the high levels, then of the low levels (default: the first)"
@@ -49,10 +49,9 @@ def main(argv=None):
     sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); alone: 7,4)"
     which("--grid", type=sizes, nargs="?", const=(7, 4), metavar="HIGH,LOW", help=mixtures)
     add("--theta", type=cli.count, metavar="LEVEL", help="lowest of the high levels in --grid (default: 3 or the top)")
+    parser.restrict("theta", needs="grid")
     args = flags.parse(parser, argv)
     grid = args.grid
-    if args.theta is not None and not grid:
-        raise cli.flag_error("--theta", args.theta, "only with --grid, without it every threshold is drawn")
     number = sum(grid or (1, 1))
     numbers = args.images or tuple(range(number))
     if len(numbers) != number:
@@ -61,22 +60,20 @@ def main(argv=None):
     theta = min(3, flow.num_levels - 1) if args.theta is None else args.theta  # the paper's is 3
     cli.check_range("--theta", [theta], flow.num_levels + 1)
     images = flags.load_images(config, args.data_path, numbers)
+    flow = flags.exact(flow, images)
     if grid:
         panels = grid_images(flow, images[: grid[0]], images[grid[0] :], theta)
         top, left = rf"$h \geq {theta} \rightarrow$", rf"$h < {theta} \downarrow$"
         labels, width = ([top, *[""] * grid[1]], [left, *[""] * grid[0]]), 0.45
-        name = f"mixing_grid_theta{theta}"
         high, low = cli.listing(numbers[: grid[0]]), cli.listing(numbers[grid[0] :])
         caption = f"levels h >= {theta} of {high} (top row), h < {theta} of {low} (left column)"
     else:
         panels = pair_images(flow, images, args.linear)
         labels, width = pair_labels(flow, args.linear), 0.8
-        name = "mixing_linear" if args.linear else "mixing"
         caption = f"A = {numbers[0]}, B = {numbers[1]}, levels h >= Theta of the first and h < Theta of the second"
         caption += "; linear in z: lambda z_A + (1 - lambda) z_B" if args.linear else ""
-    name += f"_{cli.listing(args.images)}" if args.images else ""
     figure = grid_figure(panels.flatten(0, 1), panels.shape[1], PAGE, *labels, width)
-    save_figure(figure, flags.picture_path(args, config, name))
+    save_figure(figure, flags.picture_path(args, config, trained, "mixing"))
     print(f"{caption}: test images of {config['data']}, {trained['weights']}")
 
 

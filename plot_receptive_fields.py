@@ -104,26 +104,27 @@ def main(argv=None):
     add("--number", type=cli.positive, default=5, metavar="N", help="latents per level")
     cli.add_field_flags(add)
     cli.add_temperature(add)
+    parser.restrict("log_strength", needs="histogram")
+    parser.restrict("number", excludes="latents histogram")
+    parser.restrict("levels per_level", excludes="latents")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperature(args.temperature, flow)
-    levels = cli.check_levels(args.levels, flow, args.latents)
+    levels = cli.check_levels(args.levels, flow)
     latents = args.latents and cli.check_latents(args.latents, flow.level_map)
-    path, given = flags.picture_path(args, config, "receptive_fields"), (temperatures, latents, args.per_level)
-    fields = get_fields(flow, config, path, args.draws, args.draw_seed, *given, trained["weights"])
+    given = temperatures, latents, args.per_level, trained["weights"]
+    fields = get_fields(flow, config, args.fig_dir, args.draws, args.draw_seed, *given)
     if args.histogram:
-        figure, name = draw_histogram(fields, levels, args.log_strength), "strengths"
+        figure, kind = draw_histogram(fields, levels, args.log_strength), "strengths"
         caption = "histograms of strengths"
     else:
         way = "strongest" if args.strongest else "chosen" if args.latents else "random"
         rows = list(choose_rows(fields, levels, way, args.number, args.draw_seed))
-        figure, name = draw_fields(fields, rows), "receptive_fields" + f"_{way}" * (way != "random")
+        figure, kind = draw_fields(fields, rows), "receptive_fields"
         number = sum(len(numbers) for _, numbers in rows)
         caption = f"receptive fields, each divided by its largest value, of {number} {way} latents"
     text = cli.listing(args.temperature)
-    name += f"_h{cli.listing(args.levels)}" if args.levels else ""
-    name += f"_T{text}" if text != "1" else ""
-    plotting.save_figure(figure, flags.picture_path(args, config, name))
+    plotting.save_figure(figure, flags.picture_path(args, config, trained, kind))
     draws = f"mean of {args.draws} draws at T = {text}, seed {args.draw_seed}"
     print(f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, {draws}: {trained['weights']}")
     record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Encode your own image, edit its latents level by level, and decode them."""
 
-from pathlib import Path
-
 import torch
 
 import args as flags
@@ -36,7 +34,7 @@ def energies(flow, z):
 
 
 def main(argv=None):
-    parser = flags.weights_parser(__doc__, pictures=True, numbers=True)
+    parser = flags.weights_parser(__doc__, pictures=True, numbers=True, draws=False)
     add = parser.add_argument_group("image and edits, made in this order").add_argument
     add("--file", required=True, metavar="FILE", help="image file")
     add("--other", metavar="FILE", help="second image file, for --swap")
@@ -60,6 +58,7 @@ def main(argv=None):
     values = [(latent, value) for latent, (_, value) in zip(latents, args.set, strict=True)]
     files, shape = [args.file, *[args.other] * bool(args.other)], (config["nchannels"], config["L"], args.resize)
     images = torch.stack([torch.from_numpy(load_single(file, *shape).copy()) for file in files])
+    flow = flags.exact(flow, images)
     z = encode(flow, images)
     panels = {"image": images[:1] / 255, "reconstruction": decode(flow, z[:1])}
     error = (to_bytes(panels["reconstruction"]).int() - images[:1].int()).abs()
@@ -71,11 +70,7 @@ def main(argv=None):
         panels["other"] = images[1:] / 255
     if factors or values or args.swap:
         panels["edited"] = decode(flow, edited(flow, z[:1], z[1:], args.swap, factors, values))
-    scaled = [f"{h}={factor:g}" for h, factor in args.scale]
-    given = [f"{'-'.join(map(str, latent))}={value:g}" for latent, value in args.set]
-    edits = {"swap": args.swap, "scale": scaled, "zero": args.zero, "set": given}
-    name = "".join(f"_{edit}{cli.listing(each)}" for edit, each in edits.items() if each)
-    path = flags.picture_path(args, config, f"reconstruct_{Path(args.file).stem}{name}")
+    path = flags.picture_path(args, config, trained, "reconstruct")
     grid, width = torch.cat(list(panels.values())), COLUMN * len(panels) / 4
     save_figure(grid_figure(grid, len(panels), width, columns=list(panels)), path)
     last = list(panels)[-1]

@@ -16,24 +16,29 @@ def main(argv=None):
     cli.add_temperature(add)
     add("--real", action="store_true", help="images of the test split instead; needs no weights, only --data")
     add("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
+    parser.restrict("temperature cuda dtype", excludes="real")
+    parser.restrict("data_path", needs="real")
     args = flags.parse(parser, argv)
     n = args.grid**2
     if args.real:
         config = vars(args.run) if args.run else checkpoint.read(args.weights)["config"]
         if args.data not in (None, config["data"]):
             raise cli.flag_error("--data", args.data, f"{args.weights} was trained on {config['data']}")
-        dataset = flags.open_data(config, args.data_path)[0].test
+        data, _ = flags.open_data(config, args.data_path)
+        dataset = data.test
         if n > len(dataset):
             raise cli.flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
         numbers = torch.randperm(len(dataset), generator=generator(args.draw_seed, "data"))[:n]
-        images, name, caption = torch.from_numpy(dataset[numbers]) / 255, "real", f"test images of {config['data']}"
+        images, caption = torch.from_numpy(dataset[numbers]) / 255, f"test images of {config['data']}"
+        path = cli.picture_path(args, "real", config["data"], key=data.fingerprint)
     else:
         flow, config, trained = flags.load_flow(args)
         temperatures = cli.check_temperature(args.temperature, flow)
         z = flow.sample_prior(n, temperatures, generator(args.draw_seed, "samples", 0, args.cuda))
         text = cli.listing(args.temperature)
-        images, name, caption = decode(flow, z), f"samples_T{text}", f"samples of {trained['weights']} at T = {text}"
-    save_figure(grid_figure(images, args.grid), flags.picture_path(args, config, name))
+        images, caption = decode(flow, z), f"samples of {trained['weights']} at T = {text}"
+        path = flags.picture_path(args, config, trained, "samples")
+    save_figure(grid_figure(images, args.grid), path)
     print(f"{n} {caption}, seed {args.draw_seed}")
 
 

@@ -20,10 +20,12 @@ def walks(flow, config, args):
     """(name, images (F, B, C, L, L), labels, caption) of each walk: between images, sweeps, or a random one."""
     if args.images:
         first, last = args.images
-        z = interpolate(*encode(flow, flags.load_images(config, args.data_path, args.images)), args.frames + 1)[:, None]
+        images = flags.load_images(config, args.data_path, args.images)
+        flow = flags.exact(flow, images)
+        z = interpolate(*encode(flow, images), args.frames + 1)[:, None]
         labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(z))]
         caption = f"test images of {config['data']}, {first} (lambda = 1) to {last} (lambda = 0)"
-        yield f"interpolation_{first},{last}", decode(flow, z), labels, caption
+        yield "interpolation", decode(flow, z), labels, caption
         return
     levels, latents = args.levels or (flow.num_levels - 1,), args.latents or ()
     cli.check_range("--levels", levels, flow.num_levels)
@@ -36,12 +38,12 @@ def walks(flow, config, args):
         values = torch.linspace(low, high, args.frames + 1, dtype=torch.float64)
         labels = [f"{':'.join(map(str, name))}\n{value:.2f}" for value in values]
         caption = f"latent {':'.join(map(str, name))} from {low:g} to {high:g}, {samples}"
-        yield f"sweep_{'-'.join(map(str, name))}_T{text}", vary(flow, z, latent, values), labels, caption
+        yield f"sweep_{'-'.join(map(str, name))}", vary(flow, z, latent, values), labels, caption
     if not latents:
         walk, named = random_walk(flow, z, levels, args.stops, args.frames, temperatures, own), cli.listing(levels)
         labels = [f"$h = {named}$\nframe {k}" for k in range(len(walk))]
         caption = f"random walk in the latents of level {named}, {samples}"
-        yield f"walk_level{named}_T{text}", decode(flow, walk), labels, caption
+        yield "walk", decode(flow, walk), labels, caption
 
 
 def draw(images, labels, path, closed):
@@ -70,10 +72,14 @@ def main(argv=None):
     add("--samples", type=cli.positive, default=4, metavar="N", help="samples that walk together")
     add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior on the random walk")
     add("--frames", type=cli.positive, default=14, metavar="N", help="frames from one draw, or end, to the next")
+    parser.restrict("range", needs="latents")
+    parser.restrict("stops", excludes="latents images")
+    parser.restrict("temperature samples draw_seed", excludes="images")
+    parser.restrict("data_path", needs="images")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     for name, images, labels, caption in walks(flow, config, args):
-        draw(images, labels, flags.picture_path(args, config, name), closed=not (args.images or args.latents))
+        draw(images, labels, flags.picture_path(args, config, trained, name), closed=not (args.images or args.latents))
         print(f"{caption}: {trained['weights']}")
 
 

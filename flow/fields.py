@@ -42,9 +42,9 @@ class Fields:
         return at_level[self.strengths[at_level].argsort(descending=True, stable=True)[:number]]
 
 
-def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, subset=None, weights="a flow"):
-    """The Fields of a flow and its config, from the file `{path}_….cache` if they are there. Raises UserError, naming
-    the file `weights`, if a field is not finite.
+def get_fields(flow, config, folder, n, seed, temperatures=None, latents=None, subset=None, weights="a flow"):
+    """The Fields of a flow and its config, from the file `receptive_fields_….cache` of a folder if they are there. Raises
+    UserError, naming the file `weights`, if a field is not finite.
 
     n, temperatures: draws of z, and their temperature at each level, None for 1
     latents: (channel, row, column) of each; None: `subset` random ones of each level, by default all if they are few
@@ -58,7 +58,7 @@ def get_fields(flow, config, path, n, seed, temperatures=None, latents=None, sub
     device = flow.level_map.device
     key = digest(flow.state_dict(), settings, latents, n, seed, temperatures, device.type)
     given = flow, n, latents, temperatures, generator(seed, "receptive fields", 0, device)
-    fields = cached(f"{path}_{key}.cache", lambda: receptive_fields(*given, progress=True))
+    fields = cached(f"{folder}/receptive_fields_{key}.cache", lambda: receptive_fields(*given, progress=True))
     if not fields.isfinite().all():
         raise UserError(f"{weights}: its receptive fields are not finite")
     level_map = flow.level_map.cpu()

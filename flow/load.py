@@ -5,6 +5,7 @@ import inspect
 import torch
 
 from utils import checkpoint
+from utils.cache import digest
 from utils.cli import UserError
 
 from .real_nvp import RealNVP
@@ -27,11 +28,12 @@ def load(path, device="cpu"):
     return load_trained(path, device)[:2]
 
 
-def load_trained(path, device="cpu", data=None, state=None):
+def load_trained(path, device="cpu", data=None, state=None, dtype=None):
     """`load`, and `trained`, what results record of the training; the file may lack seconds and machine (None).
 
     data: name of the data set that the flow must have been trained on, or None
     state: what the file holds, if it has been read already
+    dtype: name of the type of the flow's numbers, that of the training if None
     """
     state = state or checkpoint.read(path, device)
     config = state["config"]
@@ -46,4 +48,5 @@ def load_trained(path, device="cpu", data=None, state=None):
     parameters = sum(parameter.numel() for parameter in flow.parameters())
     trained = {"weights": str(path), "parameters": parameters, "epoch": state["epoch"], "step": state["step"]}
     trained |= {"train_seconds": state.get("seconds"), "trained_on": state.get("machine")}
-    return flow.to(device).eval(), config, trained
+    trained["digest"] = digest(state["model"])
+    return flow.to(device, getattr(torch, dtype or config["dtype"])).eval(), config, trained

@@ -1,10 +1,13 @@
 """What the command lines share: the parser, types of flags, checks, and errors in one sentence."""
 
 import argparse
+import hashlib
 import math
+import os
 import re
 import shlex
 import sys
+from os.path import expanduser
 from pathlib import Path
 
 from .files import check_writable
@@ -12,6 +15,9 @@ from .memory import keep_freed_memory
 from .signals import leave_on_signals
 
 MIXED = 0.2, 0.6  # temperatures of level 0 and of the levels above in figure 6 (Appendix D)
+LONGEST_NAME = 100  # characters of a picture's name
+UNNAMED = {"weights", "data", "data_path", "prepared_path", "cuda", "fig_dir", "json"}  # flags not in it
+FILES = {"file", "other", "files", "mask"}  # flags that name files
 PER_LEVEL = "one for all levels or one per level from h = 0 up, comma separated"
 
 
@@ -39,7 +45,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, and whose @FILEs hold flags with their values, and # comments.
-    description: --help shows the first line, so a script can give its docstring"""
+
+    description: --help shows the first line, so a script can give its docstring
+    In the values of flags with the metavar FILE or DIR, ~ stands for the user's folder, also where no shell sees it.
+    The result's `given` lists the flags that were given, `typed` those on the command line itself, not in a file.
+    """
 
     def __init__(self, description):
         super().__init__(
@@ -51,6 +61,12 @@ class Parser(argparse.ArgumentParser):
             " # at the start of a line or after a space starts a comment. Later flags win.",
         )
         self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, not flags
+        self.restrictions = []
+
+    def restrict(self, flags, needs="", excludes=""):
+        """Refuse those of `flags` that are typed while none of the flags `needs` is set, or while one of the flags
+        `excludes` is given; all are names separated by spaces. A file may hold the flags of several scripts."""
+        self.restrictions.append((flags.split(), needs.split(), excludes.split()))
 
     def convert_arg_line_to_args(self, arg_line):
         lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", arg_line.lstrip("\ufeff")), posix=True)
@@ -61,13 +77,31 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument file: line {arg_line!r}: {error}")
 
     def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        args = [f"@{expanduser(each[1:])}" if each.startswith("@~") else each for each in args]
+        for action in self._actions:
+            if action.metavar in ("FILE", "DIR"):
+                action.type = expanduser
         try:
             found, rest = super().parse_known_args(args, namespace)
+            unset = object()
+            given, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(vars(found), unset)))
             if any("\0" in value for value in vars(found).values() if isinstance(value, str)):
                 raise ValueError("a value holds a null character")
-            return found, rest
+        except UnicodeEncodeError:
+            raise
         except (RecursionError, ValueError) as error:  # a file that reads itself; a name or content that is no text
             self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
+        found.given = [name for name, value in vars(given).items() if value is not unset]
+        found.typed = [each.partition("=")[0][2:] for each in args if each.startswith("--")]
+        for flags, needs, excludes in self.restrictions:
+            without = needs and not any(getattr(found, name) for name in needs)
+            obstacles = needs if without else [name for name in excludes if name in found.given]
+            for flag in flags if obstacles else ():
+                if flag in found.typed:
+                    listed = " or ".join(f"--{name}" for name in obstacles)
+                    self.error(f"argument --{flag}: has no effect {'without' if without else 'with'} {listed}")
+        return found, rest
 
     def error(self, message):
         message = re.sub(r"^\[Errno \d+\] (.*): (['\"])(.*)\2$", r"argument file \3: \1", message)
@@ -186,11 +220,8 @@ def check_range(flag, values, size):
             raise flag_error(flag, value, f"must be in 0..{size - 1}")
 
 
-def check_levels(levels, flow, latents=None):
-    """The levels of --levels, all if None, from the top. Raises UserError for a level that the flow does not have, and
-    if latents are given as well."""
-    if levels and latents:
-        raise flag_error("--levels", listing(levels), "must not be given with --latents")
+def check_levels(levels, flow):
+    """The levels of --levels, all if None, from the top. Raises UserError for a level that the flow does not have."""
     check_range("--levels", levels or (), flow.num_levels)
     return sorted(set(levels or range(flow.num_levels)), reverse=True)
 
@@ -225,6 +256,21 @@ def check_latents(latents, level_map, flag="--latents"):
     return [(c, i, j) for h, i, j, c in latents]
 
 
+def picture_path(args, kind, *names, key=None):
+    """{fig_dir}/{kind}_{names}_{given flags}_{hash}, without ending: the flags that were given tell pictures apart. The
+    hash is of all that determines the picture: flags, where files are looked for, and `key`, such as the weights."""
+    given = {flag: getattr(args, flag) for flag in args.given if flag not in UNNAMED}
+    folder = os.getcwd() if FILES & given.keys() else None, os.path.abspath(getattr(args, "data_path", ""))
+    parts = [kind, *names, *(f"{flag} {'' if value is True else value}" for flag, value in given.items())]
+    total = hashlib.sha256(repr((kind, names, given, folder, key)).encode()).hexdigest()
+    return Path(args.fig_dir) / f"{file_name('_'.join(parts))}_{total[:6]}"
+
+
+def file_name(text):
+    """A text as a part of a file's name: letters, digits and ._+- alone, at most LONGEST_NAME of them."""
+    return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9.+-]", "_", text)).strip("_")[:LONGEST_NAME]
+
+
 def check_output(parser, args):
     """Exits with one sentence, before any computation, if a file or folder named by a flag cannot be written."""
     given = {flag: getattr(args, flag, None) for flag in ("json", "out", "fig_dir")}
@@ -240,11 +286,19 @@ def script(main):
     """Run a script's main. User errors print one sentence; bugs keep their traceback."""
     leave_on_signals()
     keep_freed_memory()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes a question mark
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)  # as after the signal SIGPIPE
     except OSError as error:
         sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
