@@ -33,7 +33,7 @@ TRAIN = "Train a flow on images. Repeat the command to resume from the newest ch
 
 
 def build_parser(description=TRAIN, only=""):
-    """The flags of `main.py`, or `only` some, names separated by spaces. Scripts without --weights name a run by them."""
+    """The flags of `main.py`, or `only` those named, separated by spaces. They also name a run to scripts."""
     parser = cli.Parser(description)
 
     def group(title):
@@ -182,7 +182,7 @@ def accelerate(flow, args):
 
 
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True):
-    """The flags of a script that uses a trained flow, or `several`, that may draw pictures or numbers, or read images."""
+    """The flags of a script of a trained flow, or `several`, and may draw pictures or numbers, or read images."""
     parser = cli.Parser(description)
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument

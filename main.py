@@ -38,7 +38,7 @@ from utils.results import machine
 from utils.run import FIXED, check_disk, find, loading, open_folder, read_initial
 from utils.signals import StopSignals
 
-UNSAVED = ("no_stdout", "export", "gpus")  # flags that say nothing about a trained flow
+UNSAVED = ("no_stdout", "export", "gpus", "given", "typed")  # flags that say nothing about a trained flow
 PLACES = ("data_path", "out_dir")  # on the machine of the training; not exported
 GRID = 8
 

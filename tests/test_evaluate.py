@@ -159,7 +159,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         ("--data_path {tmp}/nothing", 1, ["--data_path", "nothing"]),
         ("--data_path {tmp}/empty", 1, ["empty", "holds no files"]),
         ("--json {tmp}/text.state/out.json", 2, ["--json", "text.state/out.json"]),
-        ("--temperature 1,1,1", 2, ["--temperature", "2, one per level"]),
+        ("--temperature 1,1,1 --fid", 2, ["--temperature", "2, one per level"]),
         ("--structure 9", 2, ["--structure: 9", "msds1 and msds2", "folder"]),
         ("--draws 0 --round_trip 0", 2, ["nothing to measure"]),
         ("--fid --feature_weights {tmp}/none.pth", 1, ["--fid", "none.pth", "No such"]),

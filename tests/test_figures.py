@@ -150,28 +150,61 @@ def test_energies():
 
 @pytest.fixture
 def draw(draw, images):
-    reading = plot_mixing, plot_samples, plot_walk
-    return lambda script, name, flags="": draw(script, name, f"--data_path {images} " * (script in reading) + flags)
+    def draw_from_images(script, name, flags=""):
+        reading = script is plot_mixing or any(flag in flags for flag in ("--real", "--images"))
+        return draw(script, name, f"{flags} --data_path {images}" if reading else flags)
+
+    return draw_from_images
 
 
 @pytest.mark.parametrize(
     "script, flags, name, words",
     [
-        (plot_mix_temperature, "--grid 2", "mix_temperature_T0.2,0.6", ["4 samples", "T = 0.2,0.6"]),
-        (plot_samples, "--temperature 0.9 --grid 2", "samples_T0.9", ["4 samples", "T = 0.9"]),
-        (plot_samples, "--temperature 0.2,1 --grid 2 --draw_seed 3", "samples_T0.2,1_seed3", ["T = 0.2,1", "seed 3"]),
-        (plot_samples, "--real --grid 2", "real", ["4 test images of folder"]),
-        (plot_mixing, "--images 2,5", "mixing_2,5", ["A = 2, B = 5"]),
-        (plot_mixing, "--linear", "mixing_linear", ["A = 0, B = 1"]),
-        (plot_mixing, "--grid 2,3 --images 5,4,3,2,1", "mixing_grid_theta1_5,4,3,2,1", ["h >= 1 of 5,4", "of 3,2,1"]),
-        (plot_mixing, "--grid 2,3 --theta 2", "mixing_grid_theta2", ["h >= 2 of 0,1", "h < 2 of 2,3,4"]),
-        (plot_generation, "--samples 2", "generation_T1", ["2 samples", "4x4 at h = 1"]),
-        (fields, "--draws 1", "receptive_fields", ["10 random", "mean of 1 draws at T = 1, seed 0"]),
-        (fields, "--draws 1 --strongest --number 12 --levels 1", "receptive_fields_strongest_h1", ["12 strongest"]),
-        (fields, "--draws 1 --latents 1:0:0:0", "receptive_fields_chosen", ["1 chosen latents", "1 of "]),
-        (fields, "--draws 1 --per_level 3 --temperature 0.5", "receptive_fields_T0.5", [", 6 of ", "T = 0.5"]),
-        (fields, "--draws 1 --histogram", "strengths", ["histograms", "h = 0: "]),
-        (fields, "--draws 1 --histogram --log_strength --levels 0", "strengths_h0", ["histograms"]),
+        (plot_mix_temperature, "--grid 2", "mix_temperature_{}_grid_2", ["4 samples", "T = 0.2,0.6"]),
+        (plot_samples, "--temperature 0.9 --grid 2", "samples_{}_temperature_0.9_grid_2", ["4 samples", "T = 0.9"]),
+        (
+            plot_samples,
+            "--temperature 0.2,1 --grid 2 --draw_seed 3",
+            "samples_{}_draw_seed_3_temperature_0.2_1.0_grid_2",
+            ["T = 0.2,1", "seed 3"],
+        ),
+        (plot_samples, "--real --grid 2", "real_folder_real_grid_2", ["4 test images of folder"]),
+        (plot_mixing, "--images 2,5", "mixing_{}_images_2_5", ["A = 2, B = 5"]),
+        (plot_mixing, "--linear", "mixing_{}_linear", ["A = 0, B = 1"]),
+        (
+            plot_mixing,
+            "--grid 2,3 --images 5,4,3,2,1",
+            "mixing_{}_images_5_4_3_2_1_grid_2_3",
+            ["h >= 1 of 5,4", "of 3,2,1"],
+        ),
+        (plot_mixing, "--grid 2,3 --theta 2", "mixing_{}_grid_2_3_theta_2", ["h >= 2 of 0,1", "h < 2 of 2,3,4"]),
+        (plot_generation, "--samples 2", "generation_{}_samples_2", ["2 samples", "4x4 at h = 1"]),
+        (fields, "--draws 1", "receptive_fields_{}_draws_1", ["10 random", "mean of 1 draws at T = 1, seed 0"]),
+        (
+            fields,
+            "--draws 1 --strongest --number 12 --levels 1",
+            "receptive_fields_{}_strongest_number_12_levels_1_draws_1",
+            ["12 strongest"],
+        ),
+        (
+            fields,
+            "--draws 1 --latents 1:0:0:0",
+            "receptive_fields_{}_latents_1_0_0_0_draws_1",
+            ["1 chosen latents", "1 of "],
+        ),
+        (
+            fields,
+            "--draws 1 --per_level 3 --temperature 0.5",
+            "receptive_fields_{}_draws_1_per_level_3_temperature_0.5",
+            [", 6 of ", "T = 0.5"],
+        ),
+        (fields, "--draws 1 --histogram", "strengths_{}_histogram_draws_1", ["histograms", "h = 0: "]),
+        (
+            fields,
+            "--draws 1 --histogram --log_strength --levels 0",
+            "strengths_{}_histogram_log_strength_levels_0_draws_1",
+            ["histograms"],
+        ),
     ],
 )
 @pytest.mark.parametrize("model", ["realnvp", "grey"])
@@ -181,8 +214,10 @@ def test_scripts(draw, tmp_path, model, script, flags, name, words):
             draw(script, model, flags)
         return
     paths, caption = draw(script, model, flags)
-    stem = f"{tmp_path}/f/{name}_folder_{'realnvp_' * (model == 'realnvp')}laplace_nl1_nr1_nm1_nh8"
-    assert paths == [f"{stem}.png", f"{stem}.pdf"]
+    stem = f"{re.escape(str(tmp_path))}/f/{name.format(model)}_[0-9a-f]{{6}}"
+    assert [bool(re.fullmatch(rf"{stem}\.{end}", path)) for end, path in zip(("png", "pdf"), paths, strict=True)] == [
+        True
+    ] * 2
     assert all(word in caption for word in words)
     pixels = np.asarray(Image.open(paths[0]).convert("RGB")).astype(int)
     assert (pixels.std(axis=(0, 1)) > 5).all()
@@ -191,7 +226,7 @@ def test_scripts(draw, tmp_path, model, script, flags, name, words):
 
 def test_a_script_has_only_the_flags_that_it_uses():
     usage = call(plot_mix_temperature, "--help").stdout.partition("Draw samples")[0]
-    flags = ["--weights", "--data", "--cuda", "--draw_seed", "--fig_dir", "--temperatures", "--grid"]
+    flags = ["--weights", "--data", "--cuda", "--dtype", "--draw_seed", "--fig_dir", "--temperatures", "--grid"]
     assert re.findall(r"--\w+", usage) == flags
 
 
@@ -213,7 +248,8 @@ def test_real_images_need_no_flow(draw, images, monkeypatch):
     monkeypatch.setattr(plot_samples, "grid_figure", lambda images, n: grids.append(images) or grid_figure(images, n))
     monkeypatch.setattr(RGFlow, "__init__", lambda *_, **__: pytest.fail("a flow is built"))
     draw(plot_samples, "rgflow", "--real --grid 2")
-    draw(plot_samples, None, f"--real --grid 2 --draw_seed 1 --data folder {SMALL}")
+    run = SMALL.replace("--dtype float64", "")
+    draw(plot_samples, None, f"--real --grid 2 --draw_seed 1 --data folder {run}")
     test = torch.from_numpy(open_dataset("folder", images, 3, 8).test[:])
     chosen = [{int((test == image).flatten(1).all(1).nonzero()) for image in bytes_of(grid)} for grid in grids]
     assert [len(numbers) for numbers in chosen] == [4, 4] and chosen[0] != chosen[1]
@@ -224,12 +260,32 @@ def test_real_images_need_no_flow(draw, images, monkeypatch):
 @pytest.mark.parametrize(
     "flags, name, frames, words",
     [
-        ("--frames 3 --stops 2", "walk_level1_T1", 6, "level 1"),
-        ("--levels 0 --frames 1 --stops 2 --temperature 0.5", "walk_level0_T0.5", 2, "level 0"),
-        ("--latents 0:1:2:0 --frames 3 --samples 2", "sweep_0-1-2-0_T1", 6, "0:1:2:0 from 0 to 6"),
-        ("--latents 1:2:2:0 --range -1,2 --frames 3", "sweep_1-2-2-0_T1", 6, "1:2:2:0 from -1 to 2"),
-        ("--latents 0:1:2:0,1:0:2:0 --frames 1 --samples 5", "sweep_0-1-2-0_T1", 2, "1:0:2:0 from 0 to 6"),
-        ("--images 1,4 --frames 4", "interpolation_1,4", 8, "1 (lambda = 1) to 4"),
+        ("--frames 3 --stops 2", "walk_{}_stops_2_frames_3", 6, "level 1"),
+        (
+            "--levels 0 --frames 1 --stops 2 --temperature 0.5",
+            "walk_{}_levels_0_temperature_0.5_stops_2_frames_1",
+            2,
+            "level 0",
+        ),
+        (
+            "--latents 0:1:2:0 --frames 3 --samples 2",
+            "sweep_0-1-2-0_{}_latents_0_1_2_0_samples_2_frames_3",
+            6,
+            "0:1:2:0 from 0 to 6",
+        ),
+        (
+            "--latents 1:2:2:0 --range -1,2 --frames 3",
+            "sweep_1-2-2-0_{}_latents_1_2_2_0_range_-1.0_2.0_frames_3",
+            6,
+            "1:2:2:0 from -1 to 2",
+        ),
+        (
+            "--latents 0:1:2:0,1:0:2:0 --frames 1 --samples 5",
+            "sweep_0-1-2-0_{}_latents_0_1_2_0_1_0_2_0_samples_5_frames_1",
+            2,
+            "1:0:2:0 from 0 to 6",
+        ),
+        ("--images 1,4 --frames 4", "interpolation_{}_images_1_4_frames_4", 8, "1 (lambda = 1) to 4"),
     ],
 )
 @pytest.mark.parametrize("model", ["rgflow", "realnvp"])
@@ -237,7 +293,7 @@ def test_walks(draw, images, model, flags, name, frames, words):
     """As animations, in which images can be found again."""
     paths, caption = draw(plot_walk, model, flags)
     assert [path.rpartition(".")[2] for path in paths] == ["gif", "png", "pdf"] * (1 + flags.count("0,1:"))
-    assert f"/{name}_folder_" in paths[0] and words in caption
+    assert f"/{name.format(model)}_" in paths[0] and words in caption
     with Image.open(paths[0]) as animation:
         assert (animation.n_frames, animation.info["loop"]) == (frames, 0)
         test = open_dataset("folder", images, 3, 8).test
@@ -267,7 +323,7 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
     assert sum(each["latents"] for each in results["energies"]) == a.size
     assert (drawn("a.png --swap 0,1 --other b.png")[0] == b).all()
     pixels, words = drawn("a.png --zero 1 --scale 0=0.5 --set 1:0:0:0=-2")
-    assert "edited" in words and "reconstruct_a_scale0=0.5_zero1_set1-0-0-0=-2_folder" in words
+    assert "edited" in words and "_file_a.png_scale_0_0.5_zero_1_set_1_0_0_0_-2.0_" in words
     assert not (pixels == a).all() and (drawn("wide.png --resize")[0] == 99).all()
     with pytest.raises(UserError, match="20x12 pixels, must be 8x8"):
         drawn("wide.png")
@@ -282,7 +338,7 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_mixing, "--images 0", r"--images: 0: must be 2 numbers"),
         (plot_mixing, "--grid 2,2 --theta 3", r"--theta: 3: must be in 0\.\.2"),
         (plot_mixing, "--grid 2,2 --linear", "not allowed with"),
-        (plot_mixing, "--theta 1", r"--theta: 1: only with --grid"),
+        (plot_mixing, "--theta 1", r"--theta: has no effect without --grid"),
         (plot_walk, "--levels 0,2", r"--levels: 2: must be in 0\.\.1"),
         (plot_walk, "--images 7,0 --data_path {images}", r"--images: 7: must be in 0\.\.5"),
         (plot_walk, "--stops 1", "at least 2"),
@@ -298,7 +354,7 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_cones, "--latents 4:0:0:0", r"row 0, column 0 is at level 3 of 0\.\.3"),
         (plot_cones, "--L 24", "L 24"),
         (fields, "--levels 2", r"--levels: 2: must be in 0\.\.1"),
-        (fields, "--latents 1:0:0:0 --levels 1", r"--levels: 1: must not be given with --latents"),
+        (fields, "--latents 1:0:0:0 --levels 1", r"--levels: has no effect with --latents"),
         (effects, "--pairs 19", r"--pairs: '19': must be a whole number from 20"),
         (plot_factors, "--images 9", r"--images: '9': must be a whole number of at least 100"),
         *((pinwheel, flags, flags.split()[0]) for flags in ("--steps 0", "--seeds -1", "--json /dev/null/x.json")),

@@ -43,7 +43,7 @@ def test_figure_and_caption(draw, monkeypatch):
     figures, original = [], script.draw
     monkeypatch.setattr(script, "draw", lambda *own: figures.append(original(*own)) or figures[-1])
     paths, text = draw(script, None, "--latents 1:2:2:0 --regions 0:0,22:3")
-    assert [path.rpartition("/")[2] for path in paths] == ["cones_3x32x32_ks4.png", "cones_3x32x32_ks4.pdf"]
+    assert all("/cones_latents_1_2_2_0_regions_0_0_22_3_" in path for path in paths) and len(paths) == 2
     generation, first, second = text.splitlines()
     assert generation == "latent 1:2:2:0 affects 400 of 1024 pixels"
     pattern = r"at (\d+:\d+) affect (\d+) of 3072 latents \((\d+) at h = 0, (\d+) at h = 1, (\d+) at .*, (\d+) at h = 3"
@@ -61,4 +61,4 @@ def test_figure_and_caption(draw, monkeypatch):
 @pytest.mark.parametrize("L, m, C", [(4, 4, 1), (8, 4, 3), (32, 2, 1)])
 def test_other_sizes(draw, L, m, C):
     paths, text = draw(script, None, f"--L {L} --kernel_size {m} --nchannels {C}")
-    assert f"of {C * L * L} latents" in text and f"cones_{C}x{L}x{L}_ks{m}.pdf" in paths[1]
+    assert f"of {C * L * L} latents" in text and f"/cones_L_{L}_kernel_size_{m}_nchannels_{C}_" in paths[1]

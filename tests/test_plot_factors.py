@@ -73,8 +73,8 @@ def test_script(tmp_path, monkeypatch, capsys):
     # After two steps the flow is nearly the identity: the colour is in pixels of level 0, with noise of 200 images
     assert record["results"][0]["levels"][0]["probe"] > 0.5
     output = capsys.readouterr().out
-    assert " ± " in output and "factors_msds1.pdf" in output
-    assert (tmp_path / "factors_msds1.png").stat().st_size > 20_000
+    assert " ± " in output and ".pdf" in output
+    assert next(tmp_path.glob("factors_msds1_*.png")).stat().st_size > 20_000
 
     plot_factors.main([*argv, "--json", f"{tmp_path}/g.json", "--weights", files[0]])
     again = json.loads((tmp_path / "g.json").read_text())
