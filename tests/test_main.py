@@ -121,6 +121,14 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(start, new, monkeyp
     assert names(run.folder) == ["1.state"] and (run.folder / "1.state").read_bytes() == good
 
 
+def test_a_run_that_stopped_goes_on_with_the_flags_that_its_message_names(start):
+    start("--max_steps 5")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"not finite.*--lr \(1e\+30 here\).*--clip_grad \(1, 0 for .*--init"):
+            start("--max_steps 10 --lr 1e30")
+    assert start("--max_steps 10 --lr 1e-4").step == 10
+
+
 @pytest.mark.parametrize(
     "step, message",
     [(7, "weights are not finite; nothing"), (10, "BPD of test images is not finite, first at level h = 0; nothing")],
