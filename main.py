@@ -265,10 +265,8 @@ class Run:
         where = f", {level_that_fails(self.flow, *batch)}" if batch else ""
         lr, norm = self.args.lr, self.args.clip_grad
         after = "nothing is saved, the last checkpoint is untouched. The same command stops here again: repeat it"
-        after += (
-            f" with a smaller --lr ({lr:g} here) or --clip_grad ({norm:g}, 0 for no limit), or start a new run with"
-        )
-        after += " another --out_infix, from weights of an earlier step with --init"
+        after += f" with a smaller --lr ({lr:g} here) or --clip_grad ({norm:g}, 0 for no limit), or start a new run"
+        after += " with another --out_infix, from weights of an earlier step with --init"
         raise UserError(f"epoch {self.epoch}, step {self.step}: {what} not finite{where}; {after}")
 
 
