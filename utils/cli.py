@@ -267,7 +267,8 @@ def picture_path(args, kind, *names, key=None):
 
 
 def file_name(text):
-    """A text as a part of a file's name: letters, digits and ._+- alone, at most LONGEST_NAME of them."""
+    """A text as a part of a file's name: letters, digits and ._+- alone, at most LONGEST_NAME of them, no folders."""
+    text = re.sub(r"[^\s'\",]*/", "", text)
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9.+-]", "_", text)).strip("_")[:LONGEST_NAME]
 
 
