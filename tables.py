@@ -152,16 +152,17 @@ def render_logs(logs):
 def main(argv=None):
     parser = cli.Parser(__doc__)
     add, paths = parser.add_argument, "results (.json), logs of runs (.jsonl), or folders of them, at any depth"
-    add("paths", nargs="+", type=Path, metavar="PATH", help=paths)
+    add("paths", nargs="+", metavar="PATH", help=paths)
     add("--out", metavar="FILE", help=f"write the tables there, below its line {MARKER} (default: to stdout)")
     args = parser.parse_args(argv)
-    for path in args.paths:
+    given = [Path(path) for path in args.paths]
+    for path in given:
         if not path.exists():
             parser.error(f"argument PATH: {path}: no such file or folder")
     cli.check_output(parser, args)
-    within = {path: sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) for path in args.paths if path.is_dir()}
+    within = {path: sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")]) for path in given if path.is_dir()}
     results, logs, warnings = [], {}, [f"{path}: holds no .json or .jsonl file" for path in within if not within[path]]
-    for path in dict.fromkeys(chain(*(within.get(path, [path]) for path in args.paths))):
+    for path in dict.fromkeys(chain(*(within.get(path, [path]) for path in given))):
         try:
             if path.suffix == ".jsonl":
                 logs[path] = read_bpds(path)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import flags_of
 
-from args import build_parser, get_args, network_name, parse, run_path, weights_parser
+from args import build_parser, get_args, load_flow, network_name, parse, run_path, weights_parser
 from flow import RealNVP, RGFlow
-from utils.cli import UserError, check_latents, latent_name
+from utils.cli import Parser, UserError, check_latents, latent_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,6 +163,56 @@ def test_flags_of_a_script(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(weights_parser(""), ["--help"])
     assert "--lr" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rule, good, bad", [("needs", ["--grid", "2"], []), ("excludes", [], ["--grid", "2"])])
+def test_flags_without_effect(tmp_path, capsys, rule, good, bad):
+    """Refused where typed; a file may hold the flags of several scripts."""
+    (tmp_path / "a.args").write_text("--theta 1")
+    script = Parser("")
+    for name in ("--theta", "--grid"):
+        script.add_argument(name)
+    script.restrict("theta", **{rule: "grid"})
+    for allowed in (["--theta", "1", *good], [f"@{tmp_path}/a.args", *bad]):
+        assert script.parse_args(allowed).theta == "1"
+    words = f"argument --theta: has no effect {'without' if rule == 'needs' else 'with'} --grid"
+    assert refused(capsys, lambda: script.parse_args([*bad, "--theta", "1"]), words)
+    assert refused(capsys, lambda: script.parse_args(["--theta=1", *bad]), words)
+
+
+def test_the_users_folder(tmp_path, monkeypatch):
+    """~ is expanded in all flags that name files and folders, and in names of files with flags."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.args").write_text("--out_dir ~/out")
+    args = get_args(["@~/a.args", "--data_path=~", "--init", "~/b.state", "--export", "~"])
+    assert (args.out_dir, args.init) == (f"{tmp_path}/out", f"{tmp_path}/b.state")
+    assert args.data_path == args.export == str(tmp_path)
+    several = weights_parser("", pictures=True, numbers=True, several=True)
+    args = parse(several, ["--weights", "~/a", "b", "--fig_dir", "~/~", "--json", "~no_such_user/c"])
+    assert args.weights == [f"{tmp_path}/a", "b"]
+    assert (args.fig_dir, args.json) == (f"{tmp_path}/~", "~no_such_user/c")
+
+
+def test_flags_that_the_training_had_otherwise(start, images, tmp_path, capsys):
+    """Without --weights, the flags of the flow must be those of the checkpoint; others that differ have no effect."""
+    start("--max_steps 1")
+    given = flags_of(images, tmp_path / "run")
+    flow, config, _ = load_flow(parse(weights_parser(""), given))
+    assert (flow.L, config["lr"], capsys.readouterr().err) == (8, 1e-3, "")
+    load_flow(parse(weights_parser(""), [*given, "--lr", "0.5"]))
+    assert re.search(
+        r"^warning: flags without effect here, .*state was trained with others \(lr .*0\.5", capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match=r"state was trained with other settings \(seed .*7"):
+        load_flow(parse(weights_parser(""), [*given, "--seed", "7"]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_type_of_a_trained_flow(weights, dtype):
+    """float64 as trained, or what --dtype says."""
+    for flags, expected in ((["--dtype", dtype], getattr(torch, dtype)), ([], torch.float64)):
+        flow, *_ = load_flow(parse(weights_parser(""), ["--weights", weights["rgflow"], *flags]))
+        assert {each.dtype for each in flow.parameters()} == {expected} and flow.sample(1).dtype == expected
 
 
 def test_latent_names():

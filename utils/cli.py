@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, and whose @FILEs hold flags with their values, and # comments.
 
     description: --help shows the first line, so a script can give its docstring
-    In the values of flags with the metavar FILE or DIR, ~ stands for the user's folder, also where no shell sees it.
+    In values of flags with the metavar FILE, DIR or PATH, ~ is the user's folder, also where no shell expands it.
     The result's `given` lists the flags that were given, `typed` those on the command line itself, not in a file.
     """
 
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else args
         args = [f"@{expanduser(each[1:])}" if each.startswith("@~") else each for each in args]
         for action in self._actions:
-            if action.metavar in ("FILE", "DIR"):
+            if action.metavar in ("FILE", "DIR", "PATH"):
                 action.type = expanduser
         try:
             found, rest = super().parse_known_args(args, namespace)
