@@ -53,15 +53,15 @@ def equal(one, other):
     return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
-def process(*arguments):
-    """A started Python process in the root folder, in a group of its own; stderr goes to stdout."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+def process(*arguments, **pipes):
+    """A started Python process in the root folder, in a group of its own; stderr goes to stdout unless pipes differ."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True, **pipes}
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, **pipes)
 
 
-def command(*arguments):
+def command(*arguments, **environment):
     """A script in a process of its own, as a user runs it."""
-    options = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 300}
+    options = {"cwd": ROOT, "env": ENVIRONMENT | environment, "capture_output": True, "text": True, "timeout": 300}
     return subprocess.run([sys.executable, *arguments], **options)
 
 

@@ -23,6 +23,7 @@ import plot_receptive_fields as fields
 import plot_reconstruct
 import plot_samples
 import plot_walk
+from args import exact
 from data import open_dataset
 from flow import RealNVP, RGFlow
 from flow.latents import decode, encode, interpolate, mix, random_walk, vary
@@ -91,6 +92,17 @@ def test_encoded_images_come_back_whatever_their_number(flow):
     z = encode(flow, images)
     assert torch.equal(bytes_of(decode(flow, z)), images)
     torch.testing.assert_close(z[34:], encode(flow, images[34:]))
+
+
+@pytest.mark.parametrize("model, size", [(RGFlow, 0.2), (RealNVP, 0.2), (RGFlow, 1.5)])
+def test_float64_where_float32_loses_the_round_trip(model, size, capsys):
+    single, images = randomise(small(model), size).float(), random_images(4)
+    lost = not torch.equal(bytes_of(decode(single, encode(single, images))), images)
+    used = exact(single, images)
+    assert lost == (used is not single) == (size == 1.5)
+    assert lost == capsys.readouterr().err.startswith("note: encoded and decoded in float32, images change by up to ")
+    assert torch.equal(bytes_of(decode(used, encode(used, images))), images)
+    assert {each.dtype for each in single.parameters()} == {torch.float32}
 
 
 def test_generation_is_that_of_flows_without_the_lower_levels():

@@ -1,13 +1,16 @@
 """Logs, files, locks, signals, grids and seeds."""
 
 import os
+import re
 import signal
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from runs import command, process
 
+from utils import cli
 from utils.files import lock, replacing
 from utils.logging import RunLog, read_records
 from utils.plotting import image_grid
@@ -101,3 +104,50 @@ def test_stop_signals():
         signal.raise_signal(signal.SIGINT)
         assert stop.number == signal.SIGUSR1
     assert [*map(signal.getsignal, numbers)] == before
+
+
+def test_names_of_pictures():
+    """Different for whatever determines a picture, equal in whatever order the flags come; a part of a file's name."""
+
+    def name(*flags, **more):
+        parser = cli.Parser("")
+        for flag in ("--grid", "--range", "--mask"):
+            parser.add_argument(flag)
+        parser.add_argument("--fig_dir")
+        path = cli.picture_path(parser.parse_args([*flags, "--fig_dir", "a b"]), "walk", "w,1.state", **more)
+        assert str(path.parent) == "a b" and re.fullmatch(r"[A-Za-z0-9._+-]{1,120}", path.name)
+        return path.name
+
+    assert re.fullmatch(r"walk_w_1\.state_grid_2_3_mask_b\.png_[0-9a-f]{6}", name("--grid", "2,3", "--mask", "a/b.png"))
+    assert name("--grid", "2", "--range=-1,2") == name("--range", "-1,2", "--grid", "2")
+    flags = [(), ("--grid", "2"), ("--grid", "3"), ("--range", "2"), ("--mask", "b/m.png"), ("--mask", "c/m.png")]
+    flags += [("--grid", "," * 300), ("--grid", "7" * 300), ("--grid", "7" * 301)]
+    assert len({name(*each) for each in flags} | {name(key=1), name(key=2)}) == len(flags) + 2
+
+
+@pytest.mark.parametrize("flag", ["--json", "--out"])
+def test_outputs_that_cannot_be_written(tmp_path, flag, capsys):
+    """Noticed at the start, also a name that is too long only for the file, and nothing is left behind."""
+    parser = cli.Parser("")
+    parser.add_argument(flag)
+    for name, words in (("x" * 300, "too long"), ("x" * 250, "too long"), ("/", "Is a directory")):
+        with pytest.raises(SystemExit):
+            cli.check_output(parser, parser.parse_args([flag, f"{tmp_path}/{name}"]))
+        assert words in capsys.readouterr().err
+    cli.check_output(parser, parser.parse_args([flag, f"{tmp_path}/{'x' * 200}"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_terminals_that_lack_characters(encoding):
+    done = command("plot_cones.py", "--help", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "") and "--regions" in done.stdout
+
+
+def test_a_reader_that_has_gone():
+    """As `python tables.py results | head -1` has it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = process("tables.py", "results", stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.communicate()[1], done.returncode) == ("", 141)
