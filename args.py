@@ -182,7 +182,7 @@ def accelerate(flow, args):
 
 
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True):
-    """The flags of a script of a trained flow, or `several`, and may draw pictures or numbers, or read images."""
+    """The flags of a script for a trained flow, or `several`; it may draw pictures or numbers, or read images."""
     parser = cli.Parser(description)
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
