@@ -285,7 +285,8 @@ def open_data(config, args):
 
 
 def load_images(config, args, numbers, flag="--images"):
-    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config`, see `open_data`. Raises UserError, naming `flag`, for a number that does not exist, and if there are no images."""
+    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config` as `open_data` finds it. Raises
+    UserError, naming `flag`, for a number that does not exist, and if there are no images."""
     images = open_data(config, args)[0].test
     cli.check_range(flag, numbers, len(images))
     return torch.from_numpy(images[list(numbers)])

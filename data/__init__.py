@@ -39,9 +39,9 @@ PREPARED = Path("datasets", FOLDER)  # not in a folder of the user's
 
 
 def open_dataset(name, data_path, nchannels, L, prepared_path=None):
-    """The set `name` below the folder `data_path`, prepared if that is not done yet: an `arrays.Dataset`. The arrays are
-    in `prepared_path`, by default `data_path`/prepared_arrays; those of the user's own files in PREPARED. Raises UserError
-    for an unusable name, shape, source file or read-only folder, OSError if the disk is full."""
+    """The set `name` below the folder `data_path`, prepared if that is not done yet: an `arrays.Dataset`. The arrays
+    lie in `prepared_path`, by default `data_path`/prepared_arrays, of a user's images PREPARED. Raises UserError for an
+    unusable name, shape or source file, OSError if the disk is full or the folder read-only."""
     if name not in DATASETS:
         raise UserError(f"--data {name}: must be one of {', '.join(DATASETS)}")
     spec = DATASETS[name]

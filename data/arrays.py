@@ -1,7 +1,7 @@
 """Prepared data sets: one uint8 array per split, built once, checked at every opening and memory-mapped.
 
-A folder `{name}_{C}x{L}x{L}/`, usually in `prepared_arrays/`, holds `train.npy` and `test.npy`, (N, C, L, L), any labels,
-and `fingerprint.json`: the recipe, its source, and the SHA-256 of every array file.
+`prepared_arrays/{name}_{C}x{L}x{L}/` holds `train.npy` and `test.npy`, (N, C, L, L), any labels, and
+`fingerprint.json`: the recipe, its source, and the SHA-256 of every array file.
 """
 
 import errno
@@ -50,7 +50,7 @@ class _Unusable(Exception):
 
 def open_arrays(place, preparation):
     """The prepared arrays in the folder `place`, built where they are missing, stale, foreign or damaged: a Dataset.
-    Raises UserError for unusable source files and a read-only `place`, OSError where the arrays cannot be written."""
+    Raises UserError for unusable source files, OSError where the arrays cannot be written."""
     recipe = preparation.recipe
     folder = place / "{}_{nchannels}x{L}x{L}".format(preparation.own_name or recipe["name"], **recipe)
     reason = None
@@ -64,10 +64,8 @@ def open_arrays(place, preparation):
             with naming(folder):
                 _prepare(folder, preparation)
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
-            advice = "--prepared_path names another folder for prepared arrays"
-            raise UserError(f"{error.filename}: cannot be written ({error.strerror}); {advice}") from error
+            advice = "; --prepared_path names another folder" * (error.errno in (errno.EROFS, errno.EACCES))
+            raise OSError(error.errno, f"{error.strerror}{advice}", error.filename) from error
         except UserError as error:
             if reason is None:
                 raise

@@ -1,6 +1,6 @@
 """Any folder of images as a data set (`--data folder --data_path DIR`).
 
-Folders for training and test inside, known by the words of their names, are the splits. Without both, an image is a test
+Folders for training and test inside, known by words of their names, are the splits. Without both, an image is a test
 image if the first eight bytes of the SHA-256 of its relative path, as an integer, are a multiple of 10: one in ten.
 """
 
@@ -80,10 +80,10 @@ def _build(root, names, nchannels, L, folder):
         raise UserError(f"--data_path {root}: holds no files, must be a folder of images")
     roles = [_role(name) for name in names]
     kinds = {*roles, *(split for split in splits if (root / split).is_dir())}
-    if "test" not in kinds and "train" in kinds:
-        roles = ["test" if role == "validation" else role for role in roles]
-        kinds.update(roles)
-    both = {"train", "test"} <= kinds
+    way = "the names of folders"
+    if {"train", "validation"} <= kinds and "test" not in kinds:
+        roles, way = ["test" if role == "validation" else role for role in roles], f"{way}, for validation as for test"
+    both = {"train", "test"} <= {*kinds, *roles}
     for name, role in zip(names, roles, strict=True):
         number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
         split = role if both else "train" if number % 10 else "test"
@@ -100,8 +100,7 @@ def _build(root, names, nchannels, L, folder):
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"
             raise UserError(f"--data_path {root}: {'; '.join([rule, *warnings])}")
     if not both or {name.partition("/")[0] for name in names} != {"train", "test"}:
-        way = "the names of folders" if both else "a hash of the path, for want of folders for training and for test"
-        left = [f", {roles.count(role)} files {LEFT[role]} left out" for role in LEFT if both and role in roles]
-        text = f"{counts['train']:,} training and {counts['test']:,} test images, by {way}{''.join(left)}"
-        warnings.append(text)
+        left = [f"; left out: {roles.count(role)} files {LEFT[role]}" for role in LEFT if both and role in roles]
+        way = way if both else "a hash of the path, for want of folders for training and for test"
+        warnings.append("{train:,} training and {test:,} test images, by ".format(**counts) + way + "".join(left))
     return [f"{root}: {warning}" for warning in warnings]

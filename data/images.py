@@ -46,9 +46,15 @@ def _any_size():
 
 @contextmanager
 def opened(file, mended=None):
-    """The decoded image of a file, a path or BytesIO. A JPEG that lacks its end marker alone is read, and then `mended`
-    called. Raises one of `BROKEN`, such as ValueError for more than LARGEST pixels."""
-    with _open(file) as image, _any_size() if math.prod(image.size) > PIXELS else nullcontext():
+    """The decoded image of a file, a path or BytesIO. Raises one of `BROKEN`, such as ValueError for more than LARGEST
+    pixels. mended: called for a JPEG that lacks its end marker alone, which raises OSError without it"""
+    with _any_size():
+        image = Image.open(file)
+    with image, _any_size() if math.prod(image.size) > PIXELS else nullcontext():
+        if math.prod(image.size) > 2 * PIXELS and "progressive" not in image.info:
+            image.draft(None, (4096, 4096))  # decodes a JPEG at 1/2, 1/4 or 1/8
+        if math.prod(image.size) > LARGEST:
+            raise ValueError(f"{image.width}x{image.height} pixels, at most {LARGEST:,} pixels are read")
         stored, bits = str(image.tile[0][3]) if image.tile else "", None
         if image.format == "PNG" and image.mode.startswith("I"):
             place = image.fp.tell()
@@ -57,38 +63,20 @@ def opened(file, mended=None):
         try:
             image.load()
         except OSError:
-            if image.format not in ("JPEG", "MPO"):
+            if mended is None or image.format not in ("JPEG", "MPO"):
                 raise
-            image = _mend(file)
-            if mended:
-                mended()
+            content = (file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()).rstrip(b"\xff")
+            ends = (io.BytesIO(content + filler + b"\xff\xd9") for filler in (b"", FILLER))
+            with opened(next(ends)) as image, opened(next(ends)) as other:
+                if image.tobytes() != other.tobytes():  # pixels are missing, for which the filler stands
+                    raise
+            mended()
         yield _eight_bits(image, stored, bits and bits[1][0])
 
 
-def _open(file):
-    with _any_size():
-        image = Image.open(file)
-    if math.prod(image.size) > 2 * PIXELS and "progressive" not in image.info:
-        image.draft(None, (4096, 4096))  # decodes a JPEG at 1/2, 1/4 or 1/8
-    if math.prod(image.size) > LARGEST:
-        image.close()
-        raise ValueError(f"{image.width}x{image.height} pixels, at most {LARGEST:,} pixels are read")
-    return image
-
-
-def _mend(file):
-    """The image of a JPEG file with an end marker added. Raises OSError if more is missing: what stands in place of the
-    end then changes pixels."""
-    content = (file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()).rstrip(b"\xff")
-    image, other = (_open(io.BytesIO(content + filler + b"\xff\xd9")) for filler in (b"", FILLER))
-    if image.tobytes() != other.tobytes():
-        raise OSError("cut short")
-    return image
-
-
 def _eight_bits(image, stored="", bits=None):
-    """An image of any numbers as one of 8 bits. Raises LeftOut. stored: what Pillow calls the numbers in the file; bits:
-    how many its sBIT chunk names"""
+    """The image with numbers of 8 bits. Raises LeftOut for an unknown range. stored: Pillow's name of the numbers in
+    the file; bits: how many its sBIT chunk declares"""
     unknown = LeftOut("numbers of unknown range: rescale to 8 bits, or to all 16")
     if not image.mode.startswith(("I", "F")):
         if re.search("(?<!BGR);16", stored) and np.max(image.getextrema()[:3]) < 64:  # Pillow keeps the upper 8 bits
@@ -143,9 +131,10 @@ def resize(image, L, method=Image.Resampling.BICUBIC):
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def load_image(path, nchannels, background="white", mended=None, own=True):
+def load_image(path, nchannels, background="white", mended=lambda: None, own=True):
     """An image file as a Pillow image of mode L (1 channel) or RGB (3), turned as its EXIF tag says and laid on
-    `background` where transparent. Raises one of `BROKEN` for a file that is no image, LeftOut for a picture of a script's without `own`."""
+    `background` where transparent. Raises one of `BROKEN` for a file that is no image, without `own` LeftOut for a
+    picture of a script of this program. mended: see `opened`"""
     with opened(path, mended) as image:
         if not own and (image.info.get("Software") == "RG-Flow" or image.info.get("comment") == b"RG-Flow"):
             raise LeftOut("pictures that this program has drawn")
@@ -162,9 +151,8 @@ def load_single(path, nchannels, L, fit=False):
 
 
 def load_mask(path, L, fit=False):
-    """The pixels of an image file whose largest channel is above half of the range, (L, L) bool; transparent ones are
-    black; with `fit` those that hold a part of one. Raises UserError as `load_single` does, and for all pixels or none.
-    """
+    """The pixels of an image file whose largest channel is above half of the range, (L, L) bool, on black where it is
+    transparent; with `fit` those that hold a part of one. Raises UserError as `load_single`, and for all or none."""
     bright = np.asarray(_load_named(path, 3, L, fit, "black")).max(-1) > 127
     mask = resize(Image.fromarray(bright.astype(np.float32)), L, Image.Resampling.BOX)[0] > 0  # bytes would round
     if mask.all() or not mask.any():

@@ -15,7 +15,6 @@ from sets import save
 
 import data
 from data.images import to_channels
-from utils.cli import UserError
 
 opened, refused = partial(sets.opened, "folder", L=8), partial(sets.refused, "folder", L=8)
 
@@ -46,7 +45,7 @@ def test_train_and_test_folders(tmp_path):
     dataset = opened(tmp_path)
     by_path = [0, 3, 6, 9, 1, 10, 4, 7, 11, 2, 5, 8]  # 1/1, 1/10, 1/4
     assert dataset.train[:, 0, 0, 0].tolist() == by_path
-    line = f"{tmp_path}: 12 training and 1 test images, by the names of folders, 1 files in no such folder left out"
+    line = f"{tmp_path}: 12 training and 1 test images, by the names of folders; left out: 1 files in no such folder"
     assert dataset.test[:, 0, 0, 0].tolist() == [99] and dataset.warnings == [line]
     (tmp_path / "elsewhere.png").unlink()
     plain = opened(tmp_path, L=4)
@@ -58,8 +57,16 @@ LAYOUTS = [  # files, their splits, and words
     ("x/Training_set/a x/testing/b", "train test", "1 training and 1 test images, by the names"),
     ("trainA/a trainB/b testA/c testset/d", "train train test test", "2 training and 2 test images"),
     ("DIV2K_train_HR/a DIV2K_valid_HR/train/b", "train test", "1 training and 1 test images"),
-    ("images/train2017/a images/val2017/b c", "train test -", "1 files in no such folder left out"),
-    ("train/a dev/b Test/c d/e f", "train - test - -", "1 files for validation left out, 2 files in no such"),
+    (
+        "images/train2017/a images/val2017/b c",
+        "train test -",
+        "for validation as for test; left out: 1 files in no such",
+    ),
+    (
+        "train/a dev/b Test/c d/e f",
+        "train - test - -",
+        "by the names of folders; left out: 1 files for validation; left out: 2 files in no such",
+    ),
     ("constrained/a contest/b latest/c", None, "by a hash of the path"),  # parts of words
     ("train/a train/b bus/c", None, "by a hash of the path, for want of folders for training and for test"),
     ("test/a val/b", None, "by a hash"),
@@ -210,9 +217,7 @@ def test_arrays_of_a_folder_do_not_lie_in_it(root, monkeypatch, tmp_path_factory
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(
-        UserError, match=r"read_only: .*\(Read-only file system\); --prepared_path names another folder"
-    ):
+    with pytest.raises(OSError, match=r"Read-only file system; --prepared_path names another folder: .*read_only"):
         data.open_dataset("folder", root, 3, 8, elsewhere / "read_only")
 
 
