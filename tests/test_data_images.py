@@ -118,7 +118,7 @@ def test_large_images_are_read_without_a_limit_or_a_warning(mode, form, monkeypa
         warnings.simplefilter("error")
         pixels = load_single(file, 3, 8, fit=True).astype(int)
     assert abs(pixels[:, :, :3]).max() <= 25 and abs(pixels[:, :, 5:] - 255).max() <= 25
-    assert Image.MAX_IMAGE_PIXELS == limit
+    assert limit == Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(images, "LARGEST", 6000)
     with pytest.raises(UserError, match="96x64 pixels, at most 6,000 pixels are read"):
         load_single(file, 3, 8, fit=True)
