@@ -12,7 +12,7 @@ from functools import partial
 
 from utils.cli import UserError, file_name
 
-from .arrays import FOLDER, Preparation
+from .arrays import FOLDER, SPLITS, Preparation
 from .images import BROKEN, MENDED, LeftOut, load_image, resize, write_split
 
 WORDS = {"train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test"}
@@ -21,8 +21,8 @@ LEFT = {"validation": "for validation", None: "in no such folder"}  # beside the
 
 
 def prepare(data_path, nchannels, L):
-    """The Preparation of the images below `data_path`, at any depth, without hidden files and folders of runs; `resize`
-    makes them square. Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1."""
+    """The Preparation of the images below `data_path`, at any depth, without hidden files and what runs wrote;
+    `resize` makes them square. Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1."""
     if nchannels not in (1, 3):
         raise UserError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
     if L < 1:
@@ -46,8 +46,9 @@ def _list(folder, prefix, parents):
         return
     with os.scandir(folder) as entries:
         entries = {entry.name: entry for entry in entries}
-        if any(re.fullmatch(r"out.*\.lock", name) and f"{name[:-5]}_save" in entries for name in entries):
-            return  # of a run
+        run = any(re.fullmatch(r"out.*\.lock", name) and f"{name[:-5]}_save" in entries for name in entries)
+        if run or {"fingerprint.json", *SPLITS} <= entries.keys():  # of this program
+            return
         for entry in entries.values():
             if entry.name.startswith(".") or entry.name == FOLDER:
                 continue

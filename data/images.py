@@ -46,7 +46,7 @@ def _any_size():
 
 @contextmanager
 def opened(file, mended=None):
-    """The decoded image of a file, a path or BytesIO. Raises one of `BROKEN`, such as ValueError for more than LARGEST
+    """The decoded image of a file, a path or BytesIO. Raises one of `BROKEN`, such as LeftOut for more than LARGEST
     pixels. mended: called for a JPEG that lacks its end marker alone, which raises OSError without it"""
     with _any_size():
         image = Image.open(file)
@@ -54,7 +54,7 @@ def opened(file, mended=None):
         if math.prod(image.size) > 2 * PIXELS and "progressive" not in image.info:
             image.draft(None, (4096, 4096))  # decodes a JPEG at 1/2, 1/4 or 1/8
         if math.prod(image.size) > LARGEST:
-            raise ValueError(f"{image.width}x{image.height} pixels, at most {LARGEST:,} pixels are read")
+            raise LeftOut(f"more than {LARGEST:,} pixels")
         stored, bits = str(image.tile[0][3]) if image.tile else "", None
         if image.format == "PNG" and image.mode.startswith("I"):
             place = image.fp.tell()
