@@ -21,8 +21,8 @@ LEFT = {"validation": "for validation", None: "in no such folder"}  # beside the
 
 
 def prepare(data_path, nchannels, L):
-    """The Preparation of the images below `data_path`, at any depth, without hidden files and what runs wrote;
-    `resize` makes them square. Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1."""
+    """The Preparation of the images below `data_path`, at any depth, without hidden files and what runs wrote; `resize`
+    makes them square. Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1."""
     if nchannels not in (1, 3):
         raise UserError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
     if L < 1:

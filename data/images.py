@@ -23,7 +23,6 @@ BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, Ov
 BROKEN += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
 PIXELS = 89_478_485  # images of more are decoded one at a time, those of more than twice as many also shrunk first
 LARGEST = 2**28  # pixels of an image once decoded: 1 GiB
-SCALED = "PPM", "JPEG2000"  # formats whose numbers above 8 bits Pillow scales to 0 … 65535
 FILLER = b"".join(b"\xb5" * 200 + bytes([255, 0xD0 + k]) for k in range(8))  # JPEG data, and each restart marker
 MENDED = "{} of {} files are JPEGs without an end marker, read all the same"
 _lock = RLock()
@@ -86,8 +85,8 @@ def _eight_bits(image, stored="", bits=None):
     high = values.max()
     if bits and high < 2**bits and (values % 2 ** (16 - bits)).any():
         white = 2**bits - 1  # although the standard wants the upper bits
-    known = bits or white < 65535 or image.format in SCALED or high == 0 or high >= 2**14
-    if image.mode == "F" or values.min() < 0 or high > white or not known:
+    declared = bits or white < 65535 or (image.format == "PPM" and "65535" not in stored)  # Pillow scales such a PPM
+    if image.mode == "F" or values.min() < 0 or high > white or (0 < high < 2**14 and not declared):
         raise unknown
     values = values.astype(np.uint32)
     if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
@@ -157,7 +156,7 @@ def load_mask(path, L, fit=False):
     mask = resize(Image.fromarray(bright.astype(np.float32)), L, Image.Resampling.BOX)[0] > 0  # bytes would round
     if mask.all() or not mask.any():
         number, part = "every" if mask.all() else "no", " of the central square" if fit else ""
-        raise UserError(f"{path}: {number} pixel{part} is corrupted, that is brighter than half of the range")
+        raise UserError(f"{path}: {number} pixel{part} is corrupted (brighter than half of the range)")
     return mask
 
 

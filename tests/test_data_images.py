@@ -54,13 +54,14 @@ KNOWN = [  # a file, its levels of 256
     (lambda: png(np.stack([RAMP * 1040] * 3, -1), colour=2), RAMP * 1040 / 257),
     (lambda: tiff((RAMP * 1040).astype(np.int32)), RAMP * 1040 / 257),
     (lambda: tiff((RAMP * 1040).astype(np.uint16), white_is_zero), 255 - RAMP * 1040 / 257),
-    (lambda: pgm(4095), RAMP * 255 / 4095),
+    (lambda: pgm(4095), RAMP * 255 / 4095),  # dark
 ]
 UNKNOWN = [
     *(lambda factor=factor: png(RAMP * factor) for factor in (1, 4, 16, 65, 260)),  # of 6, 8, 10, 12, 14 bits
     lambda: png(np.stack([RAMP * 65] * 3, -1), colour=2),
     *(lambda factor=factor: tiff((RAMP * factor).astype(np.int32)) for factor in (65, 1041, -1040, 10**6)),
     lambda: tiff(RAMP.astype(np.float32)),
+    lambda: pgm(65535),
 ]
 
 
