@@ -47,7 +47,7 @@ def build_parser(description=TRAIN, only=""):
 
     add = group("dataset parameters")
     add("--data", choices=DATASETS, default=DEFAULT_DATA, help="data set; folder: all images below --data_path")
-    add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
+    add_paths(add)
     add("--nchannels", type=positive, metavar="C", help="number of channels (default: the data set's)")
     add("--L", type=positive, metavar="PIXELS", help="edge length of images (default: the data set's)")
 
@@ -97,6 +97,13 @@ def build_parser(description=TRAIN, only=""):
     add("--out_infix", default="", metavar="TEXT", help="infix in the names of output files, to tell runs apart")
     add("-o", "--out_dir", default="./saved_model", metavar="DIR", help="folder for output, empty for no output files")
     return parser
+
+
+def add_paths(add):
+    """--data_path and --prepared_path."""
+    add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
+    prepared = "folder for prepared arrays (default: prepared_arrays in --data_path, for --data folder in ./datasets)"
+    add("--prepared_path", metavar="DIR", help=prepared)
 
 
 def add_speed(add):
@@ -189,7 +196,7 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
     add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, with its configuration")
     add("--data", choices=DATASETS, help=f"data set of the run (default: that of --weights, otherwise {DEFAULT_DATA})")
     if images:
-        add("--data_path", default="./datasets", metavar="DIR", help="folder of the data sets")
+        add_paths(add)
     add("--cuda", type=gpu_list, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)")
     add("--dtype", choices=["float32", "float64"], help="type of all numbers (default: that of the training)")
     if draws:
@@ -264,23 +271,23 @@ def load_flows(args, data_names):
         yield named, flow, config, trained
 
 
-def open_data(config, data_path):
-    """The data set of `config` below `data_path`, and warnings for the result, printed too: also one where the
-    fingerprint is not that of the training."""
-    dataset = open_dataset(config["data"], data_path, config["nchannels"], config["L"])
+def open_data(config, args):
+    """The data set of `config` where --data_path and --prepared_path say, and warnings for the result, printed too:
+    also one where the fingerprint is not that of the training."""
+    dataset = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"], args.prepared_path)
     warnings, trained = list(dataset.warnings), config.get("fingerprint")
     if trained not in (None, dataset.fingerprint):
-        there = f"--data_path {data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}"
+        there = f"--data_path {args.data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}"
         warnings.append(f"{there}, that of the training is {trained}: prepared in another way or from other images")
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return dataset, warnings
 
 
-def load_images(config, data_path, numbers, flag="--images"):
-    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config` below `data_path`. Raises
+def load_images(config, args, numbers, flag="--images"):
+    """Test images by their numbers: uint8 (N, C, L, L), of the data set of `config` as `open_data` finds it. Raises
     UserError, naming `flag`, for a number that does not exist, and if there are no images."""
-    images = open_data(config, data_path)[0].test
+    images = open_data(config, args)[0].test
     cli.check_range(flag, numbers, len(images))
     return torch.from_numpy(images[list(numbers)])
 

@@ -219,7 +219,7 @@ def compare(args, flow, config):
     """How compiled kernels and lower precision change BPD and round trip of test images: a dict for each way.
     Differences are from float64."""
     device = torch.device(args.cuda)
-    images = torch.from_numpy(flags.open_data(config, args.data_path)[0].test[: args.compare]).to(device)
+    images = torch.from_numpy(flags.open_data(config, args)[0].test[: args.compare]).to(device)
     seeded = generator(args.draw_seed, "compare", 0, device)
     noise = torch.rand(images.shape, generator=seeded, dtype=torch.float64, device=device)
     ways = {"float64": {}, "float32": {}, "bf16": {"dtype": torch.bfloat16}}
@@ -247,7 +247,7 @@ def compare(args, flow, config):
 
 
 def main(argv=None):
-    parser = flags.build_parser(__doc__, f"{flags.NETWORK} data_path {STEP}")
+    parser = flags.build_parser(__doc__, f"{flags.NETWORK} data_path prepared_path {STEP}")
     group = parser.add_argument_group("what to measure")
     add, instead = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--batch_sizes", type=number_list(positive), metavar="N[,N…]", help="sweep over these (default: --batch_size)")
@@ -262,7 +262,7 @@ def main(argv=None):
     add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
     add("--json", metavar="FILE", help="write the results there")
     parser.restrict("weights draw_seed", needs="compare fields")
-    parser.restrict("data_path", needs="compare")
+    parser.restrict("data_path prepared_path", needs="compare")
     parser.restrict(f"batch_sizes edges repeats profile {STEP}", excludes="compare fields")
     parser.restrict(flags.NETWORK.replace(" cuda", "").replace(" dtype", ""), excludes="weights")
     first = flags.get_args(argv, parser, several=False)

@@ -159,7 +159,7 @@ def rows(record):
 def measure(args, flow, config, variant, weights):
     """The results for a flow, a dict. Raises FloatingPointError for images that are not finite."""
     levels = cli.check_levels(args.levels, flow)
-    dataset, warnings = flags.open_data(config, args.data_path)
+    dataset, warnings = flags.open_data(config, args)
     for flag, most in (("images", len(dataset.test)), ("pairs", len(dataset.test) // 2)):
         if getattr(args, flag) > most:
             raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {most} for {config['data']}")

@@ -147,7 +147,7 @@ def main(argv=None):
     compiled, obstacles = flags.accelerate(flow, args)
     notes += obstacles
     print(f"weights: {trained['weights']}, step {trained['step']}, {config['data']}", flush=True)
-    dataset, warnings = flags.open_data(config, args.data_path)
+    dataset, warnings = flags.open_data(config, args)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")

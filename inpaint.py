@@ -64,7 +64,7 @@ def inpaint_parser():
     add("--files", nargs="+", metavar="FILE", help="instead: inpaint image files, and write each result")
     region = "corrupted rectangle in pixels; without row and column, at a random place in each image (default: 10,10)"
     add("--region", type=cli.counts, default=(10, 10), metavar="[ROW,COLUMN,]HEIGHT,WIDTH", help=region)
-    add("--mask", metavar="FILE", help="instead: image file whose non-zero pixels are corrupted")
+    add("--mask", metavar="FILE", help="instead: image file whose pixels above half of the brightness are corrupted")
     add("--resize", action="store_true", help="fit files of another size to the flow: central square, resized")
     add("--batch_size", type=cli.positive, default=64, metavar="IMAGES", help="images that are optimised together")
     add("--rate", type=cli.above_zero, default=0.1, metavar="RATE", help="learning rate of Adam")
@@ -77,11 +77,11 @@ def inpaint_parser():
     edges = "edges of the images (default: 32,64,128,256)"
     add("--edges", type=cli.number_list(cli.positive), default=(32, 64, 128, 256), metavar="L[,L…]", help=edges)
     add("--repeats", type=cli.positive, default=5, metavar="N", help="measurements, after a warm-up")
-    parser.restrict("weights realnvp data_path split images files region mask resize", excludes="bench")
+    parser.restrict("weights realnvp data_path prepared_path split images files region mask resize", excludes="bench")
     parser.restrict("batch_size rate steps draws", excludes="bench")
     parser.restrict("edges repeats", needs="bench")
     parser.restrict("region", excludes="mask")
-    parser.restrict("split images data_path", excludes="files")
+    parser.restrict("split images data_path prepared_path", excludes="files")
     parser.restrict("resize", needs="files mask")
     return parser
 
@@ -101,6 +101,8 @@ def inpaint_all(args):
         flows.append((other, its_config, its_trained))
     names, images, warnings = load_images(args, config)
     regions, rectangles = load_regions(args, names, flow.L)
+    source = args.mask or f"--region {cli.listing(args.region)}"
+    print(f"{source}: {int(regions[0].sum())} of {regions[0].numel()} pixels corrupted")
     images, regions, results, inpainted = images.to(args.cuda), regions.to(args.cuda), [], {}
     corrupted = torch.where(regions[:, None], MID_GREY, images)
     for flow, its_config, its_trained in flows:
@@ -158,7 +160,7 @@ def load_images(args, config):
     if args.files:
         shape = config["nchannels"], config["L"], args.resize
         return args.files, torch.stack([torch.tensor(load_single(file, *shape)) for file in args.files]), []
-    dataset, warnings = flags.open_data(config, args.data_path)
+    dataset, warnings = flags.open_data(config, args)
     array, numbers = getattr(dataset, args.split), list(args.images)
     if max(numbers) >= len(array):
         raise flag_error("--images", max(numbers), f"the {args.split} split has {len(array)} images, counted from 0")
@@ -169,9 +171,6 @@ def load_regions(args, names, L):
     """The corrupted pixels of each image, (N, L, L) bool, and [row, column, height, width] of each, None for a mask."""
     if args.mask:
         mask = torch.tensor(load_mask(args.mask, L, args.resize))
-        if not mask.any():
-            part = " of the central square" if args.resize else ""
-            raise UserError(f"--mask {args.mask}: no pixel{part} is corrupted, all are 0")
         return mask.repeat(len(names), 1, 1), None
     refuse = partial(flag_error, "--region", cli.listing(args.region))
     if len(args.region) not in (2, 4):

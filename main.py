@@ -38,7 +38,7 @@ from utils.results import machine
 from utils.run import FIXED, check_disk, find, loading, open_folder, read_initial
 from utils.signals import StopSignals
 
-UNSAVED = ("no_stdout", "export", "gpus", "given", "typed")  # flags that say nothing about a trained flow
+UNSAVED = ("no_stdout", "export", "gpus", "given", "typed", "prepared_path")  # say nothing about a trained flow
 PLACES = ("data_path", "out_dir")  # on the machine of the training; not exported
 GRID = 8
 
@@ -59,7 +59,7 @@ class Run:
         self.folder, self.lock = open_folder(base, args.out_dir) if base else (None, None)
 
         self.dataset = self.peers.one_per_machine_first(
-            lambda: open_dataset(args.data, args.data_path, args.nchannels, args.L)
+            lambda: open_dataset(args.data, args.data_path, args.nchannels, args.L, args.prepared_path)
         )
         self.config = {name: value for name, value in vars(args).items() if name not in UNSAVED}
         self.config.update(nlayers=list(args.nlayers), fingerprint=self.dataset.fingerprint)

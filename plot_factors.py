@@ -140,7 +140,7 @@ def main(argv=None):
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
         if data is None:
             data = config["data"]
-            dataset, warnings = flags.open_data(config, args.data_path)
+            dataset, warnings = flags.open_data(config, args)
             for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
                 if getattr(args, flag) > len(split):
                     raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")

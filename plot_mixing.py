@@ -59,7 +59,7 @@ def main(argv=None):
     flow, config, trained = flags.load_flow(args)
     theta = min(3, flow.num_levels - 1) if args.theta is None else args.theta  # the paper's is 3
     cli.check_range("--theta", [theta], flow.num_levels + 1)
-    images = flags.load_images(config, args.data_path, numbers)
+    images = flags.load_images(config, args, numbers)
     flow = flags.exact(flow, images)
     if grid:
         panels = grid_images(flow, images[: grid[0]], images[grid[0] :], theta)

@@ -17,14 +17,14 @@ def main(argv=None):
     add("--real", action="store_true", help="images of the test split instead; needs no weights, only --data")
     add("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
     parser.restrict("temperature cuda dtype", excludes="real")
-    parser.restrict("data_path", needs="real")
+    parser.restrict("data_path prepared_path", needs="real")
     args = flags.parse(parser, argv)
     n = args.grid**2
     if args.real:
         config = vars(args.run) if args.run else checkpoint.read(args.weights)["config"]
         if args.data not in (None, config["data"]):
             raise cli.flag_error("--data", args.data, f"{args.weights} was trained on {config['data']}")
-        data, _ = flags.open_data(config, args.data_path)
+        data, _ = flags.open_data(config, args)
         dataset = data.test
         if n > len(dataset):
             raise cli.flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")

@@ -20,7 +20,7 @@ def walks(flow, config, args):
     """(name, images (F, B, C, L, L), labels, caption) of each walk: between images, sweeps, or a random one."""
     if args.images:
         first, last = args.images
-        images = flags.load_images(config, args.data_path, args.images)
+        images = flags.load_images(config, args, args.images)
         flow = flags.exact(flow, images)
         z = interpolate(*encode(flow, images), args.frames + 1)[:, None]
         labels = [rf"$\lambda = {weight:.2f}$" for weight in torch.linspace(1, 0, len(z))]
@@ -75,7 +75,7 @@ def main(argv=None):
     parser.restrict("range", needs="latents")
     parser.restrict("stops", excludes="latents images")
     parser.restrict("temperature samples draw_seed", excludes="images")
-    parser.restrict("data_path", needs="images")
+    parser.restrict("data_path prepared_path", needs="images")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     for name, images, labels, caption in walks(flow, config, args):

@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.cli import UserError
 
 from . import celeba, chairs, folder, msds, torchvision_sets
-from .arrays import Dataset, Preparation, open_arrays
+from .arrays import FOLDER, Dataset, Preparation, open_arrays
 
 __all__ = ["DATASETS", "Dataset", "DatasetSpec", "open_dataset"]
 
@@ -35,11 +35,13 @@ DATASETS = {
     "msds2": DatasetSpec(partial(msds.prepare, 2)),
     "folder": DatasetSpec(folder.prepare, fixed_shape=False),
 }
+PREPARED = Path("datasets", FOLDER)  # not in a folder of the user's
 
 
-def open_dataset(name, data_path, nchannels, L):
-    """The set `name` below the folder `data_path`, prepared if that is not done yet: an `arrays.Dataset`. Raises
-    UserError for an unusable name, shape or source file, OSError if the disk is full or the folder read-only."""
+def open_dataset(name, data_path, nchannels, L, prepared_path=None):
+    """The set `name` below the folder `data_path`, prepared if that is not done yet: an `arrays.Dataset`. The arrays
+    lie in `prepared_path`, by default `data_path`/prepared_arrays, of a user's images PREPARED. Raises UserError for an
+    unusable name, shape or source file, OSError if the disk is full or the folder read-only."""
     if name not in DATASETS:
         raise UserError(f"--data {name}: must be one of {', '.join(DATASETS)}")
     spec = DATASETS[name]
@@ -47,7 +49,9 @@ def open_dataset(name, data_path, nchannels, L):
         if spec.fixed_shape and given != own:
             raise UserError(f"{flag} {given}: must be {own} for {name}")
     data_path = Path(data_path).expanduser()
-    dataset = open_arrays(data_path, spec.prepare(data_path, nchannels, L))
+    preparation = spec.prepare(data_path, nchannels, L)
+    place = prepared_path or (PREPARED if preparation.own_name else data_path / FOLDER)
+    dataset = open_arrays(Path(place).expanduser(), preparation)
     sizes = len(dataset.train), len(dataset.test)
     if spec.sizes in (None, sizes):
         return dataset

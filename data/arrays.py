@@ -1,9 +1,10 @@
 """Prepared data sets: one uint8 array per split, built once, checked at every opening and memory-mapped.
 
-`{data_path}/prepared_arrays/{name}_{C}x{L}x{L}/` holds `train.npy` and `test.npy`, (N, C, L, L), any labels, and
+`prepared_arrays/{name}_{C}x{L}x{L}/` holds `train.npy` and `test.npy`, (N, C, L, L), any labels, and
 `fingerprint.json`: the recipe, its source, and the SHA-256 of every array file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ class Preparation:
     source: dict | None  # what tells the raw files from others: JSON; None where they are gone or need no telling
     build: Callable[[Path], list[str]]  # folder -> warnings; writes train.npy, test.npy, any labels
     pillow: bool = True  # whether the bytes depend on Pillow's version
+    own_name: str = ""  # of the arrays' folder, instead of the recipe's name, for files of the user's
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,11 @@ class _Unusable(Exception):
     """Why prepared arrays are not to be trusted."""
 
 
-def open_arrays(data_path, preparation):
-    """The prepared arrays below `data_path`, built where they are missing, stale, foreign or damaged: a Dataset. Raises
-    UserError for unusable source files, OSError where the arrays cannot be written."""
-    folder = data_path / FOLDER / "{name}_{nchannels}x{L}x{L}".format(**preparation.recipe)
+def open_arrays(place, preparation):
+    """The prepared arrays in the folder `place`, built where they are missing, stale, foreign or damaged: a Dataset.
+    Raises UserError for unusable source files, OSError where the arrays cannot be written."""
+    recipe = preparation.recipe
+    folder = place / "{}_{nchannels}x{L}x{L}".format(preparation.own_name or recipe["name"], **recipe)
     reason = None
     for _ in range(3):  # a second preparation only if another process replaces the folder meanwhile
         if os.path.lexists(folder):
@@ -60,6 +63,9 @@ def open_arrays(data_path, preparation):
         try:
             with naming(folder):
                 _prepare(folder, preparation)
+        except OSError as error:
+            advice = "; --prepared_path names another folder" * (error.errno in (errno.EROFS, errno.EACCES))
+            raise OSError(error.errno, f"{error.strerror}{advice}", error.filename) from error
         except UserError as error:
             if reason is None:
                 raise

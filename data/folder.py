@@ -1,22 +1,28 @@
 """Any folder of images as a data set (`--data folder --data_path DIR`).
 
-Folders `train/` and `test/` inside are the splits. Without them, an image is a test image if the first eight bytes of
-the SHA-256 of its relative path, as an integer, are a multiple of 10: about one in ten.
+Folders for training and test inside, known by words of their names, are the splits. Without both, an image is a test
+image if the first eight bytes of the SHA-256 of its relative path, as an integer, are a multiple of 10: one in ten.
 """
 
 import hashlib
 import os
+import re
+from collections import defaultdict
 from functools import partial
 
-from utils.cli import UserError
+from utils.cli import UserError, file_name
 
-from .arrays import FOLDER, Preparation
-from .images import BROKEN, load_image, resize, write_split
+from .arrays import FOLDER, SPLITS, Preparation
+from .images import BROKEN, MENDED, LeftOut, load_image, resize, write_split
+
+WORDS = {"train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test"}
+WORDS |= dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation")
+LEFT = {"validation": "for validation", None: "in no such folder"}  # beside the two
 
 
 def prepare(data_path, nchannels, L):
-    """The Preparation of the images below `data_path`, at any depth, hidden ones left out; `resize` makes them square.
-    Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1."""
+    """The Preparation of the images below `data_path`, at any depth, without hidden files and what runs wrote; `resize`
+    makes them square. Raises UserError for a `data_path` that is no folder, nchannels other than 1 or 3, L below 1."""
     if nchannels not in (1, 3):
         raise UserError(f"--nchannels {nchannels}: must be 1 (grey) or 3 (RGB) for a folder of images")
     if L < 1:
@@ -26,8 +32,11 @@ def prepare(data_path, nchannels, L):
     files = sorted(_list(data_path, "", ()))
     listing = "".join(f"{name}\0{size}\0{time}\0" for name, size, time in files)
     source = {"listing": hashlib.sha256(os.fsencode(listing)).hexdigest()} if files else None
+    real = os.path.realpath(data_path)
+    own_name = f"folder_{file_name(os.path.basename(real))}_{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}"
     recipe = {"name": "folder", "version": 1, "nchannels": nchannels, "L": L, "filter": "bicubic"}
-    return Preparation(recipe, source, partial(_build, data_path, [name for name, *_ in files], nchannels, L))
+    build = partial(_build, data_path, [name for name, *_ in files], nchannels, L)
+    return Preparation(recipe, source, build, own_name=own_name)
 
 
 def _list(folder, prefix, parents):
@@ -36,7 +45,11 @@ def _list(folder, prefix, parents):
     if real in parents:
         return
     with os.scandir(folder) as entries:
-        for entry in entries:
+        entries = {entry.name: entry for entry in entries}
+        run = any(re.fullmatch(r"out.*\.lock", name) and f"{name[:-5]}_save" in entries for name in entries)
+        if run or {"fingerprint.json", *SPLITS} <= entries.keys():  # of this program
+            return
+        for entry in entries.values():
             if entry.name.startswith(".") or entry.name == FOLDER:
                 continue
             if entry.is_dir():
@@ -47,32 +60,48 @@ def _list(folder, prefix, parents):
                 yield f"{prefix}{entry.name}", 0, 0  # broken link: to be named among the skipped
 
 
+def _role(name):
+    """The split that a folder on the path is for: "train", "test", "validation" or None."""
+    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name.rpartition("/")[0])
+    return next(filter(None, (WORDS.get(word.casefold().removesuffix("set")) for word in words)), None)
+
+
 def _build(root, names, nchannels, L, folder):
-    skipped, warnings = [], []
+    found, splits = defaultdict(list), {"train": [], "test": []}
 
     def load(name):
         try:
-            return resize(load_image(root / name, nchannels), L)
-        except BROKEN:
-            skipped.append(name)
-
-    folders = [split for split in ("train", "test") if (root / split).is_dir()]
-    splits = {"train": [], "test": []}
-    for name in names:
-        number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
-        split = name.partition("/")[0] if len(folders) == 2 else "train" if number % 10 else "test"
-        splits.get(split, []).append(name)  # beside the two folders: left out
-    if len(folders) == 1:
-        warnings.append(f"{root}: only {folders[0]}/ is there, so all images are split 90/10 by a hash of the path")
+            image = load_image(root / name, nchannels, mended=lambda: found[MENDED].append(name), own=False)
+            return resize(image, L)
+        except BROKEN as error:
+            reason = error if isinstance(error, LeftOut) else "no readable images"
+            found[f"skipped {{}} of {{}} files, {reason}"].append(name)
 
     if not names:
         raise UserError(f"--data_path {root}: holds no files, must be a folder of images")
+    roles = [_role(name) for name in names]
+    kinds = {*roles, *(split for split in splits if (root / split).is_dir())}
+    way = "the names of folders"
+    if {"train", "validation"} <= kinds and "test" not in kinds:
+        roles, way = ["test" if role == "validation" else role for role in roles], f"{way}, for validation as for test"
+    both = {"train", "test"} <= {*kinds, *roles}
+    for name, role in zip(names, roles, strict=True):
+        number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+        split = role if both else "train" if number % 10 else "test"
+        splits.get(split, []).append(name)  # in neither kind of folder: left out
+    counts, warnings = {}, []
     for split, part in splits.items():
-        if not write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}"):
+        counts[split] = write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}")
+    for kind, listed in found.items():
+        shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in sorted(listed)[:10]]
+        more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+        warnings.append(f"{kind.format(len(listed), len(names))}: {', '.join(shown)}{more}")
+    for split, count in counts.items():
+        if not count:
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"
-            raise UserError(f"--data_path {root}: {rule}")
-    if skipped:
-        shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in sorted(skipped)[:10]]
-        listed = ", ".join(shown) + (f" and {len(skipped) - 10} more" if len(skipped) > 10 else "")
-        warnings.append(f"{root}: skipped {len(skipped)} of {len(names)} files, no readable images: {listed}")
-    return warnings
+            raise UserError(f"--data_path {root}: {'; '.join([rule, *warnings])}")
+    if not both or {name.partition("/")[0] for name in names} != {"train", "test"}:
+        left = [f"; left out: {roles.count(role)} files {LEFT[role]}" for role in LEFT if both and role in roles]
+        way = way if both else "a hash of the path, for want of folders for training and for test"
+        warnings.append("{train:,} training and {test:,} test images, by ".format(**counts) + way + "".join(left))
+    return [f"{root}: {warning}" for warning in warnings]

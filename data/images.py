@@ -1,8 +1,14 @@
 """From an image file to (C, L, L) bytes, for all loaders of image files. Pillow resizes, antialiased."""
 
+import io
+import math
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import RLock
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,29 +21,99 @@ from .arrays import cpu_count, write_rows
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, AttributeError)
 BROKEN += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
+PIXELS = 89_478_485  # images of more are decoded one at a time, those of more than twice as many also shrunk first
+LARGEST = 2**28  # pixels of an image once decoded: 1 GiB
+FILLER = b"".join(b"\xb5" * 200 + bytes([255, 0xD0 + k]) for k in range(8))  # JPEG data, and each restart marker
+MENDED = "{} of {} files are JPEGs without an end marker, read all the same"
+_lock = RLock()
 
 
-def to_channels(image, nchannels):
-    """A Pillow image of any mode in mode L (1 channel) or RGB (3), laid on white where transparent. Raises ValueError
-    for a floating-point image, which has no known range, and for a conversion that Pillow does not have."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):  # 16 bits, perhaps in a 32-bit image; Pillow's own conversion clips at 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+class LeftOut(ValueError):
+    """An image that is no image of a data set; why, in words that fit many."""
+
+
+@contextmanager
+def _any_size():
+    """Without Pillow's limit of pixels, which is global: one thread at a time, and restored afterwards."""
+    with _lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def opened(file, mended=None):
+    """The decoded image of a file, a path or BytesIO. Raises one of `BROKEN`, such as LeftOut for more than LARGEST
+    pixels. mended: called for a JPEG that lacks its end marker alone, which raises OSError without it"""
+    with _any_size():
+        image = Image.open(file)
+    with image, _any_size() if math.prod(image.size) > PIXELS else nullcontext():
+        if math.prod(image.size) > 2 * PIXELS and "progressive" not in image.info:
+            image.draft(None, (4096, 4096))  # decodes a JPEG at 1/2, 1/4 or 1/8
+        if math.prod(image.size) > LARGEST:
+            raise LeftOut(f"more than {LARGEST:,} pixels")
+        stored, bits = str(image.tile[0][3]) if image.tile else "", None
+        if image.format == "PNG" and image.mode.startswith("I"):
+            place = image.fp.tell()
+            image.fp.seek(0)
+            bits = re.search(rb"\0\0\0[\1-\4]sBIT(.)", image.fp.read(place), re.DOTALL)  # before the pixels
+        try:
+            image.load()
+        except OSError:
+            if mended is None or image.format not in ("JPEG", "MPO"):
+                raise
+            content = (file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()).rstrip(b"\xff")
+            ends = (io.BytesIO(content + filler + b"\xff\xd9") for filler in (b"", FILLER))
+            with opened(next(ends)) as image, opened(next(ends)) as other:
+                if image.tobytes() != other.tobytes():  # pixels are missing, for which the filler stands
+                    raise
+            mended()
+        yield _eight_bits(image, stored, bits and bits[1][0])
+
+
+def _eight_bits(image, stored="", bits=None):
+    """The image with numbers of 8 bits. Raises LeftOut for an unknown range. stored: Pillow's name of the numbers in
+    the file; bits: how many its sBIT chunk declares"""
+    unknown = LeftOut("numbers of unknown range: rescale to 8 bits, or to all 16")
+    if not image.mode.startswith(("I", "F")):
+        if re.search("(?<!BGR);16", stored) and np.max(image.getextrema()[:3]) < 64:  # Pillow keeps the upper 8 bits
+            raise unknown
+        return image
+    values, white = np.asarray(image), 4095 if "I;12" in stored else 65535
+    high = values.max()
+    if bits and high < 2**bits and (values % 2 ** (16 - bits)).any():
+        white = 2**bits - 1  # although the standard wants the upper bits
+    declared = bits or white < 65535 or (image.format == "PPM" and "65535" not in stored)  # Pillow scales such a PPM
+    if image.mode == "F" or values.min() < 0 or high > white or (0 < high < 2**14 and not declared):
+        raise unknown
+    values = values.astype(np.uint32)
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
+        values = white - values
+    scaled = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return scaled
+
+
+def to_channels(image, nchannels, background="white"):
+    """A Pillow image of any mode in mode L (1 channel) or RGB (3), laid on `background` where transparent. Raises
+    ValueError for numbers of unknown range and for a conversion that Pillow does not have."""
+    image = _eight_bits(image)
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode not in ("1", "L"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    if image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
-    return image.convert("L" if nchannels == 1 else "RGB")
+    mode = "L" if nchannels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
-def load_crop(file, edge, L=32):
+def load_crop(file, edge, L=32, mended=None):
     """The central edge x edge pixels of an image file as uint8 (3, L, L). Raises one of `BROKEN`, also if smaller."""
-    with Image.open(file) as image:
+    with opened(file, mended) as image:
         width, height = image.size
         if min(width, height) < edge:
             raise ValueError(f"{width}x{height} pixels, smaller than the crop of {edge}")
@@ -54,11 +130,17 @@ def resize(image, L, method=Image.Resampling.BICUBIC):
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def load_image(path, nchannels):
-    """An image file as a Pillow image of mode L (1 channel) or RGB (3), turned as its EXIF tag says and laid on white
-    where transparent. Raises one of `BROKEN` for a file that is no image."""
-    with Image.open(path) as image:
-        return to_channels(ImageOps.exif_transpose(image), nchannels)
+def load_image(path, nchannels, background="white", mended=lambda: None, own=True):
+    """An image file as a Pillow image of mode L (1 channel) or RGB (3), turned as its EXIF tag says and laid on
+    `background` where transparent. Raises one of `BROKEN` for a file that is no image, without `own` LeftOut for a
+    picture of a script of this program. mended: see `opened`"""
+    with opened(path, mended) as image:
+        if not own and (image.info.get("Software") == "RG-Flow" or image.info.get("comment") == b"RG-Flow"):
+            raise LeftOut("pictures that this program has drawn")
+        ImageOps.exif_transpose(image, in_place=True)
+        if math.prod(image.size) > 2 * PIXELS and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
+            image = image.reduce(max(1, min(image.size) // 4096))
+        return to_channels(image, nchannels, background)
 
 
 def load_single(path, nchannels, L, fit=False):
@@ -68,15 +150,19 @@ def load_single(path, nchannels, L, fit=False):
 
 
 def load_mask(path, L, fit=False):
-    """The pixels that are not 0 in an image file, (L, L) bool; with `fit` those that hold a part of one. Raises
-    UserError as `load_single` does."""
-    image = Image.fromarray(np.asarray(_load_named(path, 3, L, fit)).any(-1).astype(np.float32))  # bytes would round
-    return resize(image, L, Image.Resampling.BOX)[0] > 0
+    """The pixels of an image file whose largest channel is above half of the range, (L, L) bool, on black where it is
+    transparent; with `fit` those that hold a part of one. Raises UserError as `load_single`, and for all or none."""
+    bright = np.asarray(_load_named(path, 3, L, fit, "black")).max(-1) > 127
+    mask = resize(Image.fromarray(bright.astype(np.float32)), L, Image.Resampling.BOX)[0] > 0  # bytes would round
+    if mask.all() or not mask.any():
+        number, part = "every" if mask.all() else "no", " of the central square" if fit else ""
+        raise UserError(f"{path}: {number} pixel{part} is corrupted (brighter than half of the range)")
+    return mask
 
 
-def _load_named(path, nchannels, L, fit):
+def _load_named(path, nchannels, L, fit, background="white"):
     try:
-        image = load_image(path, nchannels)
+        image = load_image(path, nchannels, background)
     except BROKEN as error:
         raise UserError(f"{path}: no readable image ({getattr(error, 'strerror', None) or error})") from error
     width, height = image.size

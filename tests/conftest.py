@@ -5,6 +5,7 @@ import torch
 from checks import randomise
 from runs import SMALL, flags_of, make_images
 
+import data
 import main
 from args import get_args
 from flow.load import build
@@ -18,6 +19,12 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared(tmp_path_factory):
+    """Prepared arrays of folders lie in a temporary folder."""
+    data.PREPARED = tmp_path_factory.mktemp("prepared")
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,8 @@ class Faults:
         self.seconds = time.monotonic() - start
 
     def argv(self, out, extra=""):
-        return f"--data folder --data_path {self.images} -o {out} {SMALL} {RUN} {extra}".split()
+        paths = f"--data_path {self.images} --prepared_path {self.folder / 'prepared'} -o {out}"
+        return f"--data folder {paths} {SMALL} {RUN} {extra}".split()
 
     def train(self, out, extra="", prepare=lambda: None, **how):
         return Attempt(lambda: (prepare(), main.main(self.argv(out, extra))), **how)

@@ -37,7 +37,9 @@ def make_images(folder):
 
 def flags_of(images, out, flags=""):
     """The flags of a small run, as a list."""
-    return f"--data folder --data_path {images} -o {out} {SMALL} {flags}".split()
+    return (
+        f"--data folder --data_path {images} --prepared_path {images}/prepared_arrays -o {out} {SMALL} {flags}".split()
+    )
 
 
 def records(run, kind):

@@ -1,6 +1,7 @@
 """Small data sets in the layout of the real ones, and how tests open them."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from utils.cli import UserError
 
 
 def opened(name, path, nchannels=3, L=32):
-    return open_dataset(name, path, nchannels, L)
+    return open_dataset(name, path, nchannels, L, Path(path, "prepared_arrays"))
 
 
 def refused(name, path, *pieces, nchannels=3, L=32, lines=1):

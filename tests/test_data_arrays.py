@@ -37,7 +37,7 @@ class Toy:
         return []
 
     def open(self, path, **changes):
-        dataset = open_arrays(path, replace(self.preparation, **changes))
+        dataset = open_arrays(path / "prepared_arrays", replace(self.preparation, **changes))
         assert (dataset.train == TRAIN).all() and (dataset.test == TEST).all()
         return dataset
 

@@ -1,7 +1,10 @@
 """CelebA from small sets in the real layouts: folders, archive, both lists; and every way to be incomplete."""
 
+import os
+import re
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +72,39 @@ def test_all_layouts_give_the_same_bytes(celeba, images, partition):
     archive.unlink()
     (celeba / "list_eval_partition.csv").rename(celeba.parent / "list_eval_partition.csv")
     again()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_with_a_byte_order_mark_and_in_other_csv(celeba, partition, encoding):
+    text = partition.read_text()
+    for content in (text, "image_id,partition\r\n" + re.sub("(.*) (.*)\n", '"\\1","\\2"\r\n', text)):
+        partition.write_bytes(content.encode(encoding))
+        opened(celeba)
+
+
+@pytest.mark.parametrize("name", ["archive.zip", "archive (1).zip", "celeba-dataset.zip"])
+def test_the_archive_of_kaggle(celeba, partition, name):
+    """Images and list in one, wherever in it; closed afterwards."""
+    text = "image_id,partition\n" + partition.read_text().replace(" ", ",")
+    partition.unlink()
+    archive = pack(celeba, prefix="img_align_celeba/img_align_celeba/").rename(celeba.parent / name)
+    sets.refused("celeba32", celeba.parent, "the list of the splits not found", lines=8)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("list_eval_partition.csv", text)
+    opened(celeba)
+    if os.path.exists("/proc/self/fd"):
+        assert not [link for link in Path("/proc/self/fd").iterdir() if link.exists() and link.samefile(archive)]
+    archive.write_bytes(archive.read_bytes()[:-300])
+    (celeba.parent / "prepared_arrays" / "celeba32_3x32x32" / "train.npy").unlink()
+    sets.refused("celeba32", celeba.parent, archive, "cut short or damaged")
+
+
+def test_jpegs_that_lack_their_end_marker_are_counted(celeba, images):
+    for k in (2, 3):
+        path = images / f"{k:06}.jpg"
+        path.write_bytes(path.read_bytes()[:-2])
+    line = f"{images}: 2 of 6 files are JPEGs without an end marker, read all the same, such as 000002.jpg"
+    assert opened(celeba).warnings == [line, COUNTS]
 
 
 @pytest.mark.parametrize("prefix", ["", "../../", "/tmp/"])

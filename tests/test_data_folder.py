@@ -1,5 +1,6 @@
 """Folders of images: splits, colour modes, sizes, and what is no image."""
 
+import errno
 import hashlib
 import os
 from functools import partial
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import sets
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from sets import save
 
+import data
 from data.images import to_channels
 
 opened, refused = partial(sets.opened, "folder", L=8), partial(sets.refused, "folder", L=8)
@@ -42,8 +45,46 @@ def test_train_and_test_folders(tmp_path):
     dataset = opened(tmp_path)
     by_path = [0, 3, 6, 9, 1, 10, 4, 7, 11, 2, 5, 8]  # 1/1, 1/10, 1/4
     assert dataset.train[:, 0, 0, 0].tolist() == by_path
-    assert dataset.test[:, 0, 0, 0].tolist() == [99] and dataset.warnings == []
-    assert dataset.path == tmp_path / "prepared_arrays" / "folder_3x8x8"
+    line = f"{tmp_path}: 12 training and 1 test images, by the names of folders; left out: 1 files in no such folder"
+    assert dataset.test[:, 0, 0, 0].tolist() == [99] and dataset.warnings == [line]
+    (tmp_path / "elsewhere.png").unlink()
+    plain = opened(tmp_path, L=4)
+    assert plain.warnings == [] and len(plain.train) == 12
+
+
+LAYOUTS = [  # files, their splits, and words
+    ("Train/a Test/b", "train test", "1 training and 1 test images, by the names"),
+    ("x/Training_set/a x/testing/b", "train test", "1 training and 1 test images, by the names"),
+    ("trainA/a trainB/b testA/c testset/d", "train train test test", "2 training and 2 test images"),
+    ("DIV2K_train_HR/a DIV2K_valid_HR/train/b", "train test", "1 training and 1 test images"),
+    (
+        "images/train2017/a images/val2017/b c",
+        "train test -",
+        "for validation as for test; left out: 1 files in no such",
+    ),
+    (
+        "train/a dev/b Test/c d/e f",
+        "train - test - -",
+        "by the names of folders; left out: 1 files for validation; left out: 2 files in no such",
+    ),
+    ("constrained/a contest/b latest/c", None, "by a hash of the path"),  # parts of words
+    ("train/a train/b bus/c", None, "by a hash of the path, for want of folders for training and for test"),
+    ("test/a val/b", None, "by a hash"),
+]
+
+
+@pytest.mark.parametrize("files, splits, words", LAYOUTS)
+def test_folders_of_the_splits_in_any_spelling(tmp_path, files, splits, words):
+    names = [f"{name}.png" for name in files.split()]
+    if splits is None:
+        names += [f"{name[:-4]}{k}.png" for name in names for k in range(30)]
+    for k, name in enumerate(names):
+        save(tmp_path / name, (k, 0, 0))
+    dataset = opened(tmp_path)
+    found = {int(image[0, 0, 0]): split for split in ("train", "test") for image in getattr(dataset, split)}
+    hashed = ["train" if int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) % 10 else "test" for name in names]
+    assert [found.get(k, "-") for k in range(len(names))] == (splits.split() if splits else hashed)
+    assert len(dataset.warnings) == 1 and words in dataset.warnings[0]
 
 
 def test_split_by_hash(tmp_path):
@@ -54,11 +95,8 @@ def test_split_by_hash(tmp_path):
     last = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) % 10 for name in names]
     assert dataset.test[:, 0, 0, 0].tolist() == [k for k in range(200) if last[k] == 0]
     assert dataset.train[:, 0, 0, 0].tolist() == [k for k in range(200) if last[k] != 0]
-    assert 8 <= len(dataset.test) <= 35 and dataset.warnings == []
-    (tmp_path / "train").mkdir()
-    save(tmp_path / "new.png")
-    (warning,) = [text for text in opened(tmp_path).warnings if "again" not in text]
-    assert "only train/ is there" in warning
+    assert 8 <= len(dataset.test) <= 35 and len(dataset.warnings) == 1
+    assert f"{len(dataset.train)} training and {len(dataset.test)} test images, by a hash" in dataset.warnings[0]
 
 
 def plain(mode, colour, size=(8, 8), corner=None):
@@ -116,7 +154,7 @@ def test_shorter_side_is_resized_and_the_centre_kept(root, turned):
     assert (alone(root, image, exif=exif) == expected.transpose(2, 0, 1)).all()
 
 
-def test_no_images_are_skipped_counted_and_named(tmp_path, monkeypatch):
+def test_no_images_are_skipped_counted_and_named(tmp_path):
     for k in range(6):
         save(tmp_path / ("train", "test")[k % 2] / f"{k // 2}.png", (k // 2, 0, 0))
     (tmp_path / "train" / "0a.txt").write_text("labels")
@@ -124,12 +162,14 @@ def test_no_images_are_skipped_counted_and_named(tmp_path, monkeypatch):
     (tmp_path / "test" / "cut.png").write_bytes((tmp_path / "test" / "0.png").read_bytes()[:45])
     (tmp_path / "test" / "broken link.png").symlink_to("nowhere.png")
     plain("F", 0).save(tmp_path / "test" / "float.tiff")
-    save(tmp_path / "test" / "bomb.png", size=(100, 100))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    (tmp_path / "test" / "bomb.ppm").write_bytes(b"P6 30000 30000 255 ")
     dataset = opened(tmp_path)
     assert dataset.train[:, 0, 0, 0].tolist() == dataset.test[:, 0, 0, 0].tolist() == [0, 1, 2]
-    names = "test/bomb.png, test/broken link.png, test/cut.png, test/float.tiff, train/0a.txt, train/1a.jpg"
-    assert dataset.warnings == [f"{tmp_path}: skipped 6 of 12 files, no readable images: {names}"]
+    names = "test/broken link.png, test/cut.png, train/0a.txt, train/1a.jpg"
+    lines = ["1 of 12 files, more than 268,435,456 pixels: test/bomb.ppm"]
+    lines += ["1 of 12 files, numbers of unknown range: rescale to 8 bits, or to all 16: test/float.tiff"]
+    lines += [f"4 of 12 files, no readable images: {names}"]
+    assert sorted(dataset.warnings) == [f"{tmp_path}: skipped {line}" for line in lines]
     assert opened(tmp_path).warnings == dataset.warnings
 
 
@@ -143,6 +183,45 @@ def test_only_ten_names_are_given_and_some_are_no_text(root):
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
     assert "-\\xff.txt" in opened(root).warnings[0].encode().decode()
+
+
+def test_what_a_run_wrote_is_left_out(root):
+    """Pictures and prepared arrays among the user's images change nothing, neither at once nor at the next start."""
+    first = opened(root)
+    run = root / "train" / "saved_model" / "laplace"
+    (run / "out_b_save").mkdir(parents=True)
+    (run / "out_b.lock").touch()
+    for path in (run / "out_b_samples" / "epoch1.png", root / "train" / "prepared_arrays" / "b.png"):
+        save(path)
+    for _ in range(2):
+        assert data.open_dataset("folder", root, 3, 8, root / "cache").warnings == []
+    assert opened(root).fingerprint == first.fingerprint and opened(root).warnings == []
+    marked = PngInfo()
+    marked.add_text("Software", "RG-Flow")
+    save(root / "train" / "walk.gif", comment="RG-Flow")
+    save(root / "train" / "figure.png", pnginfo=marked)
+    second = opened(root)
+    listed = "skipped 2 of 4 files, pictures that this program has drawn: train/figure.png, train/walk.gif"
+    assert [line for line in second.warnings if "again" not in line] == [f"{root}: {listed}"]
+    assert second.fingerprint == first.fingerprint
+
+
+def test_arrays_of_a_folder_do_not_lie_in_it(root, monkeypatch, tmp_path_factory):
+    elsewhere, before = tmp_path_factory.mktemp("elsewhere"), set(root.rglob("*"))
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(data, "PREPARED", Path("datasets/prepared_arrays"))
+    first = data.open_dataset("folder", root, 3, 8)
+    code = hashlib.sha256(bytes(root.resolve())).hexdigest()[:8]
+    assert first.path == Path("datasets", "prepared_arrays", f"folder_{root.name}_{code}_3x8x8")
+    assert data.open_dataset("folder", root, 3, 8, elsewhere / "x").path == elsewhere / "x" / first.path.name
+    assert set(root.rglob("*")) == before
+
+    def refuse(path, *options, **named):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=r"Read-only file system; --prepared_path names another folder: .*read_only"):
+        data.open_dataset("folder", root, 3, 8, elsewhere / "read_only")
 
 
 def test_links(root, tmp_path_factory):

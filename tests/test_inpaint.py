@@ -247,7 +247,7 @@ def test_script_on_test_images(run_script, weights):
 def test_known_pixels_of_files_come_back_unchanged(run_script, weights):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     mask = np.zeros((16, 16, 3), dtype=np.uint8)
-    mask[2:4, 5, 2] = 1
+    mask[2:4, 5, 2] = 255
     for name, array in (("0", pixels[0]), ("1", pixels[1]), ("mask", mask)):
         Image.fromarray(array).save(f"{name}.png")
     flags = ["--files", "0.png", "1.png", "--mask", "mask.png", "--fig_dir", "out", "--realnvp", weights[1]]
@@ -262,7 +262,7 @@ def test_known_pixels_of_files_come_back_unchanged(run_script, weights):
 def test_files_of_another_size_are_resized(run_script):
     Image.new("RGB", (20, 10), (9, 9, 9)).save("wide.png")
     thin = np.zeros((800, 800), dtype=np.uint8)
-    thin[275, 199:201] = 1  # a 2,500th of each of two output pixels
+    thin[275, 199:201] = 255  # a 2,500th of each of two output pixels
     Image.fromarray(thin).save("thin.png")
     (result,) = run_script("--files", "wide.png", "--mask", "thin.png", "--resize")["results"]
     assert result["free_latents"] == 3 * int(inference_cone(rectangle(16, 5, 3, 1, 2), 4).sum())
