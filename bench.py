@@ -24,7 +24,7 @@ from data.batches import Batches
 from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build, load_trained
 from flow.preprocess import Loss, bits_per_dim, to_model
-from layers.fold import FoldedTogether
+from layers.fold import FoldedTogether, folded_together
 from utils.cli import count, flag_error, number_list, positive, script
 from utils.distributed import Peers
 from utils.logging import RunLog
@@ -131,10 +131,11 @@ def measure(args):
         order = f"self_{device.type}_time_total"
         print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
     steps.flow.eval()
-    for k in range(1 + repeats):
-        for _ in range(in_a_row if k else 1):
-            sample(args.batch_size)
-        matrix()
+    with torch.no_grad(), folded_together(steps.flow):
+        for k in range(1 + repeats):
+            for _ in range(in_a_row if k else 1):
+                sample(args.batch_size)
+            matrix()
     rows = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * in_a_row)
     seconds = {name: each[-rows.get(name, repeats) :] for name, each in seconds.items() if each}
     median = {name: statistics.median(each) for name, each in seconds.items()}

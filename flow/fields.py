@@ -43,8 +43,8 @@ class Fields:
 
 
 def get_fields(flow, config, folder, n, seed, temperatures=None, latents=None, subset=None, weights="a flow"):
-    """The Fields of a flow and its config, from the file `receptive_fields_….cache` of a folder if they are there. Raises
-    UserError, naming the file `weights`, if a field is not finite.
+    """The Fields of a flow and its config, from the file `receptive_fields_….cache` of a folder if they are there.
+    Raises UserError, naming the file `weights`, if a field is not finite.
 
     n, temperatures: draws of z, and their temperature at each level, None for 1
     latents: (channel, row, column) of each; None: `subset` random ones of each level, by default all if they are few

@@ -29,17 +29,12 @@ Settings = namedtuple("Settings", "ngroups dtype compile")
 class FoldedNetworks(Networks):
     """How `ResidualNetworks` are evaluated: `steps` gives what `evaluate` needs for each step of the bijector."""
 
-    _held = None
-
     def fold(self):
         return fold_networks([self])[0]
 
-    def steps(self):
-        return self._held or super().steps()
-
     @property
     def kind(self):
-        """Equal where `folded_together` folds networks at once, None for those with masks or large weights."""
+        """None for those with masks or large weights."""
         masked = any(mask is not None for block in self.blocks for mask in block.masks)
         if masked or max(weight.numel() for block in self.blocks for weight in block.weights) > PIECE:
             return None
@@ -49,18 +44,21 @@ class FoldedNetworks(Networks):
 
 @contextmanager
 def folded_together(module):
-    """Fold all small networks of `module` at once; within, `steps()` gives what their parameters were on entry.
+    """Fold the networks of `module` once; within, `steps()` gives what their parameters were on entry.
 
-    For a training step: folding small networks costs by the number of operations, not by their size. Large networks are
-    folded when they are used, so that memory holds the gradient of one of them at a time.
+    For a training step, and where a flow is used many times. Small residual networks are folded at once, which costs by
+    the number of operations, not by their size. Others are folded here only without gradients, and otherwise when they
+    are used, so that memory holds the gradient of one of them at a time. Within another such context it does nothing.
     """
-    every = [part for part in module.modules() if isinstance(part, FoldedNetworks) and part.kind]
+    every = [part for part in module.modules() if isinstance(part, Networks) and part._held is None]
+    every = [networks for networks in every if networks.kind or not networks.differentiable]
     kinds = {}
     for networks in every:
-        kinds.setdefault(networks.kind, []).append(networks)
+        kinds.setdefault(networks.kind or id(networks), []).append(networks)
     try:
         for group in kinds.values():
-            for networks, steps in zip(group, fold_networks(group), strict=True):
+            folded = fold_networks(group) if group[0].kind else [group[0].fold()]
+            for networks, steps in zip(group, folded, strict=True):
                 networks._held = steps
         yield
     finally:
