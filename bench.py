@@ -24,7 +24,7 @@ from data.batches import Batches
 from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build, load_trained
 from flow.preprocess import Loss, bits_per_dim, to_model
-from layers.fold import FoldedTogether, folded_together
+from layers.fold import folded_together
 from utils.cli import count, flag_error, number_list, positive, script
 from utils.distributed import Peers
 from utils.logging import RunLog
@@ -77,8 +77,8 @@ class Steps:
         self.flow = build(vars(args)).to(self.device)
         self.dtype = next(self.flow.parameters()).dtype
         flags.accelerate(self.flow, args)
-        loss, graph = FoldedTogether(Loss(self.flow)), args.compile and self.device.type == "cuda"
-        self.descent = Descent(loss, args.weight_decay, args.clip_grad, Peers(self.device), graph)
+        graph = args.compile and self.device.type == "cuda"
+        self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, Peers(self.device), graph)
         batches = Batches(images, args.batch_size, self.device, args.seed, False, self.dtype)
         self.seconds = {"data": [], "optimizer": []}
         self.batches = timed(batches, self.device, self.seconds["data"])

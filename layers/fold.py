@@ -14,7 +14,6 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .networks import NORM_MIN, Networks, compiled
 
@@ -64,18 +63,6 @@ def folded_together(module):
     finally:
         for networks in every:
             networks._held = None
-
-
-class FoldedTogether(nn.Module):
-    """A module that is called within `folded_together`."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs):
-        with folded_together(self.module):
-            return self.module(*inputs)
 
 
 def evaluate(folded, x):
