@@ -10,12 +10,13 @@ the silu is left. All K steps of a bijector are folded at once, S = K G networks
 import math
 from collections import namedtuple
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 
-from .networks import NORM_MIN, Networks, compiled
+from .networks import NORM_MIN, Networks, compiled, transformed
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
@@ -103,9 +104,20 @@ def fold_block(group, k):
     folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
     for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
         differentiable = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in layer)
-        matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
+        if transformed():
+            matrices = fold_plainly(settings, *layer)
+        else:
+            matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
         folded += [matrices, bias[:, None].split(one.ngroups)]
     return list(zip(*folded, strict=True))
+
+
+def fold_plainly(settings, mask, weight, before, gain, after):
+    """What `fold_weight` gives without |V|, in operations that PyTorch can transform and differentiate."""
+    weight = masked(weight, mask)
+    norm = weight.square().sum(1).clamp_min(NORM_MIN**2).sqrt()  # whose second derivative is finite at 0
+    matrices = weight * before[:, :, None] * (gain * after / norm)[:, None]
+    return matrices.to(settings.dtype).split(settings.ngroups)
 
 
 def pieces(weight, ngroups):
@@ -138,8 +150,9 @@ class FoldWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        if torch.is_grad_enabled():
-            raise RuntimeError("second derivatives by the parameters of residual networks: not available")
+        if torch.is_grad_enabled():  # second derivatives are asked for
+            pull = torch.func.vjp(partial(fold_plainly, ctx.settings, ctx.mask), *ctx.saved_tensors[:4])[1]
+            return None, None, *pull(grads)
         settings, mask, (weight, before, gain, after, norm) = ctx.settings, ctx.mask, ctx.saved_tensors
         unfold = compiled(unfold_piece) if settings.compile else unfold_piece
         unit, grad_weight, sums = gain / norm, torch.empty_like(weight), []

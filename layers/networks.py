@@ -52,11 +52,19 @@ class Networks(nn.Module):
 
     def run(self, function, folded, *variables):
         """function(folded, *variables): one step with one entry of `steps()` and tensors."""
+        if transformed():
+            return function(folded, *variables)
         if self.compile_kernels:
             function = compiled(function)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(function, folded, *variables, use_reentrant=False, preserve_rng_state=False)
         return function(folded, *variables)
+
+
+def transformed():
+    """Whether a transform of torch.func is at work, as vmap or grad. It needs plain operations: no compiled kernels,
+    recomputation, derivatives by hand or memory formats."""
+    return torch._C._are_functorch_transforms_active()
 
 
 @cache

@@ -121,17 +121,12 @@ def test_small_networks_folded_together_are_those_folded_alone(alone, piece, mon
     assert sum(networks.fold.call_count for networks in every) == alone + 4  # nothing is held any longer
 
 
-def test_second_derivatives_by_parameters_are_refused():
-    """Those by the input are right, and so is their gradient by a parameter."""
+def test_second_derivatives():
     networks, x = build_networks(), torch.randn(5, 6, requires_grad=True)
-    block = networks.blocks[1]
-    for parameter in (*block.weights, block.gain, block.beta, networks.scale):
-        with pytest.raises(RuntimeError, match="second derivatives"):
-            torch.autograd.grad(folded(networks, x).sum(), parameter, create_graph=True)
-    second = []
+    inputs, second = [x, *networks.parameters()], []
     for function in (networks, lambda x: folded(networks, x)):
-        (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
-        second.append(torch.autograd.grad(gradient.square().sum(), [x, networks.blocks[0].weights[1]]))
+        gradients = torch.autograd.grad(function(x).sum(), inputs, create_graph=True)
+        second.append(torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs))
     torch.testing.assert_close(*second)
 
 
