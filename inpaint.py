@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import args as flags
@@ -20,7 +19,7 @@ from flow.preprocess import to_image, to_model, to_uint8
 from layers.fold import folded_together
 from utils import cli
 from utils.cli import UserError, flag_error
-from utils.plotting import COLOURS, PAGE, grid_figure, save_figure, save_pixels, style
+from utils.plotting import COLOURS, PAGE, Figure, grid_figure, save_figure, save_pixels, style
 from utils.random import generator
 from utils.results import about, inpainting_rows, save
 from utils.timing import timed

@@ -218,8 +218,11 @@ class Run:
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
         # Without parents: a run folder that was removed meanwhile is not made again.
         path = run_path(self.args, "_samples") / name
-        figure = grid_figure(to_image(images).cpu(), GRID)
-        self.log.text(f"samples: {save_figure(figure, path, ['.png'], parents=False, quiet=True)[0]}")
+        try:
+            figure = grid_figure(to_image(images).cpu(), GRID)
+            self.log.text(f"samples: {save_figure(figure, path, ['.png'], parents=False, quiet=True)[0]}")
+        except (FloatingPointError, UserError) as error:
+            self.log.text(f"samples: none, {error}")
 
     def save(self, last=False):
         """Save the run's state; as `last.state` inside an epoch, or if `last`."""
