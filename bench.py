@@ -24,7 +24,7 @@ from data.batches import Batches
 from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build, load_trained
 from flow.preprocess import Loss, bits_per_dim, to_model
-from layers.fold import FoldedTogether
+from layers.fold import folded_together
 from utils.cli import count, flag_error, number_list, positive, script
 from utils.distributed import Peers
 from utils.logging import RunLog
@@ -77,8 +77,8 @@ class Steps:
         self.flow = build(vars(args)).to(self.device)
         self.dtype = next(self.flow.parameters()).dtype
         flags.accelerate(self.flow, args)
-        loss, graph = FoldedTogether(Loss(self.flow)), args.compile and self.device.type == "cuda"
-        self.descent = Descent(loss, args.weight_decay, args.clip_grad, Peers(self.device), graph)
+        graph = args.compile and self.device.type == "cuda"
+        self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, Peers(self.device), graph)
         batches = Batches(images, args.batch_size, self.device, args.seed, False, self.dtype)
         self.seconds = {"data": [], "optimizer": []}
         self.batches = timed(batches, self.device, self.seconds["data"])
@@ -131,10 +131,11 @@ def measure(args):
         order = f"self_{device.type}_time_total"
         print(result.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
     steps.flow.eval()
-    for k in range(1 + repeats):
-        for _ in range(in_a_row if k else 1):
-            sample(args.batch_size)
-        matrix()
+    with torch.no_grad(), folded_together(steps.flow):
+        for k in range(1 + repeats):
+            for _ in range(in_a_row if k else 1):
+                sample(args.batch_size)
+            matrix()
     rows = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * in_a_row)
     seconds = {name: each[-rows.get(name, repeats) :] for name, each in seconds.items() if each}
     median = {name: statistics.median(each) for name, each in seconds.items()}

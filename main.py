@@ -26,7 +26,6 @@ from data.batches import Batches
 from flow.evaluation import bits_per_dim_of_all, first_nonfinite, level_that_fails, mean_and_stderr, noisy_batch
 from flow.load import build
 from flow.preprocess import Loss, nats_per_dim, nats_to_bits, to_image
-from layers.fold import FoldedTogether
 from utils import checkpoint
 from utils.cli import UserError, script
 from utils.distributed import Peers, is_torchelastic_launched, launch, together
@@ -74,8 +73,7 @@ class Run:
 
         _, obstacles = accelerate(self.flow, args)
         graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
-        loss = FoldedTogether(Loss(self.flow))
-        self.descent = Descent(loss, args.weight_decay, args.clip_grad, self.peers, graph)
+        self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
 
         self.step = 0
         self.saved_step = None  # the latest step whose state is on disk
@@ -220,8 +218,11 @@ class Run:
         name = f"step{self.step}" if self.mid_epoch else f"epoch{self.epoch}"
         # Without parents: a run folder that was removed meanwhile is not made again.
         path = run_path(self.args, "_samples") / name
-        figure = grid_figure(to_image(images).cpu(), GRID)
-        self.log.text(f"samples: {save_figure(figure, path, ['.png'], parents=False, quiet=True)[0]}")
+        try:
+            figure = grid_figure(to_image(images).cpu(), GRID)
+            self.log.text(f"samples: {save_figure(figure, path, ['.png'], parents=False, quiet=True)[0]}")
+        except (FloatingPointError, UserError) as error:
+            self.log.text(f"samples: none, {error}")
 
     def save(self, last=False):
         """Save the run's state; as `last.state` inside an epoch, or if `last`."""

@@ -8,7 +8,6 @@ import math
 from itertools import permutations
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from tqdm import trange
 
@@ -16,7 +15,7 @@ from flow.prior import PRIORS
 from layers.coupling import couple, uncouple
 from layers.residual import ResidualNetworks
 from utils import cli
-from utils.plotting import COLOURS, PAGE, save_figure, style
+from utils.plotting import COLOURS, PAGE, Figure, save_figure, style
 from utils.random import derived_seed, generator
 from utils.results import PRIOR_NAMES, about, entries, means, row, save
 

@@ -2,14 +2,23 @@
 """Draw and count the patches and causal cones of an RG-Flow, level by level (figure 3 (b-d)). Needs no weights."""
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
 
 from flow.hierarchy import generation_cone, inference_cone, level_map, num_levels
 from utils import cli
-from utils.plotting import COLOURS, COLUMN_LABEL, PAGE, save_figure, squares, style
+from utils.plotting import (
+    COLOURS,
+    COLUMN_LABEL,
+    PAGE,
+    Figure,
+    Line2D,
+    Patch,
+    Rectangle,
+    add_pixels,
+    save_figure,
+    squares,
+    style,
+    to_rgb,
+)
 
 BLUE, ORANGE, GREEN, _, RED, _ = COLOURS
 KEPT, LATENT = "#FFFFFF", "#D0D0D0"
@@ -42,12 +51,12 @@ def draw_section(axes, cells, latents, m, colour):
     l = len(latents)
     picture = np.where(latents[..., None], to_rgb(LATENT), to_rgb(KEPT))
     picture[cells] = to_rgb(colour)
-    axes.imshow(picture, extent=(0, l, l, 0), interpolation="nearest")
+    add_pixels(axes, picture)
     for start, line, colour in ((0, "-", ORANGE), (m // 2, DASHES, GREEN)):
         edges = np.arange(start, l + 1, m)
         for draw_lines in (axes.hlines, axes.vlines):
             draw_lines(edges, 0, l, colors=colour, linestyles=line, linewidth=min(0.8, 12 / l))
-    axes.set(xticks=[], yticks=[], xlim=(0, l), ylim=(l, 0))
+    axes.set(xticks=[], yticks=[])
 
 
 def draw(L, m, cones):

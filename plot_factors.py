@@ -10,15 +10,12 @@ from itertools import cycle
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 import args as flags
 from data import msds
 from flow.latents import encode
 from utils import cli
-from utils.plotting import COLOURS, PAGE, save_figure, style
+from utils.plotting import COLOURS, PAGE, Figure, Line2D, Patch, save_figure, style
 from utils.probes import Parts, position_r2, ridge_r2, single_r2
 from utils.random import generator
 from utils.results import about, by_network, mean_and_deviation, means, row, save, table

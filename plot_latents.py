@@ -2,17 +2,17 @@
 """Draw the receptive field of latents beside two samples in which they are varied (figures 4 and 6)."""
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import args as flags
 from flow.fields import get_fields
 from flow.latents import papers_range, vary
 from utils import cli
-from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, field_pictures, save_figure, show, squares
+from utils.plotting import COLUMN, COLUMN_LABEL, PAGE, Figure, field_pictures, save_figure, show, squares, style
 from utils.random import generator
 
 
+@style()
 def draw(groups):
     """A figure of groups: a receptive field on the left, beside it a row per sample and a column per value. Of each: a
     name, the field (3, L, L), values (n,) and images (n, B, C, L, L)."""

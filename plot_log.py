@@ -5,11 +5,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from utils import cli
 from utils.logging import read_bpds, run_name
-from utils.plotting import COLOURS, COLUMN, save_figure, style
+from utils.plotting import COLOURS, COLUMN, Figure, save_figure, style
 
 POINTS = 200  # of a training curve: means over as many equal stretches
 SPREAD = 0.028  # of BPD over three seeds of a small RG-Flow (rnvp) after 1,000 steps, docs/recipe.md; smaller later

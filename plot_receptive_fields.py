@@ -3,8 +3,6 @@
 
 import numpy as np
 import torch
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 
 import args as flags
 from flow.fields import get_fields
@@ -38,7 +36,7 @@ def draw_fields(fields, rows):
     height = len(lines) * (size + down) + bottom
     length = min(1.3, width - left - 0.1)  # of the scale of colours
     with plotting.style():
-        figure = Figure(figsize=(width, height))
+        figure = plotting.Figure(figsize=(width, height))
         grid = plotting.squares(figure, len(lines), ncols, size, left, down, gap, down)
         for row, (k, h, part) in enumerate(lines):
             panels = [figure.add_subplot(grid[row, column]) for column in range(len(part))]
@@ -46,7 +44,9 @@ def draw_fields(fields, rows):
                 plotting.show(axes, image, fields.name(number))
             panels[0].set_ylabel("" if k else f"$h = {h}$", rotation=0, ha="right", va="center")
         place = figure.add_axes(((left + width - length) / 2 / width, 0.2 / height, length / width, 0.06 / height))
-        bar = figure.colorbar(ScalarMappable(cmap=plotting.COLOUR_MAP), place, orientation="horizontal", ticks=[0, 1])
+        bar = figure.colorbar(
+            plotting.ScalarMappable(cmap=plotting.COLOUR_MAP), place, orientation="horizontal", ticks=[0, 1]
+        )
         bar.ax.tick_params(pad=1, length=2)
         bar.set_label(r"$|\partial G / \partial z_l|$ / maximum", labelpad=-6)
     return figure
@@ -59,7 +59,7 @@ def draw_histogram(fields, levels, logarithmic=False):
     edges = np.geomspace(*ends, BINS + 1) if logarithmic else np.linspace(0, strengths.max(), BINS + 1)
     counts = [np.histogram(strengths[fields.levels == h], edges)[0] for h in range(len(fields.totals))]
     with plotting.style():
-        figure = Figure(figsize=(plotting.COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
+        figure = plotting.Figure(figsize=(plotting.COLUMN, 0.75 * len(levels) + 0.4), layout="constrained")
         panels = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for h, axes in zip(levels, panels, strict=True):
             axes.stairs(counts[h], edges, baseline=0.5, fill=True, color=plotting.COLOURS[0])

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from layers.fold import folded_together
 from layers.networks import Networks
 
 from .hierarchy import num_levels
@@ -62,7 +63,8 @@ class Flow(nn.Module):
     def log_prob(self, x):
         """log p(x), nats: (B, C, L, L) -> (B,), by equation 1 with the factorised prior of equations 10 and D.1. The
         mean of -log p(x) over the data is the loss of equations 11 and 12, a KL divergence plus a constant."""
-        z, log_det = self(x)
+        with folded_together(self):
+            z, log_det = self(x)
         return self.prior.log_prob(z).sum((1, 2, 3)) + log_det
 
     def sample_prior(self, n, temperature=1.0, generator=None):
@@ -79,7 +81,8 @@ class Flow(nn.Module):
         generator: a torch.Generator on the flow's device, None for the global one
         Raises ValueError if a temperature is negative or not finite, or if their number is wrong.
         """
-        return self.inverse(self.sample_prior(n, temperature, generator))[0]
+        with folded_together(self):
+            return self.inverse(self.sample_prior(n, temperature, generator))[0]
 
     @torch.no_grad()
     def first_nonfinite_level(self, x):

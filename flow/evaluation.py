@@ -9,6 +9,7 @@ import math
 import torch
 from tqdm import tqdm
 
+from layers.fold import folded_together
 from utils.random import dequantisation_noise, generator
 
 from .preprocess import bits_per_dim, to_model, to_uint8
@@ -33,9 +34,10 @@ def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=Non
     quiet: no progress bar; None for one on terminals only
     """
     values = torch.zeros(len(images), dtype=torch.float64, device=next(flow.parameters()).device)
-    for start in tqdm(range(part * BATCH, len(images), parts * BATCH), desc="test", leave=False, disable=quiet):
-        batch, noise = noisy_batch(flow, images, start, seed, draw)
-        values[start : start + BATCH] = bits_per_dim(flow, batch, noise=noise).to(values.dtype)
+    with folded_together(flow):
+        for start in tqdm(range(part * BATCH, len(images), parts * BATCH), desc="test", leave=False, disable=quiet):
+            batch, noise = noisy_batch(flow, images, start, seed, draw)
+            values[start : start + BATCH] = bits_per_dim(flow, batch, noise=noise).to(values.dtype)
     return values
 
 
@@ -68,17 +70,19 @@ def round_trip_errors(flow, images, dtype, seed=0):
     flow.accelerate()
     largest = torch.zeros(2, 1 + flow.num_levels, dtype=torch.float64)
     name = f"round trip {dtype}".replace("torch.", "")
-    for start in tqdm(range(0, len(images), BATCH), desc=name, leave=False, disable=None):
-        batch, noise = noisy_batch(flow, images, start, seed)
-        x, _ = to_model(batch, noise=noise, dtype=dtype)
-        z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
-        for row, given, there, back in zip(largest, (x, z), (flow, flow.inverse), (flow.inverse, flow), strict=True):
-            end = there(given)[0]
-            again = back(end)[0]
-            errors = (again - given).abs(), (there(again)[0] - end).abs()
-            image, latents = errors if there is flow else errors[::-1]
-            levels = [latents[:, flow.level_map == h].max() for h in range(flow.num_levels)]
-            row.copy_(torch.maximum(row, torch.stack([image.max(), *levels]).to(row)))  # keeps NaN
+    with folded_together(flow):
+        for start in tqdm(range(0, len(images), BATCH), desc=name, leave=False, disable=None):
+            batch, noise = noisy_batch(flow, images, start, seed)
+            x, _ = to_model(batch, noise=noise, dtype=dtype)
+            z = flow.sample_prior(len(batch), generator=generator(seed, "round trip", start, batch.device))
+            ways = (flow, flow.inverse), (flow.inverse, flow)
+            for row, given, there, back in zip(largest, (x, z), *ways, strict=True):
+                end = there(given)[0]
+                again = back(end)[0]
+                errors = (again - given).abs(), (there(again)[0] - end).abs()
+                image, latents = errors if there is flow else errors[::-1]
+                levels = [latents[:, flow.level_map == h].max() for h in range(flow.num_levels)]
+                row.copy_(torch.maximum(row, torch.stack([image.max(), *levels]).to(row)))  # keeps NaN
     data, samples = ([error if math.isfinite(error) else None for error in row] for row in largest.tolist())
     return {name: {"image": row[0], "levels": row[1:]} for name, row in (("data", data), ("samples", samples))}
 
@@ -87,10 +91,11 @@ def round_trip_errors(flow, images, dtype, seed=0):
 def sample_uint8(flow, n, temperature=1.0, seed=0):
     """n samples, uint8 (n, C, L, L) on the host; see `Flow.sample`. Raises FloatingPointError for one with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
-    for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=None):
-        part = images[start : start + BATCH]
-        x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
-        if x.isnan().any():
-            raise FloatingPointError(f"samples {start} to {start + len(part) - 1}: hold values that are not numbers")
-        part.copy_(to_uint8(x))
+    with folded_together(flow):
+        for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=None):
+            part = images[start : start + BATCH]
+            x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
+            if x.isnan().any():
+                raise FloatingPointError(f"samples {start} to {start + len(part) - 1}: hold values that are no numbers")
+            part.copy_(to_uint8(x))
     return images

@@ -33,7 +33,7 @@ def to_blocks(x, m, offset):
     B, C, l, _ = x.shape
     if offset:
         x = x.roll((-offset, -offset), (2, 3))
-    return x.reshape(B, C, l // m, m, l // m, m).permute(0, 2, 4, 1, 3, 5).reshape(-1, C, m, m)
+    return x.reshape(B, C, l // m, m, l // m, m).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def from_blocks(blocks, l, offset):

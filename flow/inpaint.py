@@ -11,13 +11,15 @@ from collections import namedtuple
 
 import torch
 
+from layers.fold import folded_together
+
 from . import hierarchy
 
 
 class WholeFlow:
     """The likelihood of pasted images as a function of the free latents, by evaluating all of a flow.
 
-    flow: any Flow in evaluation mode; its parameters should not ask for gradients
+    flow: any Flow
     x: (B, C, L, L) corrupted images; regions: (B, L, L) bool, their corrupted pixels
     free: (F,) the free latents, as positions in the flattened x, the order of `values`; image: (F,) whose each is
     """
@@ -118,6 +120,7 @@ def random_latents(counts, num_latents, generators):
     return torch.cat([b * num_latents + order[:count] for b, (order, count) in enumerate(chosen)])
 
 
+@torch.no_grad()
 def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None):
     """Maximise `problem.log_prob`, of a `WholeFlow` or `CausalCone`, over the free latents, for each image by itself.
 
@@ -135,17 +138,16 @@ def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None)
         log_prob = torch.where(better, its_log_prob, log_prob)
         progress()
 
-    with torch.no_grad():
+    with folded_together(problem.flow):
         for _ in range(draws):
             values = problem.flow.prior.sample(best, 1.0, generator)
             keep_better(values, problem.log_prob(values))
-    if not log_prob.isfinite().all():
-        raise FloatingPointError("log p of the draws to start from is not finite")
-    start, values = log_prob, best.clone().requires_grad_()
-    adam = torch.optim.Adam([values], rate)
-    for _ in range(steps):
-        keep_better(values.detach().clone(), climb(problem, values, adam))
-    with torch.no_grad():
+        if not log_prob.isfinite().all():
+            raise FloatingPointError("log p of the draws to start from is not finite")
+        start, values = log_prob, best.clone().requires_grad_()
+        adam = torch.optim.Adam([values], rate)
+        for _ in range(steps):
+            keep_better(values.detach().clone(), climb(problem, values, adam))
         keep_better(values, problem.log_prob(values))
     return best, log_prob, start
 
@@ -153,8 +155,9 @@ def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None)
 def climb(problem, values, adam):
     """One step of Adam towards larger log p; log p of the values before it, (B,)."""
     adam.zero_grad()
-    log_prob = problem.log_prob(values)
-    (-log_prob.sum()).backward()
+    with torch.enable_grad():
+        log_prob = problem.log_prob(values)
+        (-log_prob.sum()).backward()
     adam.step()
     return log_prob.detach()
 

@@ -10,10 +10,13 @@ import warnings
 import torch
 from tqdm import tqdm
 
+from layers.fold import folded_together
+
 # At a time: patches whose layers are differentiated, entries of tangents in a chain, passes of other flows.
 PATCHES, ENTRIES, PASSES = 512, 2**25, 32
 
 
+@torch.no_grad()
 def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, progress=False):
     """Equation 14: E |dG / dz_l| over n draws of z, summed over colours, G the generator with images in model space.
 
@@ -26,7 +29,8 @@ def receptive_fields(flow, n, latents=None, temperature=1.0, generator=None, pro
     flat = torch.arange(C * L * L) if latents is None else (latents[:, 0] * L + latents[:, 1]) * L + latents[:, 2]
     fields = z.new_zeros(len(flat), L, L)
     total = sum((l // flow.kernel_size) ** 2 for _, l, _ in flow.layers()) or len(flat)
-    with tqdm(total=n * total, desc="receptive fields", disable=None if progress else True) as bar:
+    bar = tqdm(total=n * total, desc="receptive fields", disable=None if progress else True)
+    with bar, folded_together(flow):
         for each in z:
             done = 0
             for part in tangents(flow, each, flat.to(z.device), bar.update):

@@ -5,6 +5,8 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from layers.fold import folded_together
+
 from .preprocess import to_image, to_model
 
 PART = 8  # images at a time
@@ -14,12 +16,13 @@ def encode(flow, images, generator=None, part=PART):
     """uint8 images (B, C, L, L) -> their latents, with dequantisation noise of the generator, or its mean, u = 0.5."""
     parameter, noise = next(flow.parameters()), None if generator else 0.5
     own = partial(to_model, generator=generator, noise=noise, dtype=parameter.dtype)
-    return in_parts(lambda each: flow(own(each.to(parameter.device))[0])[0], images, "encode", part)
+    return in_parts(flow, lambda each: flow(own(each.to(parameter.device))[0])[0], images, "encode", part)
 
 
 def decode(flow, z):
     """Latents (…, C, L, L) -> images of floats in [0, 1], on the CPU."""
-    return in_parts(lambda each: to_image(flow.inverse(each)[0]).cpu(), z.flatten(0, -4), "generate").reshape(z.shape)
+    images = in_parts(flow, lambda each: to_image(flow.inverse(each)[0]).cpu(), z.flatten(0, -4), "generate")
+    return images.reshape(z.shape)
 
 
 def round_trip_error(flow, images):
@@ -29,10 +32,11 @@ def round_trip_error(flow, images):
 
 
 @torch.no_grad()
-def in_parts(function, batch, description, part=PART):
-    """function(batch), `part` images at a time, with a bar on terminals."""
+def in_parts(flow, function, batch, description, part=PART):
+    """function(batch) of a flow, `part` images at a time, with a bar on terminals."""
     parts = tqdm(batch.split(part), desc=description, unit="image", unit_scale=part, leave=False, disable=None)
-    return torch.cat([function(each) for each in parts])
+    with folded_together(flow):
+        return torch.cat([function(each) for each in parts])
 
 
 def at_levels(flow, levels):

@@ -59,7 +59,7 @@ def nats_per_dim(flow, images, generator=None, noise=None):
     """-(log p(l) + log |dl/dx|) / (C L^2) of uint8 images (B, C, L, L): (B,), nats, p(l) of equation 1. Its mean over a
     batch is the loss of equation 13, per dimension of x = (image + u) / 256. generator, noise: see `to_model`."""
     x, log_det = to_model(images, generator, noise, dtype=next(flow.parameters()).dtype)
-    return -(flow.log_prob(x) + log_det) / x[0].numel()
+    return -(flow.log_prob(x) + log_det) / x.shape[1:].numel()
 
 
 class Loss(torch.nn.Module):

@@ -73,7 +73,7 @@ class RGFlow(Flow):
         for bijector, l, offset in self.layers():
             blocks, log_det_blocks = bijector(hierarchy.to_blocks(x, self.kernel_size, offset))
             x = hierarchy.from_blocks(blocks, l, offset)
-            log_det = log_det + log_det_blocks.reshape(len(x), -1).sum(1)
+            log_det = log_det + log_det_blocks.unflatten(0, (len(x), (l // self.kernel_size) ** 2)).sum(1)
             if offset == 0:  # after the decimator
                 outputs.append(x)
                 x = x[:, :, ::2, ::2]  # x^(h+1); the other three quarters are z^(h)
@@ -86,7 +86,7 @@ class RGFlow(Flow):
 
         def layer(bijector, blocks):
             blocks, log_det = bijector.inverse(blocks)
-            log_dets.append(log_det.reshape(len(z), -1).sum(1))
+            log_dets.append(log_det.unflatten(0, (len(z), len(log_det) // max(1, len(z)))).sum(1))
             return blocks
 
         *_, x = self.generate(z, layer)
@@ -108,6 +108,4 @@ class RGFlow(Flow):
 
 def with_coarse(coarse, z):
     """z (B, C, l, l) with x^(h+1), (B, C, l / 2, l / 2), on the even rows and columns."""
-    z = z.clone()
-    z[:, :, ::2, ::2] = coarse
-    return z
+    return z.slice_scatter(z[:, :, ::2].slice_scatter(coarse, 3, step=2), 2, step=2)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .networks import NORM_MIN, Networks, initial_weight
+from .networks import NORM_MIN, Networks, initial_weight, transformed
 
 
 class ConvolutionalNetworks(Networks):
@@ -56,7 +56,8 @@ def evaluate(folded, x):
     """s before tanh, and t, (B, nout, l, l) each, of a folded network at x (B, nin, l, l): computed in the type of the
     kernels, returned in that of x."""
     first, *blocks, last = folded
-    y = F.conv2d(x.to(first[0][0].dtype, memory_format=torch.channels_last), *first[0], padding=1)
+    layout = torch.preserve_format if transformed() else torch.channels_last
+    y = F.conv2d(x.to(first[0][0].dtype, memory_format=layout), *first[0], padding=1)
     for block in blocks:
         f = y
         for layer in block:

@@ -80,7 +80,7 @@ def split_checkerboard(x):
 
 def join_checkerboard(even, odd, shape):
     """The inverse of `split_checkerboard`; shape: (N, C, m, m)."""
-    halves = (half.reshape(len(half), -1, shape[2] // 2, shape[3] // 2) for half in (even, odd))
+    halves = (half.unflatten(1, (-1, shape[2] // 2, shape[3] // 2)) for half in (even, odd))
     return join_squares(join_diagonal(*halves))
 
 

@@ -10,13 +10,13 @@ the silu is left. All K steps of a bijector are folded at once, S = K G networks
 import math
 from collections import namedtuple
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from .networks import NORM_MIN, Networks, compiled
+from .networks import NORM_MIN, Networks, compiled, transformed
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
@@ -29,17 +29,12 @@ Settings = namedtuple("Settings", "ngroups dtype compile")
 class FoldedNetworks(Networks):
     """How `ResidualNetworks` are evaluated: `steps` gives what `evaluate` needs for each step of the bijector."""
 
-    _held = None
-
     def fold(self):
         return fold_networks([self])[0]
 
-    def steps(self):
-        return self._held or super().steps()
-
     @property
     def kind(self):
-        """Equal where `folded_together` folds networks at once, None for those with masks or large weights."""
+        """None for those with masks or large weights."""
         masked = any(mask is not None for block in self.blocks for mask in block.masks)
         if masked or max(weight.numel() for block in self.blocks for weight in block.weights) > PIECE:
             return None
@@ -49,35 +44,26 @@ class FoldedNetworks(Networks):
 
 @contextmanager
 def folded_together(module):
-    """Fold all small networks of `module` at once; within, `steps()` gives what their parameters were on entry.
+    """Fold the networks of `module` once; within, `steps()` gives what their parameters were on entry.
 
-    For a training step: folding small networks costs by the number of operations, not by their size. Large networks are
-    folded when they are used, so that memory holds the gradient of one of them at a time.
+    For a training step, and where a flow is used many times. Small residual networks are folded at once, which costs by
+    the number of operations, not by their size. Others are folded here only without gradients, and otherwise when they
+    are used, so that memory holds the gradient of one of them at a time. Within another such context it does nothing.
     """
-    every = [part for part in module.modules() if isinstance(part, FoldedNetworks) and part.kind]
+    every = [part for part in module.modules() if isinstance(part, Networks) and part._held is None]
+    every = [networks for networks in every if networks.kind or not networks.differentiable]
     kinds = {}
     for networks in every:
-        kinds.setdefault(networks.kind, []).append(networks)
+        kinds.setdefault(networks.kind or id(networks), []).append(networks)
     try:
         for group in kinds.values():
-            for networks, steps in zip(group, fold_networks(group), strict=True):
+            folded = fold_networks(group) if group[0].kind else [group[0].fold()]
+            for networks, steps in zip(group, folded, strict=True):
                 networks._held = steps
         yield
     finally:
         for networks in every:
             networks._held = None
-
-
-class FoldedTogether(nn.Module):
-    """A module that is called within `folded_together`."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs):
-        with folded_together(self.module):
-            return self.module(*inputs)
 
 
 def evaluate(folded, x):
@@ -118,9 +104,20 @@ def fold_block(group, k):
     folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
     for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
         differentiable = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in layer)
-        matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
+        if transformed():
+            matrices = fold_plainly(settings, *layer)
+        else:
+            matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
         folded += [matrices, bias[:, None].split(one.ngroups)]
     return list(zip(*folded, strict=True))
+
+
+def fold_plainly(settings, mask, weight, before, gain, after):
+    """What `fold_weight` gives without |V|, in operations that PyTorch can transform and differentiate."""
+    weight = masked(weight, mask)
+    norm = weight.square().sum(1).clamp_min(NORM_MIN**2).sqrt()  # whose second derivative is finite at 0
+    matrices = weight * before[:, :, None] * (gain * after / norm)[:, None]
+    return matrices.to(settings.dtype).split(settings.ngroups)
 
 
 def pieces(weight, ngroups):
@@ -153,8 +150,9 @@ class FoldWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        if torch.is_grad_enabled():
-            raise RuntimeError("second derivatives by the parameters of residual networks: not available")
+        if torch.is_grad_enabled():  # second derivatives are asked for
+            pull = torch.func.vjp(partial(fold_plainly, ctx.settings, ctx.mask), *ctx.saved_tensors[:4])[1]
+            return None, None, *pull(grads)
         settings, mask, (weight, before, gain, after, norm) = ctx.settings, ctx.mask, ctx.saved_tensors
         unfold = compiled(unfold_piece) if settings.compile else unfold_piece
         unit, grad_weight, sums = gain / norm, torch.empty_like(weight), []

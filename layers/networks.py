@@ -18,6 +18,8 @@ class Networks(nn.Module):
     that is not None, differentiable where gradients are asked for.
     """
 
+    _held = None  # by `folded_together`
+
     def __init__(self, description):
         super().__init__()
         self.description = description
@@ -34,37 +36,35 @@ class Networks(nn.Module):
         recompute: for the backward pass, store only the variables between steps and recompute the rest
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-        self._kept = None
+
+    @property
+    def kind(self):
+        """Equal where `folded_together` folds networks at once; None for those that it folds one after the other."""
+
+    @property
+    def differentiable(self):
+        """Whether what is folded now gets a derivative."""
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
     def steps(self):
-        """The folded parameters of the K steps as they are now, for `run`.
-
-        In evaluation mode without gradients they are kept until the parameters change: until their versions do, or one
-        has a gradient, since fused optimisers do not count up versions. A change through `.data` is not seen; `train()`
-        and `eval()` drop what was kept.
-        """
-        parameters = list(self.parameters())
-        differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if self.training or differentiable or any(parameter.grad is not None for parameter in parameters):
-            self._kept = None
-            return self.fold()
-        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
-        if self._kept is None or self._kept[0] != state:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = state, self.fold()
-        return self._kept[1]
+        """The folded parameters of the K steps, for `run`: as they are now, or within `folded_together` on entry."""
+        return self._held or self.fold()
 
     def run(self, function, folded, *variables):
         """function(folded, *variables): one step with one entry of `steps()` and tensors."""
+        if transformed():
+            return function(folded, *variables)
         if self.compile_kernels:
             function = compiled(function)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(function, folded, *variables, use_reentrant=False, preserve_rng_state=False)
         return function(folded, *variables)
 
-    def train(self, mode=True):
-        self._kept = None
-        return super().train(mode)
+
+def transformed():
+    """Whether a transform of torch.func is at work, as vmap or grad. It needs plain operations: no compiled kernels,
+    recomputation, derivatives by hand or memory formats."""
+    return torch._C._are_functorch_transforms_active()
 
 
 @cache

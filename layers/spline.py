@@ -16,6 +16,7 @@ from torch import nn
 
 from .coupling import RNVP, travel
 from .fold import evaluate
+from .networks import transformed
 
 NUMBERS = 9  # that make a curve: for the middle, the left and the right knot its fractions x 3, y 3 and slopes 3
 EDGE = 3.0  # half the edge of the square
@@ -89,7 +90,8 @@ def knot(unit):
 
 def above(a, b):
     """1 where a > b, otherwise 0, in their type, a constant for autograd."""
-    return (a - b).detach().gt_(0)
+    difference = (a - b).detach()
+    return (difference > 0).to(difference.dtype) if transformed() else difference.gt_(0)
 
 
 def quadratics(piece, along):
@@ -109,7 +111,12 @@ def couple(step, x, moved):
     outputs = evaluate(step.folded, x)
     if step.by_hand:
         return CoupleInTraining.apply(outputs, moved, step.head, step.bias)
-    raw, s, t, _ = conditioned(outputs, step.head, step.bias)
+    return couple_plainly(outputs, moved, step.head, step.bias)
+
+
+def couple_plainly(outputs, moved, head, bias):
+    """`couple` behind its networks."""
+    raw, s, t, _ = conditioned(outputs, head, bias)
     y, log_slope, *_ = bend(raw, torch.addcmul(t, moved, s.exp()))
     return y, s + log_slope
 
@@ -131,7 +138,7 @@ def conditioned(outputs, head, bias):
 
 
 class CoupleInTraining(torch.autograd.Function):
-    """`couple` behind its networks with the derivative written out, in less time than what autograd records."""
+    """`couple_plainly` with the derivative written out, in less time than what autograd records."""
 
     @staticmethod
     def forward(ctx, outputs, moved, head, bias):
@@ -140,14 +147,18 @@ class CoupleInTraining(torch.autograd.Function):
         x = torch.addcmul(t, moved, scale)
         y, log_slope, piece, along, terms = bend(raw, x)
         saved = piece._replace(corner=None, right=None)  # which `backward` does not use
-        ctx.save_for_backward(s, moved, scale, features, head, above(EDGE, x.abs()), along, *terms, *saved)
+        ctx.save_for_backward(
+            outputs, moved, head, bias, s, scale, features, above(EDGE, x.abs()), along, *terms, *saved
+        )
         return y, s + log_slope
 
     @staticmethod
     def backward(ctx, grad_y, grad_log):
-        if torch.is_grad_enabled():
-            raise RuntimeError("second derivatives of the spline coupling: only after eval()")
-        s, moved, scale, features, head, inside, along, mean, curvature, D, R, Q, M, *piece = ctx.saved_tensors
+        inputs, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():  # second derivatives are asked for
+            return torch.func.vjp(couple_plainly, *inputs)[1]((grad_y, grad_log))
+        _, moved, head, _ = inputs
+        s, scale, features, inside, along, mean, curvature, D, R, Q, M, *piece = saved
         piece = Piece(*piece)
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
         # `quadratics`, with  y = … + height along R / D,  log(dy / dx) = 2 log mean + log M - 2 log D,  M' = 2 (Q - R).
@@ -213,7 +224,8 @@ class Bent(RNVP):
         self.bias = nn.Parameter(torch.zeros(2 * nlayers, NUMBERS * half))
 
     def steps(self):
-        by_hand = self.training and not self.networks.compile_kernels  # torch.compile writes out the derivative itself
+        plain = self.networks.compile_kernels or transformed()  # torch.compile writes out the derivative itself
+        by_hand = self.training and not plain
         return [Step(*each, by_hand) for each in zip(self.networks.steps(), self.head, self.bias, strict=True)]
 
 

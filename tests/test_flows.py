@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flow import RealNVP, RGFlow
 from flow.hierarchy import generation_cone
+from flow.latents import decode
+from flow.preprocess import bits_per_dim
 from layers import PATCH_BIJECTORS
 from layers.convolution import ChannelCouplings, CheckerboardCouplings, ConvolutionalNetworks, evaluate
 from layers.coupling import join_diagonal, join_squares, split_diagonal, split_squares
@@ -223,3 +225,71 @@ def test_multiply_adds(model, settings, inverse):
     with FlopCounterMode(display=False) as counter:
         (flow.inverse if inverse else flow)(torch.randn(1, 3, 16, 16))
     assert counter.get_total_flops() == 2 * flow.multiply_adds(inverse)
+
+
+TRANSFORMS = [(RGFlow, {"subnet": subnet}) for subnet in PATCH_BIJECTORS] + [(RealNVP, {})]
+
+
+@pytest.fixture(params=TRANSFORMS, ids=lambda param: param[1].get("subnet", "realnvp"))
+def trainable(request):
+    model, settings = request.param
+    return randomise(small(model, L=4, nlayers=2, nmlp=2, **settings), 0.3).requires_grad_(True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_images_at_all(trainable, training):
+    x = torch.zeros(0, 1, 4, 4)
+    trainable.train(training)
+    for function in (trainable, trainable.inverse):
+        assert [each.shape for each in function(x)] == [(0, 1, 4, 4), (0,)]
+    assert trainable.sample(0).shape == decode(trainable, x).shape == (0, 1, 4, 4)
+    assert bits_per_dim(trainable, x.to(torch.uint8)).shape == (0,)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("how", [{}, {"recompute": True}, {"compile": True}])
+def test_transforms_of_torch_func(trainable, training, how):
+    """vmap, grad, jacrev, jvp and functional_call, of images and of parameters, against single calls of autograd."""
+    flow, x = trainable.train(training), torch.randn(3, 1, 4, 4)
+    parameters = {name: parameter.detach() for name, parameter in flow.named_parameters()}
+
+    def loss(parameters, x):
+        z, log_det = torch.func.functional_call(flow, parameters, (x[None],))
+        return (flow.prior.log_prob(z).sum() + log_det).sum()
+
+    values, z, tangent = flow.log_prob(x), flow.inverse(x[:1])[0].detach(), torch.randn(1, 1, 4, 4)
+    expected = [torch.autograd.grad(value, [*flow.parameters()], retain_graph=True) for value in values]
+    expected = [torch.stack(each) for each in zip(*expected, strict=True)]
+    flow.accelerate(**how)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(torch.func.vmap(lambda x: flow.log_prob(x[None])[0])(x), values)
+            torch.testing.assert_close(torch.func.vmap(loss, (None, 0))(parameters, x), values)
+            own = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+            torch.testing.assert_close([*own.values()], expected)
+            several = {name: torch.stack((each, each, each)) for name, each in parameters.items()}
+            torch.testing.assert_close(torch.func.vmap(loss)(several, x), values)
+            rows = torch.func.jacrev(lambda z: flow.inverse(z[None])[0][0])(x[0]).flatten(3)
+            columns = torch.func.jvp(lambda x: flow(x)[0], (z,), (tangent,))[1]
+            torch.testing.assert_close(rows @ columns.flatten(), tangent[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_second_derivatives(trainable, training):
+    """By the image and by parameters, against differences of first derivatives."""
+    flow, x = trainable.train(training), torch.randn(2, 1, 4, 4, requires_grad=True)
+    inputs = [x, *flow.parameters()]
+    directions = [torch.randn_like(each) for each in inputs]
+
+    def gradients(**how):
+        return torch.autograd.grad(flow.log_prob(x).sum(), inputs, **how)
+
+    slope = sum((a * b).sum() for a, b in zip(gradients(create_graph=True), directions, strict=True))
+    second, ends = torch.autograd.grad(slope, inputs), []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for each, direction in zip(inputs, directions, strict=True):
+                each.add_(direction, alpha=step)
+        ends.append(gradients())
+    differences = [(a - b) / 2e-6 for a, b in zip(*ends, strict=True)]
+    torch.testing.assert_close(second, tuple(differences), rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
 """Patch bijectors and the residual networks in them."""
 
+import copy
 import math
 from unittest.mock import Mock
 
@@ -8,9 +9,11 @@ import torch
 from checks import check_bijector, jacobian, randomise
 from torch import nn
 from torch.nn.functional import linear
+from torch.utils._pytree import tree_flatten
 
 from layers import PATCH_BIJECTORS, fold
 from layers.autoregressive import autoregressive_masks
+from layers.convolution import ConvolutionalNetworks
 from layers.coupling import join_checkerboard, split_checkerboard
 from layers.fold import evaluate, folded_together
 from layers.residual import ResidualNetworks
@@ -118,17 +121,12 @@ def test_small_networks_folded_together_are_those_folded_alone(alone, piece, mon
     assert sum(networks.fold.call_count for networks in every) == alone + 4  # nothing is held any longer
 
 
-def test_second_derivatives_by_parameters_are_refused():
-    """Those by the input are right, and so is their gradient by a parameter."""
+def test_second_derivatives():
     networks, x = build_networks(), torch.randn(5, 6, requires_grad=True)
-    block = networks.blocks[1]
-    for parameter in (*block.weights, block.gain, block.beta, networks.scale):
-        with pytest.raises(RuntimeError, match="second derivatives"):
-            torch.autograd.grad(folded(networks, x).sum(), parameter, create_graph=True)
-    second = []
+    inputs, second = [x, *networks.parameters()], []
     for function in (networks, lambda x: folded(networks, x)):
-        (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
-        second.append(torch.autograd.grad(gradient.square().sum(), [x, networks.blocks[0].weights[1]]))
+        gradients = torch.autograd.grad(function(x).sum(), inputs, create_graph=True)
+        second.append(torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs))
     torch.testing.assert_close(*second)
 
 
@@ -141,41 +139,49 @@ def test_autoregressive_masks_by_gradients():
         assert torch.equal(jacobian(networks, torch.randn(1, 6)) != 0, expected)
 
 
-def test_folded_weights_follow_every_change_of_the_parameters():
-    networks, x = build_networks().eval(), torch.randn(5, 6)
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("make", [build_networks, lambda: ConvolutionalNetworks(1, 6, 6, 7, 1, 2)])
+def test_steps_follow_every_change_of_the_parameters(make, mode):
+    """Also through `.data`, by a fused optimiser, and of the type; not within `folded_together`."""
+    networks = make().train(mode)
 
+    @torch.no_grad()
     def value():
-        with torch.no_grad():
-            return folded(networks, x)
+        return [tensor.double() for tensor in tree_flatten(networks.steps())[0] if torch.is_tensor(tensor)]
 
-    before = value()
-    networks.fold = counted = Mock(side_effect=networks.fold)
-    value()
-    assert counted.call_count == 0  # kept
-    networks.steps()
-    assert counted.call_count == 1  # not where a gradient is asked for
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=0.1, fused=True)
-    state = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
-    folded(networks, x).square().sum().backward()
-    optimizer.step()
-    assert not torch.equal(value(), before)
+    before, state = value(), copy.deepcopy(networks.state_dict())
+
+    def changed():
+        return not all(map(torch.allclose, value(), before))
+
+    with torch.no_grad(), folded_together(networks):
+        for parameter in networks.parameters():
+            parameter.data.add_(0.1)
+        assert not changed()
+    assert changed()
     networks.load_state_dict(state)
-    assert torch.equal(value(), before)
+    assert not changed()
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=0.1, fused=True)
+    sum(parameter.square().sum() for parameter in networks.parameters()).backward()
+    optimizer.step()
+    assert changed()
+    networks.load_state_dict(state)
+    before = [tensor.float().double() for tensor in before]
+    assert not all(map(torch.equal, value(), before))
     networks.float()
-    assert torch.allclose(folded(networks, x.float()).double(), before, atol=1e-4)
+    assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(value(), before, strict=True))
 
 
-@pytest.mark.parametrize("frozen", [lambda networks: networks, lambda networks: networks.scale])  # all, or only some
-def test_a_sample_first_then_the_gradient_of_the_input(frozen):
-    """What was folded in inference mode serves autograd afterwards, twice."""
-    networks = build_networks().eval()
-    frozen(networks).requires_grad_(False)
-    with torch.inference_mode():
-        folded(networks, torch.randn(5, 6))
-    for _ in range(2):
-        x = torch.randn(5, 6, requires_grad=True)
-        folded(networks, x).sum().backward()
-        assert x.grad.abs().sum() > 0
+def test_without_gradients_all_networks_are_folded_once():
+    """Convolutional ones and those with masks too, and in an inner context none anew."""
+    every = nn.ModuleList([build_networks((False, True), MASKS), ConvolutionalNetworks(1, 6, 6, 7, 1, 2)])
+    for networks in every:
+        networks.fold = Mock(side_effect=networks.fold)
+    for gradients, expected in ((True, 4), (False, 5)):
+        with torch.set_grad_enabled(gradients), folded_together(every), folded_together(every):
+            for networks in [*every, *every]:
+                networks.steps()
+        assert [networks.fold.call_count for networks in every] == [expected - 2, expected - 2]
 
 
 def test_initial_weights():

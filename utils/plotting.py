@@ -1,34 +1,116 @@
-"""Figures: one style, written as PNG and PDF, or one after the other as an animated GIF."""
+"""Figures: one style, written as PNG and PDF, or one after the other as an animated GIF.
+
+Matplotlib is imported here alone: it refuses to be if the variable MPLBACKEND names what is not installed, as in the
+scripts that a notebook starts. Pictures are files, for which no backend is chosen.
+"""
 
 import io
+import os
+import sys
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from .cli import UserError
 from .files import replacing
 
+new, backend = "matplotlib" not in sys.modules, os.environ.pop("MPLBACKEND", None)
+import matplotlib  # noqa: E402
+
+if backend is not None:
+    os.environ["MPLBACKEND"] = backend
+    with suppress(ValueError):
+        matplotlib.rcParams.update({"backend": backend} if new else {})
+from matplotlib.cm import ScalarMappable  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.image import AxesImage  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.patches import Patch, Rectangle  # noqa: E402
+
+__all__ = ["Figure", "Line2D", "Patch", "Rectangle", "ScalarMappable", "to_rgb"]  # for the scripts, beside what follows
+
+NAME = "RG-Flow"  # a mark in every picture
+METADATA = {"png": {"Software": NAME}, "pdf": {"Creator": NAME, "Producer": NAME}}
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # told apart by colour-blind readers too
 COLOUR_MAP = "magma"  # of receptive fields
 COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
+DPI = 300  # pixels per inch, or so: see `pixels_per_inch`
 SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at least
+MOST_PIXELS = 2**26  # of a picture
 
 
+@contextmanager
 def style():
-    """A context for figures with axes: text as small, and lines as thin, as a paper's; fonts as journals want them."""
+    """A context, or decorator, for all that makes figures: text as small, and lines as thin, as a paper's; fonts as
+    journals want them. It starts from Matplotlib's own settings, whatever those of the user are."""
     thin = dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5)
-    return matplotlib.rc_context({"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "pdf.fonttype": 42, **thin})
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "pdf.fonttype": 42, **thin})
+        yield
+
+
+class Pixels(AxesImage):
+    """An image in axes of its own shape. Each pixel becomes a square of the picture, all of the same whole number of
+    pixels: as many as fit, in the middle of the axes. Resampling would lose lines of one pixel."""
+
+    def make_image(self, renderer, magnification=1.0, unsampled=False):
+        box, image = self.axes.bbox, self.to_rgba(self._A, bytes=True)[::-1]
+        sizes = np.array([box.width, box.height]) * magnification
+        times = max(1, int(sizes[0] / image.shape[1] + 1e-3))
+        image = image.repeat(times, 0).repeat(times, 1)
+        corner = np.round([box.x0, box.y0] * np.array(magnification) + (sizes - image.shape[1::-1]) / 2 - 1e-3)
+        return image, *(corner / magnification), None
+
+
+def add_pixels(axes, image):
+    """Draw an array (H, W, 3) in [0, 1] in axes as `Pixels`, with a unit per pixel and the origin above."""
+    height, width, _ = image.shape
+    drawn = axes.add_image(Pixels(axes, extent=(0, width, height, 0)))
+    drawn.set_data(image)
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+
+
+def pixels_per_inch(figure, least=DPI):
+    """`least` or so, with which the finest `Pixels` of a figure fill their axes; its edges become whole pixels. Raises
+    UserError for a picture of too many."""
+    images = [each for axes in figure.axes for each in axes.images if isinstance(each, Pixels)]
+    if images:
+        finest = max(images, key=lambda each: each.get_array().shape[1])
+        inches, columns = finest.axes.bbox.width / figure.dpi, finest.get_array().shape[1]
+        least = max(1, round(least * inches / columns)) * columns / inches
+    edges = np.ceil(figure.get_size_inches() * least - 1e-3)
+    if edges.prod() > MOST_PIXELS:
+        size, most = "{:.0f} x {:.0f}".format(*edges), f"at most {MOST_PIXELS:,} pixels"
+        raise UserError(f"a picture of {size} pixels is too large: draw fewer images, {most} can be written")
+    figure.set_size_inches((edges + 1e-3) / least)
+    return least
+
+
+def check_finite(values, what):
+    """Raises FloatingPointError that names which of `values` (N, …) hold what is not finite."""
+    bad = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(1)
+    if bad.any():
+        named = f"{bad.sum()} of {len(bad)} {what} hold values that are not finite, first number {bad.argmax()}"
+        raise FloatingPointError(f"{named}: nothing is drawn")
 
 
 def image_grid(images, ncols):
-    """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them."""
+    """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them.
+    Raises FloatingPointError if they are not finite, and UserError if they are too many."""
     N, _, L, _ = images.shape
     nrows, gap = -(-N // ncols), max(1, L // 16)
+    if nrows * ncols * (L + gap) ** 2 > MOST_PIXELS:
+        pixels = f"{ncols * (L + gap)} x {nrows * (L + gap)} pixels"
+        raise UserError(f"{N} images are too many for a picture: {pixels}, at most {MOST_PIXELS:,} can be written")
+    check_finite(images, "images")
     panels = np.ones((nrows * ncols, L + gap, L + gap, 3))
     panels[:N, :L, :L] = np.asarray(images).transpose(0, 2, 3, 1)
     rows = panels.reshape(nrows, ncols, L + gap, L + gap, 3).swapaxes(1, 2)
@@ -38,10 +120,12 @@ def image_grid(images, ncols):
 def field_pictures(fields):
     """Receptive fields (S, L, L), each divided by its largest value, in colours: (S, 3, L, L) in [0, 1]."""
     fields = np.asarray(fields)
+    check_finite(fields, "receptive fields")
     shares = fields / fields.max((1, 2), keepdims=True).clip(np.finfo(fields.dtype).tiny)
     return matplotlib.colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
 
 
+@style()
 def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_LABEL):
     """A figure of a grid of images, `width` inches wide, of which `row_label` are for the labels of `rows`, if any;
     `columns`: labels above them."""
@@ -52,7 +136,7 @@ def grid_figure(images, ncols, width=COLUMN, rows=(), columns=(), row_label=ROW_
     height = panel + top
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((left / width, 0, 1 - left / width, panel / height))
-    axes.imshow(grid, interpolation="nearest")
+    add_pixels(axes, grid)
     axes.set_axis_off()
     add_text = partial(figure.text, va="center", fontsize=FONT_SIZE)
     for k, label in enumerate(rows):
@@ -73,7 +157,7 @@ def squares(figure, nrows, ncols, size, left, top, across, down):
 
 def show(axes, image, label=""):
     """Draw an image (C, L, L) in [0, 1], its label above, no wider."""
-    axes.imshow(image_grid(image[None], 1), interpolation="nearest")
+    add_pixels(axes, image_grid(image[None], 1))
     axes.set(xticks=[], yticks=[], frame_on=False)
     fitting = 72 * axes.bbox.width / axes.figure.dpi / max(1, 0.6 * len(label))  # a digit is 0.6 of its size wide
     axes.set_title(label, fontsize=min(FONT_SIZE, fitting), pad=2)
@@ -92,7 +176,10 @@ def write(path, save, parents=True, quiet=False):
 
 def save_figure(figure, path, endings=(".png", ".pdf"), **how):
     """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
-    return [write(f"{path}{end}", partial(figure.savefig, format=end[1:], dpi=300), **how) for end in endings]
+    save, paths = partial(figure.savefig, dpi=pixels_per_inch(figure)), []
+    for kind in (end[1:] for end in endings):
+        paths.append(write(f"{path}.{kind}", partial(save, format=kind, metadata=METADATA[kind]), **how))
+    return paths
 
 
 def save_animation(figures, path, seconds):
@@ -100,9 +187,11 @@ def save_animation(figures, path, seconds):
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
+        with style():
+            figure.savefig(buffer, format="png", dpi=pixels_per_inch(figure, SCREEN_DPI))
         frames.append(Image.open(buffer).convert("RGB"))
     settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0}
+    settings["comment"] = NAME.encode()
     return write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
 
 
@@ -110,4 +199,6 @@ def save_pixels(image, path):
     """Write an image (C, H, W), uint8, C = 1 or 3, as {path}.png of its own pixels; returns the path."""
     image = np.asarray(image)
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    return write(f"{path}.png", partial(picture.save, format="png"))
+    mark = PngInfo()
+    mark.add_text("Software", NAME)
+    return write(f"{path}.png", partial(picture.save, format="png", pnginfo=mark))
