@@ -17,7 +17,6 @@ from .signals import leave_on_signals
 MIXED = 0.2, 0.6  # temperatures of level 0 and of the levels above in figure 6 (Appendix D)
 LONGEST_NAME = 100  # characters of a picture's name
 UNNAMED = {"weights", "data", "data_path", "prepared_path", "cuda", "fig_dir", "json"}  # flags not in it
-FILES = {"file", "other", "files", "mask"}  # flags that name files
 PER_LEVEL = "one for all levels or one per level from h = 0 up, comma separated"
 
 
@@ -260,10 +259,9 @@ def picture_path(args, kind, *names, key=None):
     """{fig_dir}/{kind}_{names}_{given flags}_{hash}, without ending: the flags that were given tell pictures apart. The
     hash is of all that determines the picture: flags, where files are looked for, and `key`, such as the weights."""
     given = {flag: getattr(args, flag) for flag in args.given if flag not in UNNAMED}
-    folder = os.getcwd() if FILES & given.keys() else None, os.path.abspath(getattr(args, "data_path", ""))
     parts = [kind, *names, *(f"{flag} {'' if value is True else value}" for flag, value in given.items())]
-    total = hashlib.sha256(repr((kind, names, given, folder, key)).encode()).hexdigest()
-    return Path(args.fig_dir) / f"{file_name('_'.join(parts))}_{total[:6]}"
+    total = repr((kind, names, given, os.getcwd(), getattr(args, "data_path", None), key))
+    return Path(args.fig_dir) / f"{file_name('_'.join(parts))}_{hashlib.sha256(total.encode()).hexdigest()[:6]}"
 
 
 def file_name(text):
