@@ -85,7 +85,7 @@ def _eight_bits(image, stored="", bits=None):
     high = values.max()
     if bits and high < 2**bits and (values % 2 ** (16 - bits)).any():
         white = 2**bits - 1  # although the standard wants the upper bits
-    declared = bits or white < 65535 or (image.format == "PPM" and "65535" not in stored)  # Pillow scales such a PPM
+    declared = bits or white < 65535 or stored.startswith("('L'")  # the last: a PGM, whose header names white
     if image.mode == "F" or values.min() < 0 or high > white or (0 < high < 2**14 and not declared):
         raise unknown
     values = values.astype(np.uint32)
