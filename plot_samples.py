@@ -28,7 +28,7 @@ def main(argv=None):
         dataset = data.test
         if n > len(dataset):
             raise cli.flag_error("--grid", args.grid, f"{n} images, but the test split has {len(dataset)}")
-        numbers = torch.randperm(len(dataset), generator=generator(args.draw_seed, "data"))[:n]
+        numbers = torch.randperm(len(dataset), generator=generator(args.draw_seed, "data"))[:n].numpy()
         images, caption = torch.from_numpy(dataset[numbers]) / 255, f"test images of {config['data']}"
         path = cli.picture_path(args, "real", config["data"], key=data.fingerprint)
     else:
