@@ -51,14 +51,18 @@ def folded_together(module):
     are used, so that memory holds the gradient of one of them at a time. Within another such context it does nothing.
     """
     every = [part for part in module.modules() if isinstance(part, Networks) and part._held is None]
-    every = [networks for networks in every if networks.kind or not networks.differentiable]
-    kinds = {}
+    alone, kinds = [], {}
     for networks in every:
-        kinds.setdefault(networks.kind or id(networks), []).append(networks)
+        kind = networks.kind
+        if kind:
+            kinds.setdefault(kind, []).append(networks)
+        elif not networks.differentiable:
+            alone.append(networks)
     try:
+        for networks in alone:
+            networks._held = networks.fold()
         for group in kinds.values():
-            folded = fold_networks(group) if group[0].kind else [group[0].fold()]
-            for networks, steps in zip(group, folded, strict=True):
+            for networks, steps in zip(group, fold_networks(group), strict=True):
                 networks._held = steps
         yield
     finally:

@@ -4,16 +4,20 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from runs import command, process
+from PIL import Image
+from runs import ENVIRONMENT, ROOT, command, process
 
 from utils import cli
+from utils.cli import UserError
 from utils.files import lock, replacing
 from utils.logging import RunLog, read_records
-from utils.plotting import image_grid
+from utils.plotting import field_pictures, grid_figure, image_grid, save_animation, save_figure
 from utils.random import derived_seed, generator
 from utils.signals import StopSignals
 
@@ -30,6 +34,43 @@ def test_image_grid():
     expected = np.ones((33, 33, 3))  # white lines, and white in place of a fourth image
     expected[:16, :16], expected[:16, 17:], expected[17:, :16] = 0, 0.25, 0.5
     assert (image_grid(images, 2) == expected).all()
+
+
+@pytest.mark.parametrize("L, n, labels", [(8, 3, False), (64, 8, True), (256, 8, False), (32, 33, True)])
+def test_pixels_of_a_picture_are_equal_squares_whatever_the_users_settings(L, n, labels, tmp_path):
+    """Images of random pixels come back exactly, below labels too; the pictures carry a mark."""
+    images = np.random.default_rng(0).integers(0, 2, (n * n, 1, L, L)) / 1.0
+    rows, columns = [["a"] * n] * 2 if labels else [()] * 2
+    with matplotlib.rc_context({"image.origin": "lower", "savefig.bbox": "tight", "text.usetex": True}):
+        figure = grid_figure(images, n, rows=rows, columns=columns)
+        picture, pdf = save_figure(figure, tmp_path / "a", quiet=True)
+        animation = save_animation([figure, figure], tmp_path / "b", 0.1)
+    grid = image_grid(images, n)[..., 0] * 255
+    for path in (picture, animation):
+        with Image.open(path) as opened:
+            assert opened.info["Software" if path is picture else "comment"] in ("RG-Flow", b"RG-Flow")
+            pixels = np.asarray(opened.convert("L"))
+        times = pixels.shape[1] // grid.shape[1]
+        squares = grid.repeat(times, 0).repeat(times, 1)
+        assert times >= 1 and np.array_equal(pixels[-squares.shape[0] :, -squares.shape[1] :], squares)
+    assert b"/Creator (RG-Flow)" in pdf.read_bytes()
+
+
+def test_what_is_not_finite_or_too_large_is_not_drawn():
+    images = np.zeros((3, 1, 4, 4))
+    images[1, 0, 2, 2] = np.nan
+    for draw in (lambda: image_grid(images, 2), lambda: field_pictures(images[:, 0])):
+        with pytest.raises(FloatingPointError, match=r"1 of 3 .* not finite, first number 1"):
+            draw()
+    with pytest.raises(UserError, match="too many for a picture"):
+        image_grid(np.broadcast_to(0.0, (10**6, 1, 64, 64)), 1000)
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "junk", "qtagg"])
+def test_a_notebooks_backend_does_not_matter(backend):
+    code = "import utils.plotting as p; p.save_figure(p.Figure(), 'x', endings=[])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**ENVIRONMENT, "MPLBACKEND": backend})
+    assert done.returncode == 0
 
 
 def test_a_log_is_cut_to_the_step_and_whole_lines(tmp_path, capsys):
