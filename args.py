@@ -213,6 +213,8 @@ def parse(parser, argv=None):
     sentence, exit status 2."""
     args, rest = parser.parse_known_args(argv)
     args.run = None
+    if "export" in args.typed:
+        parser.error("argument --export: only for main.py")
     if args.weights is not None and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)} (flags of main.py only without --weights)")
     if args.weights is None:

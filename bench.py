@@ -265,6 +265,9 @@ def main(argv=None):
     parser.restrict("weights draw_seed", needs="compare fields")
     parser.restrict("data_path prepared_path", needs="compare")
     parser.restrict(f"batch_sizes edges repeats profile {STEP}", excludes="compare fields")
+    parser.restrict("dtype", excludes="compare")
+    parser.restrict("L", excludes="edges")
+    parser.restrict("batch_size", excludes="batch_sizes")
     parser.restrict(flags.NETWORK.replace(" cuda", "").replace(" dtype", ""), excludes="weights")
     first = flags.get_args(argv, parser, several=False)
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs

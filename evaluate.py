@@ -134,8 +134,10 @@ def main(argv=None):
         raise flag_error("--structure", args.structure, f"must be 0 or at least {MIN_SAMPLES}")
     if not (args.draws or args.round_trip or args.structure or args.fid):
         raise UserError("nothing to measure: --draws, --round_trip and --structure are 0 and there is no --fid", 2)
-    if "temperature" in args.given and not (args.structure or args.fid):
-        raise flag_error("--temperature", cli.listing(args.temperature), "has no effect without --structure or --fid")
+    drawn = args.structure or args.fid
+    for flag, used in {"temperature": drawn, "amp": args.draws or drawn, "compile": args.draws or drawn}.items():
+        if flag in args.typed and not used:
+            raise UserError(f"argument --{flag}: has no effect on what is measured", 2)
     if args.fid and args.samples < metrics.MIN_IMAGES:
         raise flag_error("--samples", args.samples, f"must be at least {metrics.MIN_IMAGES} for --fid")
     temperatures = cli.check_temperature(args.temperature, flow)

@@ -93,7 +93,7 @@ def inpaint_all(args):
     if args.realnvp:
         if config["model"] == "realnvp":
             raise UserError(f"--realnvp {args.realnvp}: {trained['weights']} is a Real NVP itself")
-        other, its_config, its_trained = load_trained(args.realnvp, args.cuda, config["data"])
+        other, its_config, its_trained = load_trained(args.realnvp, args.cuda, config["data"], dtype=args.dtype)
         if its_config["model"] != "realnvp":
             raise UserError(f"--realnvp {args.realnvp}: must be a Real NVP, is an RG-Flow")
         if (other.nchannels, other.L) != (flow.nchannels, flow.L):

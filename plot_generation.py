@@ -23,7 +23,7 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     add = parser.add_argument_group("generation").add_argument
     cli.add_temperature(add)
-    add("--samples", type=cli.positive, default=3, metavar="N", help="number of samples, one per row")
+    add("--samples", type=cli.panels, default=3, metavar="N", help="number of samples, one per row")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     if not flow.layers():

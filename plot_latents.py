@@ -43,7 +43,7 @@ def main(argv=None):
     which("--strongest", type=cli.positive, default=1, metavar="N", help="vary the N strongest latents of each level")
     cli.add_range(add)
     add("--steps", type=cli.several, default=5, metavar="N", help="values of the latent")
-    add("--samples", type=cli.positive, default=2, metavar="N", help="number of samples, one per row")
+    add("--samples", type=cli.panels, default=2, metavar="N", help="number of samples, one per row")
     cli.add_temperature(add, mixed=True)
     cli.add_field_flags(add)
     parser.restrict("levels per_level", excludes="latents")

@@ -2,7 +2,6 @@
 """Draw bits per dimension during training, of one or several runs. Needs no weights."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -90,7 +89,6 @@ def main(argv=None):
     add("--time", action="store_true", help="draw over the time of training instead of steps")
     add("--labels", nargs="+", metavar="TEXT", help="names of the runs, --against last (default: data set, network)")
     add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the BPD axis (default: all)")
-    add("--name", metavar="TEXT", help="name of the pictures (default: log, with the flags)")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
     parser.restrict("spread", needs="against")
     args = parser.parse_args(argv)
@@ -102,8 +100,7 @@ def main(argv=None):
         parser.error(f"argument --labels: {len(labels)} labels: must be {len(files)}, one per file")
     comparisons = [line for file in args.files if args.against for line in comparison(file, args.against, args.spread)]
     runs = [curves(file, args.time) for file in files]
-    path = Path(args.fig_dir) / args.name if args.name else cli.picture_path(args, "log")
-    save_figure(log_figure(runs, labels, args.time, args.bpd), path)
+    save_figure(log_figure(runs, labels, args.time, args.bpd), cli.picture_path(args, "log"))
     for (train, test), label in zip(runs, labels, strict=True):
         last = f"last test {test[1, -1]:.3f} ± {test[2, -1]:.3f}" if test.size else f"no test, {train[1, -1]:.3f}"
         print(f"{label}: lines training, at most {POINTS} means; markers test; {last} bits per dimension")

@@ -12,7 +12,7 @@ def main(argv=None):
     parser = flags.weights_parser(__doc__, pictures=True)
     add = parser.add_argument_group("mixed temperatures").add_argument
     cli.add_temperature(add, mixed=True)
-    add("--grid", type=cli.positive, default=4, metavar="N", help="samples per row and column")
+    add("--grid", type=cli.panels, default=4, metavar="N", help="samples per row and column")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     temperatures = cli.check_temperatures(args.temperatures, flow)

@@ -46,7 +46,7 @@ def main(argv=None):
     images = "test images: A and B; with --grid, those of the high levels, then of the low levels (default: the first)"
     add("--images", type=cli.counts, metavar="N,N[,N…]", help=images)
     which("--linear", action="store_true", help="also the conventional mixing, lambda z_A + (1 - lambda) z_B")
-    sizes, mixtures = cli.number_list(cli.positive, 2), "instead: HIGH x LOW images (figure 7 (c); alone: 7,4)"
+    sizes, mixtures = cli.number_list(cli.panels, 2), "instead: HIGH x LOW images (figure 7 (c); alone: 7,4)"
     which("--grid", type=sizes, nargs="?", const=(7, 4), metavar="HIGH,LOW", help=mixtures)
     add("--theta", type=cli.count, metavar="LEVEL", help="lowest of the high levels in --grid (default: 3 or the top)")
     parser.restrict("theta", needs="grid")

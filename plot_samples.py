@@ -15,7 +15,7 @@ def main(argv=None):
     add = parser.add_argument_group("samples").add_argument
     cli.add_temperature(add)
     add("--real", action="store_true", help="images of the test split instead; needs no weights, only --data")
-    add("--grid", type=cli.positive, default=8, metavar="N", help="images per row and column")
+    add("--grid", type=cli.panels, default=8, metavar="N", help="images per row and column")
     parser.restrict("temperature cuda dtype", excludes="real")
     parser.restrict("data_path prepared_path", needs="real")
     args = flags.parse(parser, argv)

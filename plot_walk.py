@@ -69,7 +69,7 @@ def main(argv=None):
     which("--images", type=cli.number_list(cli.count, 2), metavar="N,N", help="walk from one test image to another")
     cli.add_temperature(add)
     cli.add_range(add)
-    add("--samples", type=cli.positive, default=4, metavar="N", help="samples that walk together")
+    add("--samples", type=cli.panels, default=4, metavar="N", help="samples that walk together")
     add("--stops", type=cli.several, default=4, metavar="N", help="draws of the prior on the random walk")
     add("--frames", type=cli.positive, default=14, metavar="N", help="frames from one draw, or end, to the next")
     parser.restrict("range", needs="latents")

@@ -160,6 +160,7 @@ def test_flags_of_a_script(tmp_path, capsys):
     assert refused(capsys, lambda: parse(script, ["--weights", "a", "--lr", "1"]), "unrecognized arguments: --lr 1")
     assert refused(capsys, lambda: parse(script, ["--no_such_flag"]), "unrecognized arguments: --no_such_flag")
     assert refused(capsys, lambda: parse(script, ["--lr", "0"]), "argument --lr: '0'")
+    assert refused(capsys, lambda: parse(script, ["--export", "a"]), "argument --export: only for main.py")
     with pytest.raises(SystemExit):
         parse(weights_parser(""), ["--help"])
     assert "--lr" not in capsys.readouterr().out

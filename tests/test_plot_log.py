@@ -35,9 +35,10 @@ def test_curves(tmp_path, monkeypatch):
 
 def test_log_script(tmp_path, capsys):
     files = [str(log_file(tmp_path / "msds1" / run / "out_2.jsonl")) for run in ("a", "b_x")]
-    plot_log.main([*files, "--fig_dir", str(tmp_path / "f"), "--time", "--name", "c"])
-    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["c.pdf", "c.png"]
-    assert b"/Type3" not in (tmp_path / "f" / "c.pdf").read_bytes()  # fonts that journals refuse
+    plot_log.main([*files, "--fig_dir", str(tmp_path / "f"), "--time"])
+    pdf, png = sorted((tmp_path / "f").iterdir(), key=lambda path: path.suffix)
+    assert png.name.startswith("log_files_out_2.jsonl_out_2.jsonl_time_") and png.stem == pdf.stem
+    assert b"/Type3" not in pdf.read_bytes()  # fonts that journals refuse
     assert "msds1/b_x_2: " in capsys.readouterr().out
     for content, words in (("", "no record"), (LOG.replace("seconds", "s"), "no seconds")):
         with pytest.raises(UserError, match=words):

@@ -192,3 +192,5 @@ def test_a_reader_that_has_gone():
     done = process("tables.py", "results", stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.communicate()[1], done.returncode) == ("", 141)
+    for closed in (">&-", "2>&-"):  # neither is needed
+        assert subprocess.run(f"{sys.executable} tables.py results {closed}", shell=True, cwd=ROOT).returncode == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import io
 import math
 import os
 import re
@@ -92,7 +93,7 @@ class Parser(argparse.ArgumentParser):
         except (RecursionError, ValueError) as error:  # a file that reads itself; a name or content that is no text
             self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
         found.given = [name for name, value in vars(given).items() if value is not unset]
-        found.typed = [each.partition("=")[0][2:] for each in args if each.startswith("--")]
+        found.typed = [each.partition("=")[0][2:].removeprefix("no-") for each in args if each.startswith("--")]
         for flags, needs, excludes in self.restrictions:
             without = needs and not any(getattr(found, name) for name in needs)
             obstacles = needs if without else [name for name in excludes if name in found.given]
@@ -125,6 +126,7 @@ def number(kind, low, high, rule):
 LARGEST = 2**31 - 1
 count = number(int, 0, LARGEST, f"a whole number of at least 0 and at most {LARGEST}")
 positive = number(int, 1, LARGEST, f"a whole number of at least 1 and at most {LARGEST}")
+panels = number(int, 1, 200, "a whole number from 1 to 200, in a picture")
 several = number(int, 2, LARGEST, f"a whole number of at least 2 and at most {LARGEST}")
 above_zero = number(float, 1e-30, 1e30, "a number above 0 and at most 1e30")
 non_negative = number(float, 0, 1e30, "a number of at least 0 and at most 1e30")
@@ -285,6 +287,9 @@ def script(main):
     """Run a script's main. User errors print one sentence; bugs keep their traceback."""
     leave_on_signals()
     keep_freed_memory()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, io.StringIO())
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes a question mark
     try:
@@ -299,7 +304,7 @@ def script(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)  # as after the signal SIGPIPE
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'file'}: {error.strerror or error}")
+        sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         # PyTorch's words for a GPU and for a CPU.
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
