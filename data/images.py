@@ -21,7 +21,7 @@ from .arrays import cpu_count, write_rows
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, AttributeError)
 BROKEN += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
-PIXELS = 89_478_485  # images of more are decoded one at a time, those of more than twice as many also shrunk first
+PIXELS = 89_478_485  # images of more are decoded one at a time, JPEGs shrunk
 LARGEST = 2**28  # pixels of an image once decoded: 1 GiB
 FILLER = b"".join(b"\xb5" * 200 + bytes([255, 0xD0 + k]) for k in range(8))  # JPEG data, and each restart marker
 MENDED = "{} of {} files are JPEGs without an end marker, read all the same"
@@ -50,8 +50,8 @@ def opened(file, mended=None):
     with _any_size():
         image = Image.open(file)
     with image, _any_size() if math.prod(image.size) > PIXELS else nullcontext():
-        if math.prod(image.size) > 2 * PIXELS and "progressive" not in image.info:
-            image.draft(None, (4096, 4096))  # decodes a JPEG at 1/2, 1/4 or 1/8
+        if math.prod(image.size) > PIXELS and "progressive" not in image.info:
+            image.draft(None, (4096, 4096))  # to 1/2, 1/4 or 1/8
         if math.prod(image.size) > LARGEST:
             raise LeftOut(f"more than {LARGEST:,} pixels")
         stored, bits = str(image.tile[0][3]) if image.tile else "", None
@@ -138,8 +138,6 @@ def load_image(path, nchannels, background="white", mended=lambda: None, own=Tru
         if not own and (image.info.get("Software") == "RG-Flow" or image.info.get("comment") == b"RG-Flow"):
             raise LeftOut("pictures that this program has drawn")
         ImageOps.exif_transpose(image, in_place=True)
-        if math.prod(image.size) > 2 * PIXELS and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
-            image = image.reduce(max(1, min(image.size) // 4096))
         return to_channels(image, nchannels, background)
 
 
