@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -54,11 +53,7 @@ def opened(file, mended=None):
             image.draft(None, (4096, 4096))  # to 1/2, 1/4 or 1/8
         if math.prod(image.size) > LARGEST:
             raise LeftOut(f"more than {LARGEST:,} pixels")
-        stored, bits = str(image.tile[0][3]) if image.tile else "", None
-        if image.format == "PNG" and image.mode.startswith("I"):
-            place = image.fp.tell()
-            image.fp.seek(0)
-            bits = re.search(rb"\0\0\0[\1-\4]sBIT(.)", image.fp.read(place), re.DOTALL)  # before the pixels
+        stored = str(image.tile[0][3]) if image.tile else ""
         try:
             image.load()
         except OSError:
@@ -70,22 +65,20 @@ def opened(file, mended=None):
                 if image.tobytes() != other.tobytes():  # pixels are missing, for which the filler stands
                     raise
             mended()
-        yield _eight_bits(image, stored, bits and bits[1][0])
+        yield _eight_bits(image, stored)
 
 
-def _eight_bits(image, stored="", bits=None):
+def _eight_bits(image, stored=""):
     """The image with numbers of 8 bits. Raises LeftOut for an unknown range. stored: Pillow's name of the numbers in
-    the file; bits: how many its sBIT chunk declares"""
+    the file"""
     unknown = LeftOut("numbers of unknown range: rescale to 8 bits, or to all 16")
     if not image.mode.startswith(("I", "F")):
-        if re.search("(?<!BGR);16", stored) and np.max(image.getextrema()[:3]) < 64:  # Pillow keeps the upper 8 bits
+        if ";16" in stored and "BGR" not in stored and np.max(image.getextrema()[:3]) < 64:  # the upper 8 bits of 16
             raise unknown
         return image
     values, white = np.asarray(image), 4095 if "I;12" in stored else 65535
     high = values.max()
-    if bits and high < 2**bits and (values % 2 ** (16 - bits)).any():
-        white = 2**bits - 1  # although the standard wants the upper bits
-    declared = bits or white < 65535 or stored.startswith("('L'")  # the last: a PGM, whose header names white
+    declared = white < 65535 or stored.startswith("('L'")  # the last: a PGM, whose header names white
     if image.mode == "F" or values.min() < 0 or high > white or (0 < high < 2**14 and not declared):
         raise unknown
     values = values.astype(np.uint32)
