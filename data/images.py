@@ -68,31 +68,28 @@ def opened(file, mended=None):
         yield _eight_bits(image, stored)
 
 
-def _eight_bits(image, stored=""):
-    """The image with numbers of 8 bits. Raises LeftOut for an unknown range. stored: Pillow's name of the numbers in
-    the file"""
+def _eight_bits(image, stored):
+    """The image with numbers of 8 bits; stored: Pillow's name of those of the file. Raises LeftOut if it is unclear
+    which of them is white."""
     unknown = LeftOut("numbers of unknown range: rescale to 8 bits, or to all 16")
     if not image.mode.startswith(("I", "F")):
         if ";16" in stored and "BGR" not in stored and np.max(image.getextrema()[:3]) < 64:  # the upper 8 bits of 16
             raise unknown
         return image
     values, white = np.asarray(image), 4095 if "I;12" in stored else 65535
-    high = values.max()
     declared = white < 65535 or stored.startswith("('L'")  # the last: a PGM, whose header names white
-    if image.mode == "F" or values.min() < 0 or high > white or (0 < high < 2**14 and not declared):
+    low, high = values.min(), values.max()
+    if image.mode == "F" or low < 0 or high > white or (0 < high < 2**14 and not declared):
         raise unknown
     values = values.astype(np.uint32)
     if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
         values = white - values
-    scaled = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
-    scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return scaled
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
 
 
 def to_channels(image, nchannels, background="white"):
-    """A Pillow image of any mode in mode L (1 channel) or RGB (3), laid on `background` where transparent. Raises
-    ValueError for numbers of unknown range and for a conversion that Pillow does not have."""
-    image = _eight_bits(image)
+    """A Pillow image of 8 bits in mode L (1 channel) or RGB (3), laid on `background` where transparent. Raises
+    ValueError for a conversion that Pillow does not have."""
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
