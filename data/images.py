@@ -95,10 +95,9 @@ def to_channels(image, nchannels, background="white"):
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    if image.mode not in ("1", "L", "RGB"):
+    if image.mode not in ("1", "L"):
         image = image.convert("RGB")
-    mode = "L" if nchannels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    return image.convert("L" if nchannels == 1 else "RGB")
 
 
 def load_crop(file, edge, L=32, mended=None):
