@@ -146,10 +146,8 @@ class CoupleInTraining(torch.autograd.Function):
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
         y, log_slope, piece, along, terms = bend(raw, x)
-        saved = piece._replace(corner=None, right=None)  # which `backward` does not use
-        ctx.save_for_backward(
-            outputs, moved, head, bias, s, scale, features, above(EDGE, x.abs()), along, *terms, *saved
-        )
+        inside, saved = above(EDGE, x.abs()), piece._replace(corner=None, right=None)  # which `backward` does not use
+        ctx.save_for_backward(outputs, moved, head, bias, s, scale, features, inside, along, *terms, *saved)
         return y, s + log_slope
 
     @staticmethod
