@@ -6,7 +6,6 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from threading import RLock
 
 import numpy as np
@@ -59,7 +58,8 @@ def opened(file, mended=None):
         except OSError:
             if mended is None or image.format not in ("JPEG", "MPO"):
                 raise
-            content = (file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()).rstrip(b"\xff")
+            image.fp.seek(0)
+            content = image.fp.read().rstrip(b"\xff")
             ends = (io.BytesIO(content + filler + b"\xff\xd9") for filler in (b"", FILLER))
             with opened(next(ends)) as image, opened(next(ends)) as other:
                 if image.tobytes() != other.tobytes():  # pixels are missing, for which the filler stands
@@ -76,15 +76,14 @@ def _eight_bits(image, stored):
         if ";16" in stored and "BGR" not in stored and np.max(image.getextrema()[:3]) < 64:  # the upper 8 bits of 16
             raise unknown
         return image
-    values, white = np.asarray(image), 4095 if "I;12" in stored else 65535
-    declared = white < 65535 or stored.startswith("('L'")  # the last: a PGM, whose header names white
-    low, high = values.min(), values.max()
-    if image.mode == "F" or low < 0 or high > white or (0 < high < 2**14 and not declared):
+    values = np.asarray(image)
+    low, high, declared = values.min(), values.max(), stored.startswith("('L'")  # a PGM, whose header names white
+    if image.mode == "F" or low < 0 or high > 65535 or (0 < high < 2**14 and not declared):
         raise unknown
     values = values.astype(np.uint32)
     if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
-        values = white - values
-    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+        values = 65535 - values
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def to_channels(image, nchannels, background="white"):
