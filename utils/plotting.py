@@ -74,10 +74,9 @@ def add_pixels(axes, image):
 def pixels_per_inch(figure, least=DPI):
     """`least` or so, with which the finest `Pixels` of a figure fill their axes; its edges become whole pixels. Raises
     UserError for a picture of too many."""
-    images = [each for axes in figure.axes for each in axes.images if isinstance(each, Pixels)]
-    if images:
-        finest = max(images, key=lambda each: each.get_array().shape[1])
-        inches, columns = finest.axes.bbox.width / figure.dpi, finest.get_array().shape[1]
+    sizes = [(each.get_array().shape[1], axes.bbox.width / figure.dpi) for axes in figure.axes for each in axes.images]
+    if sizes:
+        columns, inches = max(sizes)
         least = max(1, round(least * inches / columns)) * columns / inches
     edges = np.ceil(figure.get_size_inches() * least - 1e-3)
     if edges.prod() > MOST_PIXELS:
@@ -173,9 +172,8 @@ def save_animation(figures, path, seconds):
         with style():
             figure.savefig(buffer, format="png", dpi=pixels_per_inch(figure, SCREEN_DPI))
         frames.append(Image.open(buffer).convert("RGB"))
-    settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0}
-    settings["comment"] = NAME.encode()
-    return write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
+    settings = {"append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0, "comment": NAME.encode()}
+    return write(f"{path}.gif", partial(frames[0].save, format="gif", save_all=True, **settings))
 
 
 def save_pixels(image, path):
