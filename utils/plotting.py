@@ -35,7 +35,7 @@ COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
 DPI = 300  # pixels per inch, or so: see `pixels_per_inch`
-SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at least
+SCREEN_DPI, SCREEN = 150, 2.2  # of animations: pixels per inch, or so, and width in inches
 MOST_PIXELS = 2**26  # of a picture
 
 
@@ -56,10 +56,10 @@ class Pixels(AxesImage):
 
     def make_image(self, renderer, magnification=1.0, unsampled=False):
         box, image = self.axes.bbox, self.to_rgba(self._A, bytes=True)[::-1]
-        sizes = np.array([box.width, box.height]) * magnification
+        sizes = box.size * magnification
         times = max(1, int(sizes[0] / image.shape[1] + 1e-3))
         image = image.repeat(times, 0).repeat(times, 1)
-        corner = np.round([box.x0, box.y0] * np.array(magnification) + (sizes - image.shape[1::-1]) / 2 - 1e-3)
+        corner = np.round(box.p0 * magnification + (sizes - image.shape[1::-1]) / 2 - 1e-3)
         return image, *(corner / magnification), None
 
 
