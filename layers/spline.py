@@ -152,10 +152,9 @@ class CoupleInTraining(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_log):
-        inputs, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        outputs, moved, head, bias, *saved = ctx.saved_tensors  # only once, for the sake of recomputation
         if torch.is_grad_enabled():  # second derivatives are asked for
-            return torch.func.vjp(couple_plainly, *inputs)[1]((grad_y, grad_log))
-        _, moved, head, _ = inputs
+            return torch.func.vjp(couple_plainly, outputs, moved, head, bias)[1]((grad_y, grad_log))
         s, scale, features, inside, along, mean, curvature, D, R, Q, M, *piece = saved
         piece = Piece(*piece)
         grads = torch.empty((3, *s.shape), dtype=s.dtype, device=s.device)  # of the outputs
