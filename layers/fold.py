@@ -105,12 +105,8 @@ def fold_block(group, k):
     weights = map(joined, zip(*(block.weights for block in blocks), strict=True))
     folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
     for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
-        differentiable = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in layer)
-        if transformed():
-            matrices = fold_plainly(settings, *layer)
-        else:
-            matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
-        folded += [matrices, bias[:, None].split(one.ngroups)]
+        fold = fold_plainly if transformed() else FoldWeight.apply
+        folded += [fold(settings, *layer), bias[:, None].split(one.ngroups)]
     return list(zip(*folded, strict=True))
 
 
