@@ -4,23 +4,9 @@
 import numpy as np
 
 from flow.hierarchy import generation_cone, inference_cone, level_map, num_levels
-from utils import cli
-from utils.plotting import (
-    COLOURS,
-    COLUMN_LABEL,
-    PAGE,
-    Figure,
-    Line2D,
-    Patch,
-    Rectangle,
-    add_pixels,
-    save_figure,
-    squares,
-    style,
-    to_rgb,
-)
+from utils import cli, plotting
 
-BLUE, ORANGE, GREEN, _, RED, _ = COLOURS
+BLUE, ORANGE, GREEN, _, RED, _ = plotting.COLOURS
 KEPT, LATENT = "#FFFFFF", "#D0D0D0"
 DASHES = (0, (3, 1.5))
 
@@ -49,9 +35,9 @@ def latents_of_levels(L, m):
 def draw_section(axes, cells, latents, m, colour):
     """One level from above: its latents, `cells` (l, l) bool in a colour, and the edges of the blocks."""
     l = len(latents)
-    picture = np.where(latents[..., None], to_rgb(LATENT), to_rgb(KEPT))
-    picture[cells] = to_rgb(colour)
-    add_pixels(axes, picture)
+    picture = np.where(latents[..., None], plotting.to_rgb(LATENT), plotting.to_rgb(KEPT))
+    picture[cells] = plotting.to_rgb(colour)
+    plotting.add_pixels(axes, picture)
     for start, line, colour in ((0, "-", ORANGE), (m // 2, DASHES, GREEN)):
         edges = np.arange(start, l + 1, m)
         for draw_lines in (axes.hlines, axes.vlines):
@@ -63,27 +49,27 @@ def draw(L, m, cones):
     """A figure with a column per level: the blocks, then a row per cone: its label, colour, sections, their titles, and
     (level, (column, row), width, height) of what to outline."""
     latents = latents_of_levels(L, m)
-    left, gap, down, bottom = 0.75, 0.06, COLUMN_LABEL + 0.02, 0.42  # inches
-    size = min(1.6, (PAGE - left + gap) / len(latents) - gap)
+    left, gap, down, bottom = 0.75, 0.06, plotting.COLUMN_LABEL + 0.02, 0.42  # inches
+    size = min(1.6, (plotting.PAGE - left + gap) / len(latents) - gap)
     none = [np.zeros_like(each) for each in latents]
     rows = [("blocks", LATENT, none, [f"$h = {h}$" for h in range(len(none))], (-1,)), *cones]
-    with style():
-        figure = Figure(figsize=(left + len(none) * (size + gap) - gap, len(rows) * (size + down) + bottom))
-        panels = squares(figure, len(rows), len(none), size, left, down, gap, down).subplots(squeeze=False)
+    with plotting.style():
+        figure = plotting.Figure(figsize=(left + len(none) * (size + gap) - gap, len(rows) * (size + down) + bottom))
+        panels = plotting.squares(figure, len(rows), len(none), size, left, down, gap, down).subplots(squeeze=False)
         for own, (label, colour, sections, titles, (level, *square)) in zip(panels, rows, strict=True):
             own[0].set_ylabel(label, rotation=0, ha="right", va="center")
             for h, axes in enumerate(own):
                 draw_section(axes, sections[h], latents[h], m, colour)
                 axes.set_title(titles[h], pad=2)
                 if h == level:
-                    axes.add_patch(Rectangle(*square, fill=False, linewidth=1.2, zorder=3))
+                    axes.add_patch(plotting.Rectangle(*square, fill=False, linewidth=1.2, zorder=3))
         legend = {
-            "latent of the level": Patch(facecolor=LATENT, edgecolor="#808080", linewidth=0.5),
-            "goes on to the next level": Patch(facecolor=KEPT, edgecolor="#808080", linewidth=0.5),
-            "blocks of the decimator": Line2D([], [], color=ORANGE, linewidth=0.8),
-            "blocks of the disentangler": Line2D([], [], color=GREEN, linewidth=0.8, linestyle=DASHES),
-            "generation cone of a latent": Patch(facecolor=RED),
-            "inference cone of a region": Patch(facecolor=BLUE),
+            "latent of the level": plotting.Patch(facecolor=LATENT, edgecolor="#808080", linewidth=0.5),
+            "goes on to the next level": plotting.Patch(facecolor=KEPT, edgecolor="#808080", linewidth=0.5),
+            "blocks of the decimator": plotting.Line2D([], [], color=ORANGE, linewidth=0.8),
+            "blocks of the disentangler": plotting.Line2D([], [], color=GREEN, linewidth=0.8, linestyle=DASHES),
+            "generation cone of a latent": plotting.Patch(facecolor=RED),
+            "inference cone of a region": plotting.Patch(facecolor=BLUE),
         }
         figure.legend(legend.values(), legend.keys(), loc="lower center", ncols=3, frameon=False, borderpad=0)
     return figure
@@ -133,7 +119,7 @@ def main(argv=None):
         cones.append((label, BLUE, sections, titles, square))
         listed = ", ".join(f"{count} at h = {h}" for h, count in enumerate(counts))
         captions.append(f"the {size} x {size} pixels at {i}:{j} affect {sum(counts)} of {C * L**2} latents ({listed})")
-    save_figure(draw(L, m, cones), cli.picture_path(args, "cones"))
+    plotting.save_figure(draw(L, m, cones), cli.picture_path(args, "cones"))
     print(*captions, sep="\n")
 
 

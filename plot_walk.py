@@ -9,7 +9,7 @@ from tqdm import tqdm
 import args as flags
 from flow.latents import decode, encode, interpolate, papers_range, random_walk, vary
 from utils import cli
-from utils.plotting import PAGE, SCREEN_DPI, SCREEN_WIDTH, grid_figure, image_grid, save_animation, save_figure
+from utils.plotting import PAGE, SCREEN, grid_figure, save_animation, save_figure
 from utils.random import generator
 
 STRIP = 8  # frames side by side
@@ -49,11 +49,9 @@ def walks(flow, config, args):
 def draw(images, labels, path, closed):
     """Write labelled frames (F, B, C, L, L) as a GIF, there and back unless closed, and some of them side by side."""
     n, ncols = len(images), math.ceil(images.shape[1] ** 0.5)
-    pixels = image_grid(images[0], ncols).shape[1]
-    width = pixels * -(-SCREEN_WIDTH // pixels) / SCREEN_DPI  # a pixel becomes a whole number of pixels of the GIF
     order = [*range(n), *([] if closed else range(n - 2, 0, -1))]
     progress = tqdm(order, desc="draw", unit="frame", leave=False, disable=None)
-    figures = (grid_figure(images[k], ncols, width, columns=[labels[k]]) for k in progress)
+    figures = (grid_figure(images[k], ncols, SCREEN, columns=[labels[k]]) for k in progress)
     save_animation(figures, path, SECONDS)
     shown = torch.linspace(0, n if closed else n - 1, STRIP + closed)[:STRIP].round().int().clamp(max=n - 1).unique()
     strip = images[shown].transpose(0, 1).flatten(0, 1)

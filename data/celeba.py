@@ -4,7 +4,6 @@ Needs the images (a folder, or the authors' or Kaggle's archive, which is never 
 Images keep the order of the list, whose validation part is left out.
 """
 
-import codecs
 import hashlib
 import io
 import os
@@ -102,8 +101,7 @@ def _read_partition(path, content):
     """The names of the training (0) and test (2) images, in the order of the list. Raises UserError."""
     train, test = [], []
     parts = {"0": train, "1": [], "2": test}
-    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    for number, line in enumerate(content.decode(encoding, "replace").splitlines(), 1):
+    for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
         fields = re.sub('[,;"]', " ", line).split()
         if fields in ([], ["image_id", "partition"]):  # the second is the first line of Kaggle's CSV
             continue

@@ -67,7 +67,7 @@ def _role(name):
 
 
 def _build(root, names, nchannels, L, folder):
-    found, splits = defaultdict(list), {"train": [], "test": []}
+    found = defaultdict(list)
 
     def load(name):
         try:
@@ -79,18 +79,17 @@ def _build(root, names, nchannels, L, folder):
 
     if not names:
         raise UserError(f"--data_path {root}: holds no files, must be a folder of images")
-    roles = [_role(name) for name in names]
-    kinds = {*roles, *(split for split in splits if (root / split).is_dir())}
-    way = "the names of folders"
+    roles, way = [_role(name) for name in names], "the names of folders"
+    kinds = {*roles, *(split for split in ("train", "test") if (root / split).is_dir())}
     if {"train", "validation"} <= kinds and "test" not in kinds:
         roles, way = ["test" if role == "validation" else role for role in roles], f"{way}, for validation as for test"
-    both = {"train", "test"} <= {*kinds, *roles}
-    for name, role in zip(names, roles, strict=True):
-        number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
-        split = role if both else "train" if number % 10 else "test"
-        splits.get(split, []).append(name)  # in neither kind of folder: left out
+    elif not {"train", "test"} <= kinds:
+        numbers = [int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") for name in names]
+        roles = ["train" if number % 10 else "test" for number in numbers]
+        way = "a hash of the path, for want of folders for training and for test"
     counts, warnings = {}, []
-    for split, part in splits.items():
+    for split in ("train", "test"):
+        part = [name for name, role in zip(names, roles, strict=True) if role == split]
         counts[split] = write_split(folder / f"{split}.npy", load, part, (nchannels, L, L), f"folder {split}")
     for kind, listed in found.items():
         shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in sorted(listed)[:10]]
@@ -100,8 +99,7 @@ def _build(root, names, nchannels, L, folder):
         if not count:
             rule = f"no image for the {split} split among its {len(names)} files, make folders train/ and test/ there"
             raise UserError(f"--data_path {root}: {'; '.join([rule, *warnings])}")
-    if not both or {name.partition("/")[0] for name in names} != {"train", "test"}:
-        left = [f"; left out: {roles.count(role)} files {LEFT[role]}" for role in LEFT if both and role in roles]
-        way = way if both else "a hash of the path, for want of folders for training and for test"
+    if {name.partition("/")[0] for name in names} != {"train", "test"}:
+        left = [f"; left out: {roles.count(role)} files {LEFT[role]}" for role in LEFT if role in roles]
         warnings.append("{train:,} training and {test:,} test images, by ".format(**counts) + way + "".join(left))
     return [f"{root}: {warning}" for warning in warnings]

@@ -2,12 +2,10 @@
 
 import io
 import math
-import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from threading import RLock
 
 import numpy as np
@@ -21,7 +19,7 @@ from .arrays import cpu_count, write_rows
 # What Pillow raises on files that are no image, cut, damaged or a decompression bomb.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, AttributeError)
 BROKEN += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
-PIXELS = 89_478_485  # images of more are decoded one at a time, those of more than twice as many also shrunk first
+PIXELS = 89_478_485  # images of more are decoded one at a time, JPEGs shrunk
 LARGEST = 2**28  # pixels of an image once decoded: 1 GiB
 FILLER = b"".join(b"\xb5" * 200 + bytes([255, 0xD0 + k]) for k in range(8))  # JPEG data, and each restart marker
 MENDED = "{} of {} files are JPEGs without an end marker, read all the same"
@@ -50,65 +48,55 @@ def opened(file, mended=None):
     with _any_size():
         image = Image.open(file)
     with image, _any_size() if math.prod(image.size) > PIXELS else nullcontext():
-        if math.prod(image.size) > 2 * PIXELS and "progressive" not in image.info:
-            image.draft(None, (4096, 4096))  # decodes a JPEG at 1/2, 1/4 or 1/8
+        if math.prod(image.size) > PIXELS and "progressive" not in image.info:
+            image.draft(None, (4096, 4096))  # to 1/2, 1/4 or 1/8
         if math.prod(image.size) > LARGEST:
             raise LeftOut(f"more than {LARGEST:,} pixels")
-        stored, bits = str(image.tile[0][3]) if image.tile else "", None
-        if image.format == "PNG" and image.mode.startswith("I"):
-            place = image.fp.tell()
-            image.fp.seek(0)
-            bits = re.search(rb"\0\0\0[\1-\4]sBIT(.)", image.fp.read(place), re.DOTALL)  # before the pixels
+        stored = str(image.tile[0][3]) if image.tile else ""
         try:
             image.load()
         except OSError:
             if mended is None or image.format not in ("JPEG", "MPO"):
                 raise
-            content = (file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()).rstrip(b"\xff")
+            image.fp.seek(0)
+            content = image.fp.read().rstrip(b"\xff")
             ends = (io.BytesIO(content + filler + b"\xff\xd9") for filler in (b"", FILLER))
             with opened(next(ends)) as image, opened(next(ends)) as other:
                 if image.tobytes() != other.tobytes():  # pixels are missing, for which the filler stands
                     raise
             mended()
-        yield _eight_bits(image, stored, bits and bits[1][0])
+        yield _eight_bits(image, stored)
 
 
-def _eight_bits(image, stored="", bits=None):
-    """The image with numbers of 8 bits. Raises LeftOut for an unknown range. stored: Pillow's name of the numbers in
-    the file; bits: how many its sBIT chunk declares"""
+def _eight_bits(image, stored):
+    """The image with numbers of 8 bits; stored: Pillow's name of those of the file. Raises LeftOut if it is unclear
+    which of them is white."""
     unknown = LeftOut("numbers of unknown range: rescale to 8 bits, or to all 16")
     if not image.mode.startswith(("I", "F")):
-        if re.search("(?<!BGR);16", stored) and np.max(image.getextrema()[:3]) < 64:  # Pillow keeps the upper 8 bits
+        if ";16" in stored and "BGR" not in stored and np.max(image.getextrema()[:3]) < 64:  # the upper 8 bits of 16
             raise unknown
         return image
-    values, white = np.asarray(image), 4095 if "I;12" in stored else 65535
-    high = values.max()
-    if bits and high < 2**bits and (values % 2 ** (16 - bits)).any():
-        white = 2**bits - 1  # although the standard wants the upper bits
-    declared = bits or white < 65535 or stored.startswith("('L'")  # the last: a PGM, whose header names white
-    if image.mode == "F" or values.min() < 0 or high > white or (0 < high < 2**14 and not declared):
+    values = np.asarray(image)
+    low, high, declared = values.min(), values.max(), stored.startswith("('L'")  # a PGM, whose header names white
+    if image.mode == "F" or low < 0 or high > 65535 or (0 < high < 2**14 and not declared):
         raise unknown
     values = values.astype(np.uint32)
     if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
-        values = white - values
-    scaled = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
-    scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return scaled
+        values = 65535 - values
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def to_channels(image, nchannels, background="white"):
-    """A Pillow image of any mode in mode L (1 channel) or RGB (3), laid on `background` where transparent. Raises
-    ValueError for numbers of unknown range and for a conversion that Pillow does not have."""
-    image = _eight_bits(image)
+    """A Pillow image of 8 bits in mode L (1 channel) or RGB (3), laid on `background` where transparent. Raises
+    ValueError for a conversion that Pillow does not have."""
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    if image.mode not in ("1", "L", "RGB"):
+    if image.mode not in ("1", "L"):
         image = image.convert("RGB")
-    mode = "L" if nchannels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    return image.convert("L" if nchannels == 1 else "RGB")
 
 
 def load_crop(file, edge, L=32, mended=None):
@@ -138,8 +126,6 @@ def load_image(path, nchannels, background="white", mended=lambda: None, own=Tru
         if not own and (image.info.get("Software") == "RG-Flow" or image.info.get("comment") == b"RG-Flow"):
             raise LeftOut("pictures that this program has drawn")
         ImageOps.exif_transpose(image, in_place=True)
-        if math.prod(image.size) > 2 * PIXELS and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
-            image = image.reduce(max(1, min(image.size) // 4096))
         return to_channels(image, nchannels, background)
 
 

@@ -51,15 +51,13 @@ def folded_together(module):
     are used, so that memory holds the gradient of one of them at a time. Within another such context it does nothing.
     """
     every = [part for part in module.modules() if isinstance(part, Networks) and part._held is None]
-    alone, kinds = [], {}
+    differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+    kinds = {None: []}
     for networks in every:
-        kind = networks.kind
-        if kind:
-            kinds.setdefault(kind, []).append(networks)
-        elif not networks.differentiable:
-            alone.append(networks)
+        kinds.setdefault(networks.kind, []).append(networks)
+    alone = kinds.pop(None)
     try:
-        for networks in alone:
+        for networks in [] if differentiable else alone:
             networks._held = networks.fold()
         for group in kinds.values():
             for networks, steps in zip(group, fold_networks(group), strict=True):
@@ -107,12 +105,8 @@ def fold_block(group, k):
     weights = map(joined, zip(*(block.weights for block in blocks), strict=True))
     folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
     for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
-        differentiable = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in layer)
-        if transformed():
-            matrices = fold_plainly(settings, *layer)
-        else:
-            matrices = FoldWeight.apply(settings, *layer) if differentiable else fold_weight(settings, *layer)[0]
-        folded += [matrices, bias[:, None].split(one.ngroups)]
+        fold = fold_plainly if transformed() else FoldWeight.apply
+        folded += [fold(settings, *layer), bias[:, None].split(one.ngroups)]
     return list(zip(*folded, strict=True))
 
 

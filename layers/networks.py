@@ -18,6 +18,7 @@ class Networks(nn.Module):
     that is not None, differentiable where gradients are asked for.
     """
 
+    kind = None  # equal where `folded_together` folds networks at once; None: one after the other
     _held = None  # by `folded_together`
 
     def __init__(self, description):
@@ -36,15 +37,6 @@ class Networks(nn.Module):
         recompute: for the backward pass, store only the variables between steps and recompute the rest
         """
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
-
-    @property
-    def kind(self):
-        """Equal where `folded_together` folds networks at once; None for those that it folds one after the other."""
-
-    @property
-    def differentiable(self):
-        """Whether what is folded now gets a derivative."""
-        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
     def steps(self):
         """The folded parameters of the K steps, for `run`: as they are now, or within `folded_together` on entry."""

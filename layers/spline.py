@@ -146,15 +146,13 @@ class CoupleInTraining(torch.autograd.Function):
         scale = s.exp()
         x = torch.addcmul(t, moved, scale)
         y, log_slope, piece, along, terms = bend(raw, x)
-        saved = piece._replace(corner=None, right=None)  # which `backward` does not use
-        ctx.save_for_backward(
-            outputs, moved, head, bias, s, scale, features, above(EDGE, x.abs()), along, *terms, *saved
-        )
+        inside, saved = above(EDGE, x.abs()), piece._replace(corner=None, right=None)  # which `backward` does not use
+        ctx.save_for_backward(outputs, moved, head, bias, s, scale, features, inside, along, *terms, *saved)
         return y, s + log_slope
 
     @staticmethod
     def backward(ctx, grad_y, grad_log):
-        outputs, moved, head, bias, *saved = ctx.saved_tensors
+        outputs, moved, head, bias, *saved = ctx.saved_tensors  # only once, for the sake of recomputation
         if torch.is_grad_enabled():  # second derivatives are asked for
             return torch.func.vjp(couple_plainly, outputs, moved, head, bias)[1]((grad_y, grad_log))
         s, scale, features, inside, along, mean, curvature, D, R, Q, M, *piece = saved

@@ -1,13 +1,11 @@
 """Figures: one style, written as PNG and PDF, or one after the other as an animated GIF.
 
-Matplotlib is imported here alone: it refuses to be if the variable MPLBACKEND names what is not installed, as in the
-scripts that a notebook starts. Pictures are files, for which no backend is chosen.
+Matplotlib is imported here alone. Pictures are files, for which no backend is chosen.
 """
 
 import io
 import os
-import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,31 +16,26 @@ from PIL.PngImagePlugin import PngInfo
 from .cli import UserError
 from .files import replacing
 
-new, backend = "matplotlib" not in sys.modules, os.environ.pop("MPLBACKEND", None)
-import matplotlib  # noqa: E402
-
-if backend is not None:
-    os.environ["MPLBACKEND"] = backend
-    with suppress(ValueError):
-        matplotlib.rcParams.update({"backend": backend} if new else {})
-from matplotlib.cm import ScalarMappable  # noqa: E402
-from matplotlib.colors import to_rgb  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.image import AxesImage  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.patches import Patch, Rectangle  # noqa: E402
+os.environ.pop("MPLBACKEND", None)  # may name what is not installed, as in the scripts that a notebook starts
+import matplotlib
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 __all__ = ["Figure", "Line2D", "Patch", "Rectangle", "ScalarMappable", "to_rgb"]  # for the scripts, beside what follows
 
 NAME = "RG-Flow"  # a mark in every picture
-METADATA = {"png": {"Software": NAME}, "pdf": {"Creator": NAME, "Producer": NAME}}
+METADATA = {".png": {"Software": NAME}, ".pdf": {"Creator": NAME, "Producer": NAME}}
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # told apart by colour-blind readers too
 COLOUR_MAP = "magma"  # of receptive fields
 COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of a page of a paper
 FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
 DPI = 300  # pixels per inch, or so: see `pixels_per_inch`
-SCREEN_DPI, SCREEN_WIDTH = 150, 320  # of animations: pixels per inch, pixels at least
+SCREEN_DPI, SCREEN = 150, 2.2  # of animations: pixels per inch, or so, and width in inches
 MOST_PIXELS = 2**26  # of a picture
 
 
@@ -63,10 +56,10 @@ class Pixels(AxesImage):
 
     def make_image(self, renderer, magnification=1.0, unsampled=False):
         box, image = self.axes.bbox, self.to_rgba(self._A, bytes=True)[::-1]
-        sizes = np.array([box.width, box.height]) * magnification
+        sizes = box.size * magnification
         times = max(1, int(sizes[0] / image.shape[1] + 1e-3))
         image = image.repeat(times, 0).repeat(times, 1)
-        corner = np.round([box.x0, box.y0] * np.array(magnification) + (sizes - image.shape[1::-1]) / 2 - 1e-3)
+        corner = np.round(box.p0 * magnification + (sizes - image.shape[1::-1]) / 2 - 1e-3)
         return image, *(corner / magnification), None
 
 
@@ -81,10 +74,9 @@ def add_pixels(axes, image):
 def pixels_per_inch(figure, least=DPI):
     """`least` or so, with which the finest `Pixels` of a figure fill their axes; its edges become whole pixels. Raises
     UserError for a picture of too many."""
-    images = [each for axes in figure.axes for each in axes.images if isinstance(each, Pixels)]
-    if images:
-        finest = max(images, key=lambda each: each.get_array().shape[1])
-        inches, columns = finest.axes.bbox.width / figure.dpi, finest.get_array().shape[1]
+    sizes = [(each.get_array().shape[1], axes.bbox.width / figure.dpi) for axes in figure.axes for each in axes.images]
+    if sizes:
+        columns, inches = max(sizes)
         least = max(1, round(least * inches / columns)) * columns / inches
     edges = np.ceil(figure.get_size_inches() * least - 1e-3)
     if edges.prod() > MOST_PIXELS:
@@ -94,25 +86,18 @@ def pixels_per_inch(figure, least=DPI):
     return least
 
 
-def check_finite(values, what):
-    """Raises FloatingPointError that names which of `values` (N, …) hold what is not finite."""
-    bad = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(1)
-    if bad.any():
-        named = f"{bad.sum()} of {len(bad)} {what} hold values that are not finite, first number {bad.argmax()}"
-        raise FloatingPointError(f"{named}: nothing is drawn")
-
-
 def image_grid(images, ncols):
     """Images (N, C, L, L) in [0, 1], C = 1 drawn grey or 3, as one array (H, W, 3) with a white line between them.
-    Raises FloatingPointError if they are not finite, and UserError if they are too many."""
+    Raises FloatingPointError if they are not finite."""
+    images = np.asarray(images)
     N, _, L, _ = images.shape
     nrows, gap = -(-N // ncols), max(1, L // 16)
-    if nrows * ncols * (L + gap) ** 2 > MOST_PIXELS:
-        pixels = f"{ncols * (L + gap)} x {nrows * (L + gap)} pixels"
-        raise UserError(f"{N} images are too many for a picture: {pixels}, at most {MOST_PIXELS:,} can be written")
-    check_finite(images, "images")
+    bad = ~np.isfinite(images).all((1, 2, 3))
+    if bad.any():
+        named = f"{bad.sum()} of {N} images hold values that are not finite, first number {bad.argmax()}"
+        raise FloatingPointError(f"{named}: nothing is drawn")
     panels = np.ones((nrows * ncols, L + gap, L + gap, 3))
-    panels[:N, :L, :L] = np.asarray(images).transpose(0, 2, 3, 1)
+    panels[:N, :L, :L] = images.transpose(0, 2, 3, 1)
     rows = panels.reshape(nrows, ncols, L + gap, L + gap, 3).swapaxes(1, 2)
     return rows.reshape(nrows * (L + gap), ncols * (L + gap), 3)[:-gap, :-gap]
 
@@ -120,7 +105,6 @@ def image_grid(images, ncols):
 def field_pictures(fields):
     """Receptive fields (S, L, L), each divided by its largest value, in colours: (S, 3, L, L) in [0, 1]."""
     fields = np.asarray(fields)
-    check_finite(fields, "receptive fields")
     shares = fields / fields.max((1, 2), keepdims=True).clip(np.finfo(fields.dtype).tiny)
     return matplotlib.colormaps[COLOUR_MAP](shares)[..., :3].transpose(0, 3, 1, 2)
 
@@ -176,10 +160,8 @@ def write(path, save, parents=True, quiet=False):
 
 def save_figure(figure, path, endings=(".png", ".pdf"), **how):
     """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
-    save, paths = partial(figure.savefig, dpi=pixels_per_inch(figure)), []
-    for kind in (end[1:] for end in endings):
-        paths.append(write(f"{path}.{kind}", partial(save, format=kind, metadata=METADATA[kind]), **how))
-    return paths
+    save = partial(figure.savefig, dpi=pixels_per_inch(figure))
+    return [write(f"{path}{end}", partial(save, format=end[1:], metadata=METADATA[end]), **how) for end in endings]
 
 
 def save_animation(figures, path, seconds):
@@ -190,9 +172,8 @@ def save_animation(figures, path, seconds):
         with style():
             figure.savefig(buffer, format="png", dpi=pixels_per_inch(figure, SCREEN_DPI))
         frames.append(Image.open(buffer).convert("RGB"))
-    settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0}
-    settings["comment"] = NAME.encode()
-    return write(f"{path}.gif", partial(frames[0].save, format="gif", **settings))
+    settings = {"append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0, "comment": NAME.encode()}
+    return write(f"{path}.gif", partial(frames[0].save, format="gif", save_all=True, **settings))
 
 
 def save_pixels(image, path):
