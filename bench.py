@@ -266,10 +266,11 @@ def main(argv=None):
     parser.restrict("data_path prepared_path", needs="compare")
     parser.restrict(f"batch_sizes edges repeats profile {STEP}", excludes="compare fields")
     parser.restrict("dtype", excludes="compare")
-    parser.restrict("L", excludes="edges")
-    parser.restrict("batch_size", excludes="batch_sizes")
     parser.restrict(flags.NETWORK.replace(" cuda", "").replace(" dtype", ""), excludes="weights")
     first = flags.get_args(argv, parser, several=False)
+    for one, several in (("batch_size", "batch_sizes"), ("L", "edges")):
+        if one in first.typed and getattr(first, several):
+            parser.error(f"argument --{one}: has no effect with --{several}")
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
     if first.compare or first.fields:
         config = vars(first)

@@ -83,7 +83,9 @@ def _eight_bits(image, stored):
     values = values.astype(np.uint32)
     if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
         values = 65535 - values
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}  # such as its orientation
+    return scaled
 
 
 def to_channels(image, nchannels, background="white"):

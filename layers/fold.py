@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from .networks import NORM_MIN, Networks, compiled, transformed
+from .networks import HELD, NORM_MIN, Networks, asked, compiled, transformed
 
 # |beta| counts as at least this, since silu(0 x) / 0 is 0 / 0; the gradient passes straight through.
 BETA_MIN = 1e-4
@@ -50,22 +50,20 @@ def folded_together(module):
     the number of operations, not by their size. Others are folded here only without gradients, and otherwise when they
     are used, so that memory holds the gradient of one of them at a time. Within another such context it does nothing.
     """
-    every = [part for part in module.modules() if isinstance(part, Networks) and part._held is None]
-    differentiable = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
-    kinds = {None: []}
-    for networks in every:
-        kinds.setdefault(networks.kind, []).append(networks)
+    held, differentiable, kinds = dict(HELD.get()), asked(module.parameters()), {None: []}
+    for networks in module.modules():
+        if isinstance(networks, Networks) and id(networks) not in held:
+            kinds.setdefault(networks.kind, []).append(networks)
     alone = kinds.pop(None)
+    folded = [] if differentiable else [(networks, networks.fold()) for networks in alone]
+    for group in kinds.values():
+        folded += zip(group, fold_networks(group), strict=True)
+    held |= {id(networks): (tuple(networks.parameters()), differentiable, steps) for networks, steps in folded}
+    token = HELD.set(held)
     try:
-        for networks in [] if differentiable else alone:
-            networks._held = networks.fold()
-        for group in kinds.values():
-            for networks, steps in zip(group, fold_networks(group), strict=True):
-                networks._held = steps
         yield
     finally:
-        for networks in every:
-            networks._held = None
+        HELD.reset(token)
 
 
 def evaluate(folded, x):

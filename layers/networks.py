@@ -1,13 +1,19 @@
 """What the networks of all couplings share: parameters folded once per training step, and how the products run."""
 
 import math
+import operator
+from contextvars import ContextVar
 from functools import cache
+from types import MappingProxyType
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 NORM_MIN = 1e-12  # a smaller norm of weights counts as this; weights that a mask clears have the norm 0
+
+
+HELD = ContextVar("held", default=MappingProxyType({}))  # by `folded_together`, in its thread, of each Networks by id
 
 
 class Networks(nn.Module):
@@ -19,7 +25,6 @@ class Networks(nn.Module):
     """
 
     kind = None  # equal where `folded_together` folds networks at once; None: one after the other
-    _held = None  # by `folded_together`
 
     def __init__(self, description):
         super().__init__()
@@ -39,8 +44,11 @@ class Networks(nn.Module):
         self.compile_kernels, self.dtype, self.recompute = compile, dtype, recompute
 
     def steps(self):
-        """The folded parameters of the K steps, for `run`: as they are now, or within `folded_together` on entry."""
-        return self._held or self.fold()
+        """The folded parameters of the K steps, for `run`: as they are now, or within `folded_together` on entry, if
+        they are the same parameters (`torch.func.functional_call` puts others there) and no derivative is missing."""
+        parameters, differentiable, steps = HELD.get().get(id(self), ((), False, None))
+        usable = steps and all(map(operator.is_, parameters, self.parameters())) and differentiable >= asked(parameters)
+        return steps if usable else self.fold()
 
     def run(self, function, folded, *variables):
         """function(folded, *variables): one step with one entry of `steps()` and tensors."""
@@ -51,6 +59,11 @@ class Networks(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(function, folded, *variables, use_reentrant=False, preserve_rng_state=False)
         return function(folded, *variables)
+
+
+def asked(parameters):
+    """Whether a derivative by parameters is asked for now."""
+    return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
 
 
 def transformed():

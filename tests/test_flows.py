@@ -1,6 +1,8 @@
 """The whole flows: bijection, log-determinant, levels, causal cones, samples, contract; the parts of Real NVP."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from flow.preprocess import bits_per_dim
 from layers import PATCH_BIJECTORS
 from layers.convolution import ChannelCouplings, CheckerboardCouplings, ConvolutionalNetworks, evaluate
 from layers.coupling import join_diagonal, join_squares, split_diagonal, split_squares
+from layers.fold import folded_together
+from layers.networks import HELD
 
 both = pytest.mark.parametrize("model", [RGFlow, RealNVP])
 SIZES = [(1, 2, 2), (1, 4, 4), (3, 4, 4), (1, 8, 4), (3, 8, 4), (1, 16, 4), (1, 8, 2), (1, 12, 6)]  # C, L, m
@@ -234,6 +238,29 @@ TRANSFORMS = [(RGFlow, {"subnet": subnet}) for subnet in PATCH_BIJECTORS] + [(Re
 def trainable(request):
     model, settings = request.param
     return randomise(small(model, L=4, nlayers=2, nmlp=2, **settings), 0.3).requires_grad_(True)
+
+
+def test_folded_parameters_are_held_for_themselves_alone(trainable):
+    """Within `folded_together`: not for a copy, for other parameters, for derivatives, nor in another thread."""
+    flow, other, x = trainable, deepcopy(trainable), torch.randn(2, 1, 4, 4)
+    for parameter in other.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    expected = other.log_prob(x)
+    flow.log_prob(x).sum().backward()
+    gradients = [parameter.grad for parameter in flow.parameters()]
+    flow.zero_grad(set_to_none=True)
+    with torch.no_grad(), folded_together(flow):
+        copy = deepcopy(flow)
+        copy.load_state_dict(other.state_dict())
+        z, log_det = torch.func.functional_call(flow, dict(other.named_parameters()), (x,))
+        with torch.enable_grad():
+            flow.log_prob(x).sum().backward()
+        with ThreadPoolExecutor() as threads:
+            elsewhere = threads.submit(HELD.get).result()
+    torch.testing.assert_close(copy.log_prob(x), expected)
+    torch.testing.assert_close(other.prior.log_prob(z).sum((1, 2, 3)) + log_det, expected)
+    torch.testing.assert_close([parameter.grad for parameter in flow.parameters()], gradients)
+    assert not elsewhere and not HELD.get()
 
 
 @pytest.mark.parametrize("training", [True, False])

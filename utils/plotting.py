@@ -5,7 +5,8 @@ Matplotlib is imported here alone. Pictures are files, for which no backend is c
 
 import io
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +17,19 @@ from PIL.PngImagePlugin import PngInfo
 from .cli import UserError
 from .files import replacing
 
-os.environ.pop("MPLBACKEND", None)  # may name what is not installed, as in the scripts that a notebook starts
-import matplotlib
+new, backend = "matplotlib" not in sys.modules, os.environ.pop("MPLBACKEND", None)
+import matplotlib  # would fail if MPLBACKEND names what is not installed, as in the scripts that a notebook starts
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+
+if backend:
+    os.environ["MPLBACKEND"] = backend
+    with suppress(ValueError):
+        matplotlib.rcParams.update({"backend": backend} if new else {})
 
 __all__ = ["Figure", "Line2D", "Patch", "Rectangle", "ScalarMappable", "to_rgb"]  # for the scripts, beside what follows
 
@@ -76,7 +82,7 @@ def pixels_per_inch(figure, least=DPI):
     UserError for a picture of too many."""
     sizes = [(each.get_array().shape[1], axes.bbox.width / figure.dpi) for axes in figure.axes for each in axes.images]
     if sizes:
-        columns, inches = max(sizes)
+        columns, inches = max(sizes, key=lambda size: size[0] / size[1])
         least = max(1, round(least * inches / columns)) * columns / inches
     edges = np.ceil(figure.get_size_inches() * least - 1e-3)
     if edges.prod() > MOST_PIXELS:
