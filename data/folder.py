@@ -15,8 +15,7 @@ from utils.cli import UserError, file_name
 from .arrays import FOLDER, SPLITS, Preparation
 from .images import BROKEN, MENDED, LeftOut, load_image, resize, write_split
 
-WORDS = {"train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test"}
-WORDS |= dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation")
+WORDS = {"train": "train.*|trn", "test": "test.*|tst|holdout|heldout", "validation": "val|valid.*|dev|eval.*"}
 LEFT = {"validation": "for validation", None: "in no such folder"}  # beside the two
 
 
@@ -63,7 +62,8 @@ def _list(folder, prefix, parents):
 def _role(name):
     """The split that a folder on the path is for: "train", "test", "validation" or None."""
     words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name.rpartition("/")[0])
-    return next(filter(None, (WORDS.get(word.casefold().removesuffix("set")) for word in words)), None)
+    roles = (role for word in words for role in WORDS if re.fullmatch(WORDS[role], word.casefold()))
+    return next(roles, None)
 
 
 def _build(root, names, nchannels, L, folder):
@@ -86,7 +86,8 @@ def _build(root, names, nchannels, L, folder):
     elif not {"train", "test"} <= kinds:
         numbers = [int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") for name in names]
         roles = ["train" if number % 10 else "test" for number in numbers]
-        way = "a hash of the path, for want of folders for training and for test"
+        missing = " and ".join(split for split in ("train", "test") if split not in kinds)
+        way = f"a hash of the path, for want of folders for {missing}"
     counts, warnings = {}, []
     for split in ("train", "test"):
         part = [name for name, role in zip(names, roles, strict=True) if role == split]

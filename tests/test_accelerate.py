@@ -153,5 +153,5 @@ def test_bench(flags, operations, tmp_path, capsys):
         assert result["train_images_per_s"] == pytest.approx(1e3 * result["batch_size"] / result["ms_per_step"])
         rate = 3 * result["train_images_per_s"] * result["gflop_per_image"]
         assert result["train_mfu"] == pytest.approx(rate / result["matrix_gflop_per_s"])
-        assert min(result["data_percent"], result["log_percent"], result["optimizer_percent"]) > 0  # of a step without them
+        assert min(result["data_percent"], result["log_percent"], result["optimizer_percent"]) > 0
     assert "--profile" not in flags or "aten::bmm" in capsys.readouterr().out

@@ -68,7 +68,9 @@ LAYOUTS = [  # files, their splits, and words
         "by the names of folders; left out: 1 files for validation; left out: 2 files in no such",
     ),
     ("constrained/a contest/b latest/c", None, "by a hash of the path"),  # parts of words
-    ("train/a train/b bus/c", None, "by a hash of the path, for want of folders for training and for test"),
+    ("train/a train/b bus/c", None, "by a hash of the path, for want of folders for test"),
+    ("traindata/a tests/b", "train test", "by the names of folders"),
+    ("trainImages/a holdout/b evaluation/c", "train test -", "left out: 1 files for validation"),
     ("test/a val/b", None, "by a hash"),
 ]
 
