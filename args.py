@@ -191,6 +191,7 @@ def accelerate(flow, args):
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True):
     """The flags of a script for a trained flow, or `several`; it may draw pictures or numbers, or read images."""
     parser = cli.Parser(description)
+    parser.naming = "data_path", "prepared_path", "cuda", "dtype"
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
     add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, with its configuration")
@@ -320,12 +321,9 @@ def picture_path(args, config, trained, kind):
 
 def exact(flow, images):
     """The flow, or where float32 loses the round trip of uint8 images (B, C, L, L) a copy in float64, with a note."""
-    error, dtype = round_trip_error(flow, images), next(flow.parameters()).dtype
-    if error <= ROUND_TRIP:
+    if next(flow.parameters()).dtype == torch.float64 or (error := round_trip_error(flow, images)) <= ROUND_TRIP:
         return flow
     double = copy.deepcopy(flow).double()
-    note = f"note: encoded and decoded in {str(dtype)[6:]}, images change by up to {error:.2g} of 256 levels"
-    if dtype != torch.float64:
-        note += f"; float64 is used instead, which changes them by up to {round_trip_error(double, images):.2g}"
-    print(note, file=sys.stderr)
+    words = f"note: encoded and decoded in float32, images change by up to {error:.2g} of 256 levels; float64 is used"
+    print(f"{words} instead, which changes them by up to {round_trip_error(double, images):.2g}", file=sys.stderr)
     return double

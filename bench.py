@@ -273,11 +273,12 @@ def main(argv=None):
             parser.error(f"argument --{one}: has no effect with --{several}")
     origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
     if first.compare or first.fields:
-        config = vars(first)
-        flow = build(config).to(first.cuda).eval()
         if first.weights:
             dtype = first.dtype if "dtype" in first.given else None
             flow, config, _ = load_trained(first.weights, first.cuda, dtype=dtype)
+        else:
+            config = vars(first)
+            flow = build(config).to(first.cuda).eval()
         results = compare(first, flow, config) if first.compare else time_fields(first, flow)
         print(*table(results), sep="\n")
     else:

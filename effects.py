@@ -172,7 +172,7 @@ def measure(args, flow, config, variant, weights):
     images = torch.from_numpy(dataset.test[: 2 * args.pairs])
     errors = calibration(images.numpy(), msds.read_labels(dataset.path, "test", len(images))[0])
     result = {"levels": of_levels(latents), "mixing": of_mixing(flow, *images.chunk(2), variant), "latents": latents}
-    return {**result, "calibration": errors, "warnings": warnings}
+    return {**result, "calibration": errors, "warnings": warnings, "dtype": str(z.dtype)[6:]}
 
 
 def main(argv=None):

@@ -157,6 +157,7 @@ def main(argv=None):
         print(f"warning: {line}", file=sys.stderr)
 
     results = {"data_fingerprint": dataset.fingerprint, "compile": compiled, "amp": args.amp}
+    results["dtype"] = args.dtype or config["dtype"]
     results["warnings"] = warnings + notes
     if config["data"] == "folder":
         results["folder"] = Path(args.data_path).absolute().name  # tells sets of images apart

@@ -28,7 +28,6 @@ METHODS = {"rgflow": ("rgflow",), "realnvp": ("realnvp_constrained", "realnvp")}
 LABELS = {"rgflow": "RG-Flow", "realnvp_constrained": "constrained\nReal NVP", "realnvp": "Real NVP"}
 RED, COLUMNS = (0.85, 0.1, 0.1), 15  # of the figure
 PER_IMAGE = "psnr_image", "psnr_region", "free_latents", "log_prob_best_draw", "log_prob", "log_prob_truth"
-MID_GREY = torch.tensor(128, dtype=torch.uint8)
 BENCH_FLAGS = {*flags.NETWORK.split()} - {"model", "L"}  # of main.py
 PLACES = "origin", "centre"
 BENCH_REGION, BENCH_IMAGES = 10, 15  # pixels, images
@@ -104,7 +103,7 @@ def inpaint_all(args):
     source = args.mask or f"--region {cli.listing(args.region)}"
     print(f"{source}: {int(regions[0].sum())} of {regions[0].numel()} pixels corrupted")
     images, regions, results, inpainted = images.to(args.cuda), regions.to(args.cuda), [], {}
-    corrupted = torch.where(regions[:, None], MID_GREY, images)
+    corrupted = images.masked_fill(regions[:, None], 128)  # mid-grey
     for flow, its_config, its_trained in flows:
         flow = flags.exact(flow, torch.cat((images, corrupted)))
         for method in METHODS[its_config["model"]]:
@@ -117,6 +116,7 @@ def inpaint_all(args):
             means = {key: statistics.fmean(per_image[key]) for key in PER_IMAGE[:3]}
             settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
             own = {"seconds": time.perf_counter() - start, "names": names, "per_image": per_image, "config": its_config}
+            own["dtype"] = str(next(flow.parameters()).dtype)[6:]
             results.append({"method": method, **means, "images": len(names), **settings, **own, **its_trained})
             print(LINE.format(label=label, total=images[0].numel(), **results[-1]))
     draw = partial(write_pictures, args, config, trained, images, regions, inpainted)

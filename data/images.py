@@ -73,7 +73,9 @@ def _eight_bits(image, stored):
     which of them is white."""
     unknown = LeftOut("numbers of unknown range: rescale to 8 bits, or to all 16")
     if not image.mode.startswith(("I", "F")):
-        if ";16" in stored and "BGR" not in stored and np.max(image.getextrema()[:3]) < 64:  # the upper 8 bits of 16
+        if (
+            ";16" in stored and "BGR" not in stored and 0 < np.max(image.getextrema()[:3]) < 64
+        ):  # the upper 8 bits of 16
             raise unknown
         return image
     values = np.asarray(image)

@@ -154,10 +154,9 @@ def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None)
 
 def climb(problem, values, adam):
     """One step of Adam towards larger log p; log p of the values before it, (B,)."""
-    adam.zero_grad()
     with torch.enable_grad():
         log_prob = problem.log_prob(values)
-        (-log_prob.sum()).backward()
+        (values.grad,) = torch.autograd.grad(-log_prob.sum(), values)
     adam.step()
     return log_prob.detach()
 

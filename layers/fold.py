@@ -110,10 +110,7 @@ def fold_block(group, k):
 
 def fold_plainly(settings, mask, weight, before, gain, after):
     """What `fold_weight` gives without |V|, in operations that PyTorch can transform and differentiate."""
-    weight = masked(weight, mask)
-    norm = weight.square().sum(1).clamp_min(NORM_MIN**2).sqrt()  # whose second derivative is finite at 0
-    matrices = weight * before[:, :, None] * (gain * after / norm)[:, None]
-    return matrices.to(settings.dtype).split(settings.ngroups)
+    return fold_piece(masked(weight, mask), before, gain * after, settings.dtype)[0].split(settings.ngroups)
 
 
 def pieces(weight, ngroups):
@@ -163,7 +160,7 @@ class FoldWeight(torch.autograd.Function):
 
 def fold_piece(weight, rows, columns, dtype):
     """weight (S, in, out) -> weight * rows * columns / norm in `dtype`, norm (S, out) of its columns."""
-    norm = weight.square().sum(1).sqrt_().clamp_min_(NORM_MIN)
+    norm = weight.square().sum(1).clamp_min(NORM_MIN**2).sqrt()  # whose second derivative is finite at 0
     matrix = (weight * (columns / norm)[:, None, :]).mul_(rows[:, :, None])
     return matrix.to(dtype), norm
 

@@ -1,7 +1,9 @@
 """The command line: names, defaults, grammar, and one sentence for each kind of bad input."""
 
 import argparse
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -179,6 +181,26 @@ def test_flags_without_effect(tmp_path, capsys, rule, good, bad):
     words = f"argument --theta: has no effect {'without' if rule == 'needs' else 'with'} --grid"
     assert refused(capsys, lambda: script.parse_args([*bad, "--theta", "1"]), words)
     assert refused(capsys, lambda: script.parse_args(["--theta=1", *bad]), words)
+
+
+def test_a_file_that_can_be_read_only_once(tmp_path):
+    """As `@<(…)` gives it."""
+    os.mkfifo(tmp_path / "pipe")
+    script = Parser("")
+    script.add_argument("--file", required=True)
+    with ThreadPoolExecutor() as threads:
+        threads.submit((tmp_path / "pipe").write_text, "--file a.png")
+        args = script.parse_args([f"@{tmp_path}/pipe"])
+    assert (args.file, args.given, args.typed) == ("a.png", ["file"], [])
+
+
+def test_flags_that_name_a_run_have_an_effect_without_weights(capsys):
+    script = weights_parser("", images=True)
+    script.add_argument("--real", action="store_true")
+    script.restrict("data_path cuda", needs="real")
+    assert script.parse_args(["--data_path", "x"]).data_path == "x"
+    words = "argument --data_path: has no effect without --real"
+    assert refused(capsys, lambda: script.parse_args(["--data_path", "x", "--weights", "y"]), words)
 
 
 def test_the_users_folder(tmp_path, monkeypatch):

@@ -69,6 +69,7 @@ LAYOUTS = [  # files, their splits, and words
     ),
     ("constrained/a contest/b latest/c", None, "by a hash of the path"),  # parts of words
     ("train/a train/b bus/c", None, "by a hash of the path, for want of folders for test"),
+    ("train/a train_masks/b test/c test2/d", "train - test -", "by the names of folders; left out: 2 files in no such"),
     ("traindata/a tests/b", "train test", "by the names of folders"),
     ("trainImages/a holdout/b evaluation/c", "train test -", "left out: 1 files for validation"),
     ("test/a val/b", None, "by a hash"),

@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             " # at the start of a line or after a space starts a comment. Later flags win.",
         )
         self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e-3 and -1,2 are values too, not flags
-        self.restrictions = []
+        self.restrictions, self.naming = [], ()  # naming: flags that name a run where there are no --weights
 
     def restrict(self, flags, needs="", excludes=""):
         """Refuse those of `flags` that are typed while none of the flags `needs` is set, or while one of the flags
@@ -83,13 +83,11 @@ class Parser(argparse.ArgumentParser):
             if action.metavar in ("FILE", "DIR", "PATH"):
                 action.type = expanduser
         try:
-            found, rest = super().parse_known_args(args, namespace)
-            unset = object()
-            given, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(vars(found), unset)))
+            expanded, unset = self._read_args_from_files(args), object()  # once: a pipe can be read only once
+            found, rest = super().parse_known_args(expanded, namespace)
+            given, _ = super().parse_known_args(expanded, argparse.Namespace(**dict.fromkeys(vars(found), unset)))
             if any("\0" in value for value in vars(found).values() if isinstance(value, str)):
                 raise ValueError("a value holds a null character")
-        except UnicodeEncodeError:
-            raise
         except (RecursionError, ValueError) as error:  # a file that reads itself; a name or content that is no text
             self.error(f"argument file: {'reads itself' if isinstance(error, RecursionError) else error}")
         found.given = [name for name, value in vars(given).items() if value is not unset]
@@ -98,7 +96,7 @@ class Parser(argparse.ArgumentParser):
             without = needs and not any(getattr(found, name) for name in needs)
             obstacles = needs if without else [name for name in excludes if name in found.given]
             for flag in flags if obstacles else ():
-                if flag in found.typed:
+                if flag in found.typed and (flag not in self.naming or found.weights):
                     listed = " or ".join(f"--{name}" for name in obstacles)
                     self.error(f"argument --{flag}: has no effect {'without' if without else 'with'} {listed}")
         return found, rest

@@ -42,7 +42,7 @@ FONT_SIZE = 7  # points
 ROW_LABEL, COLUMN_LABEL = 0.55, 0.16  # inches
 DPI = 300  # pixels per inch, or so: see `pixels_per_inch`
 SCREEN_DPI, SCREEN = 150, 2.2  # of animations: pixels per inch, or so, and width in inches
-MOST_PIXELS = 2**26  # of a picture
+LONGEST_EDGE, MOST_PIXELS = 2**16 - 1, 2**28  # of a picture
 
 
 @contextmanager
@@ -85,9 +85,12 @@ def pixels_per_inch(figure, least=DPI):
         columns, inches = max(sizes, key=lambda size: size[0] / size[1])
         least = max(1, round(least * inches / columns)) * columns / inches
     edges = np.ceil(figure.get_size_inches() * least - 1e-3)
-    if edges.prod() > MOST_PIXELS:
-        size, most = "{:.0f} x {:.0f}".format(*edges), f"at most {MOST_PIXELS:,} pixels"
-        raise UserError(f"a picture of {size} pixels is too large: draw fewer images, {most} can be written")
+    if edges.max() > LONGEST_EDGE or edges.prod() > MOST_PIXELS:
+        size, most = (
+            "{:.0f} x {:.0f}".format(*edges),
+            f"at most {LONGEST_EDGE:,} along an edge and {MOST_PIXELS:,} in all",
+        )
+        raise UserError(f"a picture of {size} pixels is too large: draw fewer images; {most} can be written")
     figure.set_size_inches((edges + 1e-3) / least)
     return least
 
@@ -167,7 +170,7 @@ def write(path, save, parents=True, quiet=False):
 def save_figure(figure, path, endings=(".png", ".pdf"), **how):
     """Write a figure to `path` plus each ending; returns the paths. how: of `write`."""
     save = partial(figure.savefig, dpi=pixels_per_inch(figure))
-    return [write(f"{path}{end}", partial(save, format=end[1:], metadata=METADATA[end]), **how) for end in endings]
+    return [write(f"{path}{end}", partial(save, format=end[1:], metadata=METADATA.get(end)), **how) for end in endings]
 
 
 def save_animation(figures, path, seconds):
