@@ -44,9 +44,8 @@ def draw_fields(fields, rows):
                 plotting.show(axes, image, fields.name(number))
             panels[0].set_ylabel("" if k else f"$h = {h}$", rotation=0, ha="right", va="center")
         place = figure.add_axes(((left + width - length) / 2 / width, 0.2 / height, length / width, 0.06 / height))
-        bar = figure.colorbar(
-            plotting.ScalarMappable(cmap=plotting.COLOUR_MAP), place, orientation="horizontal", ticks=[0, 1]
-        )
+        colours = plotting.ScalarMappable(cmap=plotting.COLOUR_MAP)
+        bar = figure.colorbar(colours, place, orientation="horizontal", ticks=[0, 1])
         bar.ax.tick_params(pad=1, length=2)
         bar.set_label(r"$|\partial G / \partial z_l|$ / maximum", labelpad=-6)
     return figure

@@ -80,12 +80,10 @@ def _build(root, names, nchannels, L, folder):
     if not names:
         raise UserError(f"--data_path {root}: holds no files, must be a folder of images")
     roles, way = [_role(name) for name in names], "the names of folders"
-    kinds = {*roles, *(split for split in ("train", "test") if (root / split).is_dir())}
-    if all(
-        (root / split).is_dir() for split in ("train", "test")
-    ):  # then no other folder is meant, such as train_masks
-        first = [name.partition("/")[0] for name in names]
-        roles = [name if name in ("train", "test") else None for name in first]
+    plain = [split for split in ("train", "test") if (root / split).is_dir()]
+    kinds = {*roles, *plain}
+    if len(plain) == 2:  # then no other folder is meant, such as train_masks
+        roles = [first if first in plain else None for first in (name.partition("/")[0] for name in names)]
     elif {"train", "validation"} <= kinds and "test" not in kinds:
         roles, way = ["test" if role == "validation" else role for role in roles], f"{way}, for validation as for test"
     elif not {"train", "test"} <= kinds:

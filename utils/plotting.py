@@ -86,11 +86,8 @@ def pixels_per_inch(figure, least=DPI):
         least = max(1, round(least * inches / columns)) * columns / inches
     edges = np.ceil(figure.get_size_inches() * least - 1e-3)
     if edges.max() > LONGEST_EDGE or edges.prod() > MOST_PIXELS:
-        size, most = (
-            "{:.0f} x {:.0f}".format(*edges),
-            f"at most {LONGEST_EDGE:,} along an edge and {MOST_PIXELS:,} in all",
-        )
-        raise UserError(f"a picture of {size} pixels is too large: draw fewer images; {most} can be written")
+        size, most = "{:.0f} x {:.0f}".format(*edges), f"{LONGEST_EDGE:,} along an edge and {MOST_PIXELS:,} in all"
+        raise UserError(f"a picture of {size} pixels is too large, at most {most} can be written: draw fewer images")
     figure.set_size_inches((edges + 1e-3) / least)
     return least
 
