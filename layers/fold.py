@@ -5,13 +5,17 @@ batched matrix products. What depends on parameters alone is folded into the mat
 step: since  x sigmoid(beta x) = silu(beta x) / beta, the factor beta goes into the matrix before the activation and
 1 / beta into the matrix after it, together with norm, gain, 1 / sqrt(2) and the final scale. Between two products only
 the silu is left. All K steps of a bijector are folded at once, S = K G networks.
+
+On a GPU small products take as long as their kernels are many. So there compiled networks have wide matrices: `EXTRA`
+variables more, all 1, enter every product, and the row of one of them is the bias. Nothing adds a bias or sums its
+derivative.
 """
 
 import math
 from collections import namedtuple
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +26,10 @@ from .networks import HELD, NORM_MIN, Networks, asked, compiled, transformed
 BETA_MIN = 1e-4
 # Weights are folded in pieces of about this many entries, which stay in the processor's cache between operations.
 PIECE = 2**19
-# How weights are folded: number G of networks of a step, type of the matrices, whether by compiled kernels.
-Settings = namedtuple("Settings", "ngroups dtype compile")
+# Multiples of 8 stay such, as fast kernels need. silu(ONE) = 1, in bfloat16 too.
+EXTRA, ONE = 8, 1.2784645427610738
+# How weights are folded: number G of networks of a step, type of the matrices, whether they are wide.
+Settings = namedtuple("Settings", "ngroups dtype wide")
 
 
 class FoldedNetworks(Networks):
@@ -69,10 +75,15 @@ def folded_together(module):
 def evaluate(folded, x):
     """The G residual networks of one step at x (N, n), the same for all: (G, N, n). The products are computed in the
     type of the matrices; x and what the blocks add to it are of the type of x."""
-    for beta, factor, *layers in folded:
-        y = (x * beta).to(layers[0].dtype)  # (G, N, n)
-        for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
-            y = torch.baddbmm(bias, F.silu(y), matrix)  # (G, N, nhidden), at last (G, N, n)
+    for beta, factor, matrices, biases in folded:
+        y = (x * beta).to(matrices[0].dtype)  # (G, N, n)
+        if biases:
+            for matrix, bias in zip(matrices, biases, strict=True):
+                y = torch.baddbmm(bias, F.silu(y), matrix)  # (G, N, nhidden), at last (G, N, n)
+        else:
+            y = F.pad(y, (0, EXTRA), value=ONE)
+            for matrix in matrices:
+                y = torch.bmm(F.silu(y), matrix)  # (G, N, nhidden + EXTRA), at last (G, N, n)
         x = torch.addcmul(y.to(x.dtype), x, factor)
     return x
 
@@ -85,32 +96,61 @@ def fold_networks(group):
 
 def fold_block(group, k):
     """What `evaluate` needs of residual block k of all networks of the group, for each step: beta (G, 1, n), factor of
-    the skip connection (G, 1, n), matrix (G, in, out), bias (G, 1, out), matrix, bias, …"""
+    the skip connection (G, 1, n), matrices (G, in, out), and biases (G, 1, out), none with wide matrices."""
     one, blocks = group[0], [networks.blocks[k] for networks in group]
-    skip, n = blocks[0].skip, one.scale.shape[1]
-    settings = Settings(one.ngroups, one.dtype or one.scale.dtype, one.compile_kernels)
-    beta, gain, bias = (joined([getattr(block, name) for block in blocks]) for name in ("beta", "gain", "bias"))
-    beta = beta - beta.detach() + torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta).detach()
+    compiling = one.compile_kernels and not transformed()
+    settings = Settings(one.ngroups, one.dtype or one.scale.dtype, compiling and wide_on(one.scale.device))
+    weights = [joined(each) for each in zip(*(block.weights for block in blocks), strict=True)]
+    ins, outs = zip(*(weight.shape[1:] for weight in weights), strict=True)
+    # Split here: what torch.compile of 2.14 makes of the derivative of `split` beside sums is wrong.
+    small = ("beta", ins), ("gain", outs), ("bias", outs)
+    small = [joined([getattr(block, name) for block in blocks]).split(sizes, 1) for name, sizes in small]
     factor = joined([networks.scale for networks in group])
     if k < len(one.blocks) - 1:  # only the last block is scaled
         factor = torch.ones_like(factor)
-    if skip:
-        factor = factor * math.sqrt(0.5)
-    after = torch.cat((beta[:, n:], factor), 1)  # what the output of each linear layer is multiplied by
-    ins, outs = zip(*(weight.shape[1:] for weight in blocks[0].weights), strict=True)
-    gains, afters, biases = (each.split(outs, 1) for each in (gain, after, (bias * after).to(settings.dtype)))
-    befores = beta.reciprocal().split(ins, 1)
-    weights = map(joined, zip(*(block.weights for block in blocks), strict=True))
-    folded = [beta[:, None, :n].split(one.ngroups), (factor * skip)[:, None].split(one.ngroups)]
-    for *layer, bias in zip(blocks[0].masks, weights, befores, gains, afters, biases, strict=True):
-        fold = fold_plainly if transformed() else FoldWeight.apply
-        folded += [fold(settings, *layer), bias[:, None].split(one.ngroups)]
-    return list(zip(*folded, strict=True))
+    factor = factor * (math.sqrt(0.5) if blocks[0].skip else 1)
+    fold = compiled(fold_tensors) if compiling else fold_tensors
+    beta, factor, matrices, biases = fold(settings, blocks[0].skip, blocks[0].masks, weights, *small, factor)
+
+    def steps(tensor):
+        return tensor if isinstance(tensor, tuple) else tensor.split(one.ngroups)
+
+    layers = (zip(*map(steps, each), strict=True) if each else repeat(()) for each in (matrices, biases))
+    return list(zip(steps(beta), steps(factor), *layers, strict=False))
+
+
+def wide_on(device):
+    """Whether compiled networks have wide matrices. On a CPU a step would be slower."""
+    return device.type != "cpu"
+
+
+def fold_tensors(settings, skip, masks, weights, betas, gains, biases, factor):
+    """`fold_block` for S networks, from lists over layers: beta, factor (S, 1, n), and lists over layers of matrices
+    (S, in, out), which may be tuples over steps, and of biases (S, 1, out)."""
+    betas = [beta - beta.detach() + torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta).detach() for beta in betas]
+    afters = [*betas[1:], factor]  # what the output of each linear layer is multiplied by
+    befores = [beta.reciprocal() for beta in betas]
+    plain = settings.wide or torch.compiler.is_compiling() or transformed()
+    fold = fold_plainly if plain else FoldWeight.apply
+    matrices = [fold(settings, *layer) for layer in zip(masks, weights, befores, gains, afters, strict=True)]
+    biases = [(bias * after).to(settings.dtype)[:, None] for bias, after in zip(biases, afters, strict=True)]
+    if settings.wide:
+        hidden = [True] * (len(biases) - 1) + [False]
+        matrices, biases = [widened(*layer) for layer in zip(matrices, biases, hidden, strict=True)], []
+    return betas[0][:, None], (factor * skip)[:, None], matrices, biases
+
+
+def widened(matrix, bias, hidden):
+    """matrix (S, in, out) and bias (S, 1, out) -> a wide matrix (S, in + EXTRA, out), with `EXTRA` more
+    columns that give ONE if hidden."""
+    if hidden:
+        matrix, bias = F.pad(matrix, (0, EXTRA)), F.pad(bias, (0, EXTRA), value=ONE)
+    return torch.cat((matrix, F.pad(bias, (0, 0, 0, EXTRA - 1))), 1)
 
 
 def fold_plainly(settings, mask, weight, before, gain, after):
-    """What `fold_weight` gives without |V|, in operations that PyTorch can transform and differentiate."""
-    return fold_piece(masked(weight, mask), before, gain * after, settings.dtype)[0].split(settings.ngroups)
+    """The matrix of `fold_weight` in operations that PyTorch can transform, compile and differentiate."""
+    return fold_piece(masked(weight, mask), before, gain * after, settings.dtype)[0]
 
 
 def pieces(weight, ngroups):
@@ -124,9 +164,8 @@ def pieces(weight, ngroups):
 def fold_weight(settings, mask, weight, before, gain, after):
     """before (S, in) * V / |V| * gain (S, out) * after (S, out) with V = mask * weight (S, in, out), a list over steps;
     |V| (S, out)."""
-    fold, columns = compiled(fold_piece) if settings.compile else fold_piece, gain * after
-    slices = pieces(weight, settings.ngroups)
-    done = [fold(masked(weight[at], mask), before[at], columns[at], settings.dtype) for at in slices]
+    slices, columns = pieces(weight, settings.ngroups), gain * after
+    done = [fold_piece(masked(weight[at], mask), before[at], columns[at], settings.dtype) for at in slices]
     return [step for matrix, _ in done for step in matrix.split(settings.ngroups)], joined([norm for _, norm in done])
 
 
@@ -145,15 +184,14 @@ class FoldWeight(torch.autograd.Function):
     def backward(ctx, *grads):
         if torch.is_grad_enabled():  # second derivatives are asked for
             pull = torch.func.vjp(partial(fold_plainly, ctx.settings, ctx.mask), *ctx.saved_tensors[:4])[1]
-            return None, None, *pull(grads)
+            return None, None, *pull(joined(grads))
         settings, mask, (weight, before, gain, after, norm) = ctx.settings, ctx.mask, ctx.saved_tensors
-        unfold = compiled(unfold_piece) if settings.compile else unfold_piece
         unit, grad_weight, sums = gain / norm, torch.empty_like(weight), []
         columns = unit * after
         for at in pieces(weight, settings.ngroups):
             grad = joined(grads[at.start // settings.ngroups : at.stop // settings.ngroups]).to(weight.dtype)
             pair = masked(grad, mask), masked(weight[at], mask)
-            sums.append(unfold(*pair, before[at], columns[at], norm[at], grad_weight[at]))
+            sums.append(unfold_piece(*pair, before[at], columns[at], norm[at], grad_weight[at]))
         grad_before, grad_columns = (joined(parts) for parts in zip(*sums, strict=True))
         return None, None, grad_weight, grad_before, grad_columns * after / norm, grad_columns * unit
 
@@ -169,12 +207,8 @@ def unfold_piece(grad, weight, rows, columns, norm, out):
     """The derivative of `fold_piece`, with columns / norm as `columns`: that of the weight goes to `out` (S, in, out),
     those of rows (S, in) and of columns (S, out) are returned."""
     rows, columns = rows[:, :, None], columns[:, None, :]
-    if torch.compiler.is_compiling():  # sums, which fuse with the products; a library's product is one pass more
-        product = grad * weight
-        grad_rows, grad_columns = (product * columns).sum(2), (product * rows).sum(1)
-    else:
-        torch.mul(grad, weight, out=out)
-        grad_rows, grad_columns = torch.bmm(out, columns.mT)[:, :, 0], torch.bmm(rows.mT, out)[:, 0]
+    torch.mul(grad, weight, out=out)
+    grad_rows, grad_columns = torch.bmm(out, columns.mT)[:, :, 0], torch.bmm(rows.mT, out)[:, 0]
     # The norm's part: d|V|/dV = V / |V| for each column.
     shrink = (grad_columns / norm.square())[:, None, :] * columns
     torch.mul(grad, rows, out=out).mul_(columns).addcmul_(weight, shrink, value=-1)

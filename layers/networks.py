@@ -77,6 +77,8 @@ def compiled(function):
     """`function` as compiled kernels, the same for any number of patches or images."""
     # Training, testing and a last batch of one image need kernels of their own, more than the 8 that torch allows.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    torch._dynamo.config.force_parameter_static_shapes = False  # nor the sizes of parameters
+    torch.fx.experimental._config.use_duck_shape = False
     return torch.compile(function, dynamic=True)
 
 

@@ -12,6 +12,7 @@ from runs import equal, records
 import bench
 from flow import RealNVP, RGFlow
 from layers import PATCH_BIJECTORS
+from layers.fold import ONE
 from utils import optim
 from utils.optim import CapturedFunction, why_not_compiled
 
@@ -47,9 +48,17 @@ def test_recomputation_gives_the_same_gradients_with_less_memory(networks):
 
 # Each further size compiles anew. Inductor, the default, takes minutes for a spline; aot_eager traces it only.
 @pytest.mark.parametrize(
-    "networks, L, backend", [("rnvp", 8, "inductor"), ("spline", 4, "aot_eager"), ("realnvp", 4, "inductor")]
+    "networks, L, backend, wide",
+    [
+        ("rnvp", 8, "inductor", False),
+        ("rnvp", 8, "inductor", True),
+        ("ar", 4, "aot_eager", True),
+        ("spline", 4, "aot_eager", True),
+        ("realnvp", 4, "inductor", False),
+    ],
 )
-def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backend, monkeypatch):
+def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backend, wide, monkeypatch):
+    monkeypatch.setattr("layers.fold.wide_on", lambda device: wide)  # on GPUs only
     if reason := why_not_compiled("cpu"):
         pytest.skip(reason)
     compiled = cache(partial(torch.compile, dynamic=True, backend=backend))
@@ -63,6 +72,12 @@ def test_compiled_kernels_give_the_same_values_and_gradients(networks, L, backen
         torch.testing.assert_close(gradients(flow, x), expected, rtol=1e-9, atol=1e-11)
     with torch.no_grad():
         torch.testing.assert_close(flow.inverse(x)[0], sample, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_activation_of_what_carries_biases_is_1(dtype):
+    one = torch.tensor(ONE, dtype=dtype).double()  # rounded, as a matrix has it
+    assert abs(one / (1 + torch.exp(-one)) - 1) <= torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("networks", NETWORKS)
