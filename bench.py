@@ -27,8 +27,9 @@ from flow.preprocess import Loss, bits_per_dim, to_model
 from layers.fold import folded_together
 from utils.cli import count, flag_error, number_list, positive, script
 from utils.distributed import Peers
+from utils.graphs import WARMUP
 from utils.logging import RunLog
-from utils.optim import WARMUP, Descent, why_not_compiled
+from utils.optim import Descent, why_not_compiled
 from utils.random import generator
 from utils.results import about, save, table
 from utils.timing import spread, synchronize, timed

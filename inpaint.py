@@ -13,12 +13,13 @@ from tqdm import tqdm
 import args as flags
 from data.images import load_mask, load_single
 from flow.hierarchy import inference_cone
-from flow.inpaint import CausalCone, WholeFlow, climb, maximise, psnr, random_latents
+from flow.inpaint import CausalCone, WholeFlow, climber, maximise, psnr, random_latents
 from flow.load import build, load_trained
 from flow.preprocess import to_image, to_model, to_uint8
 from layers.fold import folded_together
 from utils import cli
 from utils.cli import UserError, flag_error
+from utils.graphs import WARMUP
 from utils.plotting import COLOURS, PAGE, Figure, grid_figure, save_figure, save_pixels, style
 from utils.random import generator
 from utils.results import about, inpainting_rows, save
@@ -248,16 +249,16 @@ def bench_region(L, place):
 
 def seconds_per_step(problems, args):
     """Median over repeats of the time of one step for all of `problems`, one after the other."""
-    parts, seconds = [], []
+    steps, seconds, device = [], [], torch.device(args.cuda)
+    draws = generator(args.draw_seed, "bench", 0, device)
     for problem in problems:
-        values = problem.flow.prior.sample(problem.x.new_empty(problem.free.shape)).requires_grad_()
-        parts.append((problem, values, torch.optim.Adam([values], args.rate)))
+        values = problem.flow.prior.sample(problem.x.new_empty(problem.free.shape), 1.0, draws)
+        steps.append(climber(problem, values, args.rate))
+    together = timed(lambda: [step() for step in steps], device, seconds)
     with folded_together(problem.flow):
-        climb(*parts[0])  # warm-up
-        step = timed(lambda: [climb(*part) for part in parts], torch.device(args.cuda), seconds)
-        for _ in range(args.repeats):
-            step()
-    return statistics.median(seconds)
+        for _ in range((WARMUP + 1 if device.type == "cuda" else 1) + args.repeats):
+            together()
+    return statistics.median(seconds[-args.repeats :])
 
 
 def write_speed(name, results, counts):

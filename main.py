@@ -72,7 +72,7 @@ class Run:
             self.total_steps = min(self.total_steps, args.max_steps)
 
         _, obstacles = accelerate(self.flow, args)
-        graph = args.compile and self.device.type == "cuda" and self.peers.size == 1
+        graph = args.compile and self.device.type == "cuda"
         self.descent = Descent(Loss(self.flow), args.weight_decay, args.clip_grad, self.peers, graph)
 
         self.step = 0

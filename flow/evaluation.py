@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from layers.fold import folded_together
+from utils.graphs import captured
 from utils.random import dequantisation_noise, generator
 
 from .preprocess import bits_per_dim, to_model, to_uint8
@@ -34,10 +35,11 @@ def bits_per_dim_of_all(flow, images, seed=0, draw=0, part=0, parts=1, quiet=Non
     quiet: no progress bar; None for one on terminals only
     """
     values = torch.zeros(len(images), dtype=torch.float64, device=next(flow.parameters()).device)
+    measure = captured(lambda batch, noise: bits_per_dim(flow, batch, noise=noise), values.device)
     with folded_together(flow):
         for start in tqdm(range(part * BATCH, len(images), parts * BATCH), desc="test", leave=False, disable=quiet):
             batch, noise = noisy_batch(flow, images, start, seed, draw)
-            values[start : start + BATCH] = bits_per_dim(flow, batch, noise=noise).to(values.dtype)
+            values[start : start + BATCH] = measure(batch, noise).to(values.dtype)
     return values
 
 
@@ -91,10 +93,12 @@ def round_trip_errors(flow, images, dtype, seed=0):
 def sample_uint8(flow, n, temperature=1.0, seed=0):
     """n samples, uint8 (n, C, L, L) on the host; see `Flow.sample`. Raises FloatingPointError for one with a NaN."""
     images = torch.empty(n, flow.nchannels, flow.L, flow.L, dtype=torch.uint8)
+    inverse = captured(lambda z: flow.inverse(z)[0], flow.level_map.device)
     with folded_together(flow):
         for start in tqdm(range(0, n, BATCH), desc="samples", leave=False, disable=None):
             part = images[start : start + BATCH]
-            x = flow.sample(len(part), temperature, generator(seed, "samples", start, flow.level_map.device))
+            draws = generator(seed, "samples", start, flow.level_map.device)
+            x = inverse(flow.sample_prior(len(part), temperature, draws))
             if x.isnan().any():
                 raise FloatingPointError(f"samples {start} to {start + len(part) - 1}: hold values that are no numbers")
             part.copy_(to_uint8(x))

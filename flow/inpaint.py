@@ -12,6 +12,7 @@ from collections import namedtuple
 import torch
 
 from layers.fold import folded_together
+from utils.graphs import captured
 
 from . import hierarchy
 
@@ -138,27 +139,40 @@ def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None)
         log_prob = torch.where(better, its_log_prob, log_prob)
         progress()
 
+    evaluate = captured(problem.log_prob, best.device)
     with folded_together(problem.flow):
         for _ in range(draws):
             values = problem.flow.prior.sample(best, 1.0, generator)
-            keep_better(values, problem.log_prob(values))
+            keep_better(values, evaluate(values))
         if not log_prob.isfinite().all():
             raise FloatingPointError("log p of the draws to start from is not finite")
-        start, values = log_prob, best.clone().requires_grad_()
-        adam = torch.optim.Adam([values], rate)
+        start, values = log_prob, best.clone()
+        climb = climber(problem, values, rate)
         for _ in range(steps):
-            keep_better(values.detach().clone(), climb(problem, values, adam))
-        keep_better(values, problem.log_prob(values))
+            keep_better(values.clone(), climb())
+        keep_better(values, evaluate(values))
     return best, log_prob, start
 
 
-def climb(problem, values, adam):
-    """One step of Adam towards larger log p; log p of the values before it, (B,)."""
-    with torch.enable_grad():
+def climber(problem, values, rate):
+    """A function that moves `values` (F,) by a step of Adam towards larger log p and returns log p before it, (B,)."""
+    adam = torch.optim.Adam([values], rate, maximize=True)
+
+    @torch.enable_grad()
+    def differentiate(values):
+        values = values.detach().requires_grad_()
         log_prob = problem.log_prob(values)
-        (values.grad,) = torch.autograd.grad(-log_prob.sum(), values)
-    adam.step()
-    return log_prob.detach()
+        (gradient,) = torch.autograd.grad(log_prob.sum(), values)
+        return torch.cat((log_prob.detach(), gradient))
+
+    differentiate = captured(differentiate, values.device)
+
+    def climb():
+        log_prob, values.grad = differentiate(values).split((len(problem.x), len(values)))
+        adam.step()
+        return log_prob
+
+    return climb
 
 
 def psnr(images, truth, regions=None):

@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from layers.fold import folded_together
+from utils.graphs import captured
 
 from .preprocess import to_image, to_model
 
@@ -21,8 +22,8 @@ def encode(flow, images, generator=None, part=PART):
 
 def decode(flow, z):
     """Latents (…, C, L, L) -> images of floats in [0, 1], on the CPU."""
-    images = in_parts(flow, lambda each: to_image(flow.inverse(each)[0]).cpu(), z.flatten(0, -4), "generate")
-    return images.reshape(z.shape)
+    inverse = captured(lambda each: to_image(flow.inverse(each)[0]), z.device)
+    return in_parts(flow, inverse, z.flatten(0, -4), "generate").cpu().reshape(z.shape)
 
 
 def round_trip_error(flow, images):

@@ -3,14 +3,12 @@
 import os
 import re
 import sys
-import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed import is_torchelastic_launched
-from torch.nn.parallel import DistributedDataParallel
 
 from .cli import UserError
 
@@ -83,12 +81,6 @@ class Peers:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def parallel(self, module):
-        """The module with gradients that are means over all processes, and parameters of the first one."""
-        with warnings.catch_warnings():  # torch 2.14 renames the first flag, torch 2.8 does not know the new name
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def agree(self, number):
         """The largest `number` of all processes; None stands for 0. With several processes it is that of the previous

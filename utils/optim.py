@@ -1,14 +1,13 @@
-"""One step of training: learning rate, gradient, clipping, AdamW. On a GPU the step can be one CUDA graph.
+"""One step of training: learning rate, gradient, clipping, AdamW. On a GPU the step can be one CUDA graph, or two.
 
 A step reads nothing from the device, as a graph requires. It never applies an update that is not finite.
 """
 
 import math
-import warnings
 
 import torch
 
-WARMUP = 3  # plain calls before a graph is recorded: libraries start, kernels are compiled
+from .graphs import CapturedFunction
 
 
 def learning_rate(step, peak, warmup, schedule, total_steps):
@@ -26,7 +25,8 @@ class Descent:
 
     loss: a module, called with the tensors of a step; its value is the mean over this process's part of the batch
     clip: largest norm of the gradient, 0 for no limit
-    graph: run a step as one CUDA graph; needs a GPU, one process and equal shapes in every step
+    graph: run a step as one CUDA graph, with several processes as two, with their sum between; needs a GPU and equal
+        shapes in every step
     """
 
     def __init__(self, loss, weight_decay, clip, peers, graph=False):
@@ -39,7 +39,15 @@ class Descent:
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of losses since a print
         ways = {"fused": True, "capturable": device.type == "cuda"}
         self.optimizer = torch.optim.AdamW(self.parameters, self.learning_rate, weight_decay=weight_decay, **ways)
-        self.run = CapturedFunction(self.update) if graph else self.update
+        capture = CapturedFunction if graph else lambda function: function
+        if peers.size == 1:
+            self.run = capture(self.update)
+        else:
+            sizes = [*(parameter.numel() for parameter in self.parameters), 1]
+            self.sums = torch.zeros(sum(sizes), dtype=self.parameters[0].dtype, device=device)
+            self.parts = self.sums.split(sizes)  # gradients and loss, summed over the processes in one message
+            self.differentiate, self.move_together = capture(self.differentiate), capture(self.move_together)
+            self.run = self.update_together
 
     def __call__(self, step, learning_rate, *inputs):
         """Step number `step`; returns the gradient norm before clipping, on the device."""
@@ -48,10 +56,32 @@ class Descent:
         return self.run(*inputs)
 
     def update(self, *inputs):
+        return self.move(self.backward(*inputs))
+
+    def update_together(self, *inputs):
+        """`update` of several processes."""
+        self.differentiate(*inputs)
+        self.peers.sum_(self.sums)
+        return self.move_together()
+
+    def backward(self, *inputs):
+        """This process's part of the loss; its gradient lies at the parameters."""
         self.optimizer.zero_grad()  # empty already, unless recording a graph has failed
-        loss = self.loss(*inputs)
+        loss = self.loss(*inputs) / self.peers.size
         loss.backward()
-        return self.move(self.peers.sum_(loss.detach()) / self.peers.size)
+        return loss.detach()
+
+    def differentiate(self, *inputs):
+        """This process's part of `sums`."""
+        loss = self.backward(*inputs)
+        torch.cat([*(parameter.grad.flatten() for parameter in self.parameters), loss[None]], out=self.sums)
+        return loss
+
+    def move_together(self):
+        *gradients, loss = self.parts
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return self.move(loss[0])
 
     def move(self, loss):
         """Clip the gradients and move the weights, unless something is not finite; returns the gradient norm."""
@@ -85,10 +115,10 @@ class Descent:
         self.window.copy_(state["window"])
 
     def join(self):
-        """Copy weights and state from the first process to all. From now on gradients are means over all processes."""
+        """Copy weights and state from the first process to all."""
         if self.peers.size == 1:
             return
-        self.loss = self.peers.parallel(self.loss)
+        self.peers.broadcast_(parameter.detach() for parameter in self.parameters)
         if self.peers.broadcast(bool(self.optimizer.state)):
             for parameter in self.parameters:
                 moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -105,44 +135,3 @@ def why_not_compiled(device):
     except Exception as error:  # of any of the compilers
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
-
-
-class CapturedFunction:
-    """Calls `function(*tensors)` as a CUDA graph. The first WARMUP calls are plain ones. The shapes must be the same in
-    every call, and `function` must read nothing from the device. The next call overwrites the returned tensors. If
-    recording fails, it warns once and makes plain calls."""
-
-    def __init__(self, function):
-        self.function, self.calls, self.graph = function, 0, None
-        self.stream = torch.cuda.Stream()
-
-    def __call__(self, *inputs):
-        if self.calls == WARMUP:
-            self.record(inputs)
-        self.calls += 1
-        if self.graph is None:
-            return self.plain(inputs)
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
-        self.graph.replay()
-        return self.output
-
-    def plain(self, inputs):
-        """A call on its own stream, as recording requires."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            output = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return output
-
-    def record(self, inputs):
-        graph = torch.cuda.CUDAGraph()
-        self.inputs = [given.clone() for given in inputs]
-        try:
-            with torch.cuda.graph(graph):
-                self.output = self.function(*self.inputs)
-        except RuntimeError as error:
-            cause = str(error.__context__ or error).splitlines()[0]
-            warnings.warn(f"no CUDA graph of the training step ({cause})", stacklevel=2)
-        else:
-            self.graph = graph

@@ -1,0 +1,63 @@
+"""CUDA graphs: a function's kernels, recorded once and then started by one call of the host."""
+
+import warnings
+from functools import cache
+
+import torch
+
+WARMUP = 3  # plain calls before a graph is recorded: libraries start, kernels are compiled
+
+
+def captured(function, device):
+    """`function`, on a GPU as a `CapturedFunction`."""
+    return CapturedFunction(function) if device.type == "cuda" else function
+
+
+@cache
+def memory_pool():
+    """Of all graphs: none runs beside another, and what they return is copied."""
+    return torch.cuda.graph_pool_handle()
+
+
+class CapturedFunction:
+    """Calls `function(*tensors)`, which gives one tensor, as a CUDA graph.
+
+    The first WARMUP calls are plain ones, and so are later ones with tensors of other shapes. `function` must read
+    nothing from the device and draw nothing, and what it uses besides its arguments must stay where it is. If recording
+    fails, it warns once and makes plain calls. From then on the default generator of the GPU may be unusable.
+    """
+
+    def __init__(self, function):
+        self.function, self.calls, self.graph = function, 0, None
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, *inputs):
+        if self.calls == WARMUP:
+            self.record(inputs)
+        self.calls += 1
+        if self.graph is None or [given.shape for given in inputs] != [own.shape for own in self.inputs]:
+            return self.plain(inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return self.output.clone()
+
+    def plain(self, inputs):
+        """A call on its own stream, as recording requires."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            output = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return output
+
+    def record(self, inputs):
+        graph = torch.cuda.CUDAGraph()
+        self.inputs = [given.clone() for given in inputs]
+        try:
+            with torch.cuda.graph(graph, memory_pool()):
+                self.output = self.function(*self.inputs)
+        except RuntimeError as error:
+            cause = str(error.__context__ or error).splitlines()[0]
+            warnings.warn(f"no CUDA graph, going on without ({cause})", stacklevel=2)
+        else:
+            self.graph = graph
