@@ -14,9 +14,9 @@ def captured(function, device):
 
 
 @cache
-def memory_pool():
-    """Of all graphs: none runs beside another, and what they return is copied."""
-    return torch.cuda.graph_pool_handle()
+def shared():
+    """The stream of plain calls and the memory pool of all graphs: none runs beside another, and results are copied."""
+    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
 
 class CapturedFunction:
@@ -29,7 +29,7 @@ class CapturedFunction:
 
     def __init__(self, function):
         self.function, self.calls, self.graph = function, 0, None
-        self.stream = torch.cuda.Stream()
+        self.stream, self.pool = shared()
 
     def __call__(self, *inputs):
         if self.calls == WARMUP:
@@ -54,7 +54,7 @@ class CapturedFunction:
         graph = torch.cuda.CUDAGraph()
         self.inputs = [given.clone() for given in inputs]
         try:
-            with torch.cuda.graph(graph, memory_pool()):
+            with torch.cuda.graph(graph, self.pool):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             cause = str(error.__context__ or error).splitlines()[0]
