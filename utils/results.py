@@ -1,6 +1,8 @@
 """Results as JSON: the numbers, what it takes to measure them again, and their rows in the tables of `tables.py`."""
 
+import importlib.util
 import json
+import os
 import platform
 import re
 import shlex
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils import collect_env
 
 from .files import replacing
 
@@ -41,6 +44,19 @@ def about(script, argv, device):
     except OSError:  # no git
         commit = None
     return {**origin, "commit": commit, "date": time.strftime("%Y-%m-%d")}
+
+
+def versions(device):
+    """What else speed depends on: versions, processor, and memory and driver of a GPU; a dict, None for what is not
+    there."""
+    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    found |= {"triton": triton, "cpu": machine(torch.device("cpu")), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {"capability": f"{gpu.major}.{gpu.minor}", "memory_gib": gpu.total_memory / 2**30}
+        found["driver"] = collect_env.get_nvidia_driver_version(collect_env.run)
+    return found
 
 
 def mean_and_deviation(values):
