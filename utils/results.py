@@ -1,6 +1,5 @@
 """Results as JSON: the numbers, what it takes to measure them again, and their rows in the tables of `tables.py`."""
 
-import importlib.util
 import json
 import os
 import platform
@@ -10,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -49,9 +49,9 @@ def about(script, argv, device):
 def versions(device):
     """What else speed depends on: versions, processor, and memory and driver of a GPU; a dict, None for what is not
     there."""
-    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
     found = {"python": platform.python_version(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    found |= {"triton": triton, "cpu": machine(torch.device("cpu")), "cores": os.cpu_count()}
+    found["triton"] = next((each.version for each in metadata.distributions(name="triton")), None)
+    found |= {"cpu": machine(torch.device("cpu")), "cores": os.cpu_count()}
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         found |= {"capability": f"{gpu.major}.{gpu.minor}", "memory_gib": gpu.total_memory / 2**30}
