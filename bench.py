@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 import warnings
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -58,8 +57,7 @@ COLUMNS = {
     "MiB": "peak_memory_mib",
 }
 # Ways to compute a training step, in words that `train` looks for; those with "graph" or "tf32" need a GPU.
-RECOMPUTED = "graph grad_checkpoint"
-WAYS = {"float64": ("plain", "graph", RECOMPUTED)}
+WAYS = {"float64": ("plain", "graph", "graph grad_checkpoint")}
 WAYS["float32"] = (*WAYS["float64"], "graph compile", "graph tf32", "graph bf16", "graph bf16 compile")
 MARKS = 1, 10, 30, 100, 300, 1000  # steps after which they are compared, and after the last
 
@@ -184,14 +182,14 @@ def profile(steps, device):
     own = [each for each in averages if each.device_type == (DeviceType.CUDA if gpu else DeviceType.CPU)]
     own = sorted((each for each in own if not each.is_user_annotation), key=lambda each: -getattr(each, order))
     largest = [{"name": each.key, "count": each.count, "ms": getattr(each, order) / 1e3} for each in own[:10]]
-    return {"kernels_per_step": sum(each.count for each in own), "largest_kernels": largest}
+    return {"kernels_per_step": sum(each.count for each in own) or None, "largest_kernels": largest}  # None: no access
 
 
 def attempt(row, errors, function, *arguments):
     """`row`, a dict, with the entries of the dict function(*arguments), or an "error" in words, and "warnings". Raises
     an error that is not out of memory and none of `errors`. The function's memory is free for the next one."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+        warnings.simplefilter("default", UserWarning)  # also where an earlier row had it
         try:
             row |= function(*arguments)
         except Exception as error:
@@ -242,18 +240,18 @@ def exactness(args):
         for way in ("CPU", *ways):
             if args.compile or "compile" not in way:
                 how = args, marks, flow, dtype, way, device
-                row = attempt({"dtype": dtype, "way": way, "steps": marks}, Exception, follow, reference, *how)
-                print(*(f"{name} {text}" for name, text in entries(row)), sep="; ", flush=True)
-                yield row
+                result = attempt({"dtype": dtype, "way": way, "steps": marks}, Exception, follow, reference, *how)
+                print(*(f"{name} {text}" for name, text in entries(result)), sep="; ", flush=True)
+                yield result
 
 
 def follow(reference, args, marks, flow, dtype, way, device):
     """A dict: losses after the steps `marks`, largest differences of losses up to there and of weights there."""
     losses, weights, seconds = reference if way == "CPU" else train(args, marks, flow, dtype, way, device)
     at, apart = torch.tensor(marks) - 1, (losses - reference[0]).abs().cummax(0)[0]
-    values = losses[at], apart[at], (weights.double() - reference[1].double()).abs().amax(1)
-    found = dict(zip(("loss", "loss_difference", "weight_difference"), map(torch.Tensor.tolist, values), strict=True))
-    return {**found, "seconds": seconds}
+    found = {"loss": losses[at], "loss_difference": apart[at]}
+    found["weight_difference"] = (weights.double() - reference[1].double()).abs().amax(1)
+    return {**{name: values.tolist() for name, values in found.items()}, "seconds": seconds}
 
 
 def train(args, marks, flow, dtype, way, device):
@@ -365,11 +363,8 @@ def main(argv=None):
     for one, several in (("batch_size", "batch_sizes"), ("L", "edges")):
         if one in first.typed and getattr(first, several):
             parser.error(f"argument --{one}: has no effect with --{several}")
-    # At the start: the commit of the code that runs.
-    record = {"kind": "speed", **about(__file__, argv, first.cuda), "versions": versions(torch.device(first.cuda))}
-    write = partial(save, first.json, record) if first.json else lambda: None
-    record["results"] = []
-    write()
+    origin = about(__file__, argv, first.cuda)  # at the start: the commit of the code that runs
+    record = {"kind": "speed", **origin, "versions": versions(torch.device(first.cuda)), "results": []}
     if first.compare or first.fields:
         if first.weights:
             dtype = first.dtype if "dtype" in first.given else None
@@ -383,7 +378,8 @@ def main(argv=None):
         results = exactness(first) if first.exact else sweep(first, sys.argv[1:] if argv is None else argv, parser)
     for result in results:
         record["results"].append(result)
-        write()  # each one, in case a later one fails
+        if first.json:  # after each one, in case a later one fails
+            save(first.json, record)
 
 
 if __name__ == "__main__":
