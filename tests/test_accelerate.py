@@ -145,14 +145,15 @@ def test_bench(flags, operations, tmp_path, capsys):
     assert "--profile" not in flags or "aten::bmm" in capsys.readouterr().out
 
 
-def test_each_row_is_kept_and_leaves_no_memory(tmp_path, capsys, monkeypatch):
-    flows = []
+def test_each_row_is_kept_and_leaves_no_memory_and_draws_from_no_global_generator(tmp_path, capsys, monkeypatch):
+    flows, states = [], [torch.get_rng_state()]
 
     class Steps(bench.Steps):
         def __init__(self, args):
-            assert all(flow() is None for flow in flows)
+            assert all(flow() is None for flow in flows) and torch.equal(torch.get_rng_state(), states[-1])
             super().__init__(args)
             flows.append(weakref.ref(self.flow))
+            states.append(torch.get_rng_state())
 
         def __call__(self):
             if self.args.batch_size == 8 and self.step == 3:
