@@ -83,8 +83,8 @@ def rows(record):
         if "batch_size" in result:
             ways = {"compiled": result["compile"], "recomputed": result["grad_checkpoint"]}
             name = [result["network"], f"L = {result['L']}", result["amp"], *(way for way in ways if ways[way])]
-            cells = {column: (result.get(key), form) for column, (key, form) in CELLS.items()}
-            cells = {column: format(value, form) for column, (value, form) in cells.items() if value is not None}
+            shown = ((column, result.get(key), form) for column, (key, form) in CELLS.items())
+            cells = {column: format(value, form) for column, value, form in shown if value is not None}
             cells |= {"ms per step": result["error"]} if "error" in result else {}
             name = f"{record['machine']}: {', '.join(name)}, batch {result['batch_size']}"
             details = "; ".join([versions, *(f"warning: {each}" for each in result["warnings"])])
