@@ -48,6 +48,7 @@ TITLES = {
     " the colour of MSDS1 and the orientation of MSDS2, local the other one",
     "pinwheel": "Pinwheel (figure E1): share of draws in the leg of their sector",
     "round trip": "Largest round-trip errors, model space",
+    "speed": "Speed, measured by `gpu_report.py`",
 }
 KINDS = "evaluation", "inpainting", "factors", "effects", "pinwheel"  # of results that have rows
 LIST = "measured", "network", "parameters", "steps", "training time", "trained on", "measured on", "commit", "command"

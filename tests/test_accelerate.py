@@ -1,6 +1,7 @@
 """The switches --compile, --amp and --grad_checkpoint change how a flow is computed, not what."""
 
 import json
+import weakref
 from functools import cache, partial
 from unittest.mock import MagicMock
 
@@ -17,6 +18,7 @@ from utils import optim
 from utils.graphs import CapturedFunction
 from utils.optim import why_not_compiled
 
+TINY = "--data folder --L 8 --nchannels 1 --nlayers 1 --nresblocks 1 --nmlp 1 --nhidden 8"
 NETWORKS = [*PATCH_BIJECTORS, "realnvp"]
 
 
@@ -136,32 +138,16 @@ def test_where_nothing_can_be_recorded_plain_calls_go_on(monkeypatch):
     assert results == [0, 2, 4, 6, 8, 10]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_captured_function_does_what_the_plain_one_does():
-    total = torch.zeros(3, device="cuda")
-
-    def add(x, y):
-        total.add_(x * y)
-        return total.sum()
-
-    captured = CapturedFunction(add)
-    for k in range(6):
-        x = torch.full((3,), float(k), device="cuda")
-        assert captured(x, x + 1).item() == k * (k + 1) * (k + 2)  # 3 times the sum of k (k + 1)
-    assert captured.graph is not None
-
-
 @pytest.mark.parametrize(
     "flags, operations",
     [  # multiply-adds: networks, roles, two matrices, patches; Real NVP's by scale, weights and positions
-        ("--nhidden 8 --batch_sizes 4,8 --profile", 4 * 2 * (8 * 8 + 8 * 8) * (4 + 1)),
+        ("--batch_sizes 4,8 --profile", 4 * 2 * (8 * 8 + 8 * 8) * (4 + 1)),
         ("--model realnvp --nhidden 4 --batch_sizes 4", 9 * ((4 + 16 + 8) * 64 + 2 * (2 * 8 + 64 + 8 * 4) * 16)),
     ],
 )
 def test_bench(flags, operations, tmp_path, capsys):
     """The benchmark runs through, over the batch sizes; what it reports fits together."""
-    sizes = "--data folder --L 8 --nchannels 1 --nlayers 1 --nresblocks 1 --nmlp 1 --repeats 2"
-    bench.main([*sizes.split(), *flags.split(), "--json", str(tmp_path / "out.json")])
+    bench.main([*TINY.split(), "--repeats", "2", *flags.split(), "--json", str(tmp_path / "out.json")])
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     assert [result["batch_size"] for result in results] == [4, 8][: len(results)]
     for result in results:
@@ -170,4 +156,54 @@ def test_bench(flags, operations, tmp_path, capsys):
         rate = 3 * result["train_images_per_s"] * result["gflop_per_image"]
         assert result["train_mfu"] == pytest.approx(rate / result["matrix_gflop_per_s"])
         assert min(result["data_percent"], result["log_percent"], result["optimizer_percent"]) > 0
+        profiled = {each["name"]: each["count"] for each in result.get("largest_kernels", ())}
+        assert ("--profile" in flags) == (sum(profiled.values()) > 10) and result.get("kernels_per_step", 1e9) > 500
     assert "--profile" not in flags or "aten::bmm" in capsys.readouterr().out
+
+
+def test_each_row_is_kept_and_leaves_no_memory_and_draws_from_no_global_generator(tmp_path, capsys, monkeypatch):
+    flows, states = [], [torch.get_rng_state()]
+
+    class Steps(bench.Steps):
+        def __init__(self, args):
+            assert all(flow() is None for flow in flows) and torch.equal(torch.get_rng_state(), states[-1])
+            super().__init__(args)
+            flows.append(weakref.ref(self.flow))
+            states.append(torch.get_rng_state())
+
+        def __call__(self):
+            if self.args.batch_size == 8 and self.step == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            if self.args.batch_size == 2:
+                raise ValueError("a bug")
+            return super().__call__()
+
+    monkeypatch.setattr(bench, "Steps", Steps)
+    with pytest.raises(ValueError, match="a bug"):
+        bench.main([*f"{TINY} --batch_sizes 4,8,2 --repeats 1 --json".split(), str(tmp_path / "out.json")])
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [result.get("error") for result in results] == [None, "out of memory"] and len(flows) == 3
+    assert "    8  8  out of memory\n" in capsys.readouterr().out
+
+
+def test_training_in_each_way_is_compared_with_the_cpu(tmp_path, monkeypatch):
+    """A way that fails has an error, and the next ones go on."""
+    train = bench.train
+
+    def failing(*how):
+        if how[3:5] == ("float64", "grad_checkpoint"):
+            raise ValueError("broken\nat all")
+        return train(*how)
+
+    monkeypatch.setattr(bench, "train", failing)
+    bench.main([*f"{TINY} --batch_size 4 --lr 1e-2 --exact 40 --json".split(), str(tmp_path / "out.json")])
+    record = json.loads((tmp_path / "out.json").read_text())
+    double, broken, single, recomputed, low = record["results"]
+    assert broken["error"] == "ValueError: broken at all" and {"python", "cuda", "cores"} <= set(record["versions"])
+    ways = [f"{each['dtype']} {each['way']}" for each in (double, single, recomputed, low)]
+    assert ways == ["float64 CPU", "float32 CPU", "float32 grad_checkpoint", "float32 bf16"]
+    assert all(each["steps"] == [1, 10, 30, 40] and each["loss"][3] < each["loss"][0] - 0.1 for each in (double, low))
+    assert double["loss"][0] == pytest.approx(single["loss"][0], abs=1e-3)
+    for name in ("loss_difference", "weight_difference"):
+        assert double[name] == single[name] == recomputed[name] == [0] * 4
+        assert sorted(low["loss_difference"]) == low["loss_difference"] and 0 < low[name][3] < 0.1

@@ -281,6 +281,11 @@ def check_output(parser, args):
             parser.error(f"argument --{flag}: {path}: cannot be written ({error.strerror})")
 
 
+def out_of_memory(error):
+    """Whether an error means that; PyTorch has words for a GPU and for a CPU."""
+    return isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)) is not None
+
+
 def script(main):
     """Run a script's main. User errors print one sentence; bugs keep their traceback."""
     leave_on_signals()
@@ -304,7 +309,6 @@ def script(main):
     except OSError as error:
         sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        # PyTorch's words for a GPU and for a CPU.
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not out_of_memory(error):
             raise
         sys.exit(f"error: out of memory, try a smaller batch or network ({str(error).splitlines()[0]})")

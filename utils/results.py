@@ -1,6 +1,7 @@
 """Results as JSON: the numbers, what it takes to measure them again, and their rows in the tables of `tables.py`."""
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -8,9 +9,11 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch.utils import collect_env
 
 from .files import replacing
 
@@ -41,6 +44,19 @@ def about(script, argv, device):
     except OSError:  # no git
         commit = None
     return {**origin, "commit": commit, "date": time.strftime("%Y-%m-%d")}
+
+
+def versions(device):
+    """What else speed depends on: versions, processor, and memory and driver of a GPU; a dict, None for what is not
+    there."""
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    found["triton"] = next((each.version for each in metadata.distributions(name="triton")), None)
+    found |= {"cpu": machine(torch.device("cpu")), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {"capability": f"{gpu.major}.{gpu.minor}", "memory_gib": gpu.total_memory / 2**30}
+        found["driver"] = collect_env.get_nvidia_driver_version(collect_env.run)
+    return found
 
 
 def mean_and_deviation(values):

@@ -1,0 +1,79 @@
+"""gpu_report.py on a CPU with a tiny network: parts that work, fail and hang, and the table of its results."""
+
+import json
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from runs import call, wait_for
+from test_accelerate import TINY
+from test_docs import parser_of
+
+import gpu_report
+import tables
+
+SPEED = {"network": "n", "L": 8, "amp": "bf16", "compile": True, "grad_checkpoint": False, "warnings": []}
+NUMBERS = {"ms_per_step": 49.94, "train_images_per_s": 1281.6, "train_mfu": 0.0634, "samples_per_s": 1187.2}
+NUMBERS |= {"peak_memory_mib": None, "kernels_per_step": 11221}
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """Run gpu_report.py with parts of these flags and limits; how it ended, and what its file holds."""
+
+    def report(**parts):
+        monkeypatch.setattr(gpu_report, "PARTS", parts)
+        done = call(gpu_report, *f"{TINY} --batch_size 4 --json".split(), tmp_path / "report.json")
+        return done, json.loads((tmp_path / "report.json").read_text())
+
+    return report
+
+
+def test_a_part_that_fails_or_hangs_does_not_stop_the_next(report):
+    parts = {"fails": ("--repeats none", 60), "hangs": ("--exact 100000", 1), "speed": ("--profile --repeats 1", 60)}
+    done, record = report(**parts)
+    fails, hangs, speed = record["parts"].values()
+    assert fails["error"].startswith("exit status 2\n") and "argument --repeats: 'none': must be" in fails["error"]
+    assert hangs["error"].startswith("stopped after 1 s") and hangs["seconds"] < 60
+    assert "error" not in speed and speed["results"][0]["kernels_per_step"] > 500
+    assert speed["command"] == f"python bench.py --profile --repeats 1 --data folder {TINY} --batch_size 4"
+    assert done.returncode == 0 and "thread" in record["machine"] and "cores" in record["versions"]
+
+
+def test_every_part_has_flags_of_the_benchmark():
+    for flags, _ in gpu_report.PARTS.values():
+        parser_of("bench").parse_args(flags.split())
+
+
+def test_a_part_that_is_stopped_takes_its_children_along():
+    error = gpu_report.run(["sh", "-c", "echo first; sleep 999 & echo $!; wait"], 1)
+    head, first, child = error.splitlines()
+    assert (head, first) == ("stopped after 1 s", "first")
+    wait_for(lambda: not Path(f"/proc/{child}/stat").exists() or ") Z" in Path(f"/proc/{child}/stat").read_text())
+    assert gpu_report.run(["true"], 60) is None
+
+
+def test_what_is_measured_stays_and_makes_a_table(report, tmp_path, capsys, monkeypatch):
+    """The user stops the third part."""
+    origin = {"machine": "a GPU", "versions": {"driver": "580"}, "seconds": 1.0}
+    full = {**SPEED, "batch_size": 1024, "error": "out of memory", "warnings": ["no CUDA graph"]}
+    results = [{**SPEED, **NUMBERS, "batch_size": 64}, full]
+    parts = [{**origin, "results": results}, {"error": "exit status 1"}, SystemExit(130)]
+    monkeypatch.setattr(gpu_report, "measure", Mock(side_effect=parts))
+    done, record = report(one=("", 1), two=("", 1), three=("", 1))
+    assert done.returncode == 130 and [*record["parts"]] == ["one", "two"]
+    tables.main([str(tmp_path / "report.json")])
+    table = capsys.readouterr().out.split("## Speed, ")[1]
+    cells = " [1] | ".join(["49.9", "1,282", "0.063", "1,187", "11,221", record["torch"]])
+    assert f"| a GPU: n, L = 8, bf16, compiled, batch 64 | {cells} [1] |" in table
+    assert "| a GPU: n, L = 8, bf16, compiled, batch 1024 | out of memory [1] |" in table
+    assert "driver 580" in table and "warning: no CUDA graph" in table and f"`{record['command']}`" in table
+
+
+def test_a_report_without_results_is_skipped_with_one_sentence(report, tmp_path, capsys):
+    done, _ = report(fails=("", -1))
+    assert done.returncode == 1 and "report.json: no part has a result" in done.stderr
+    tables.main([str(tmp_path / "report.json")])
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "report.json: skipped, nothing in it belongs in a table" in captured.err
+    assert "## Speed, measured by `gpu_report.py`\n\nNot measured yet." in captured.out
