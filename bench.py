@@ -34,7 +34,7 @@ from flow.preprocess import Loss, bits_per_dim, to_model
 from layers.fold import folded_together
 from utils.cli import count, flag_error, number_list, out_of_memory, positive, script
 from utils.distributed import Peers
-from utils.graphs import WARMUP
+from utils.graphs import WARMUP, captured
 from utils.logging import RunLog
 from utils.optim import Descent, why_not_compiled
 from utils.random import generator
@@ -116,7 +116,8 @@ def measure(args):
     draws = generator(args.seed, "bench", 0, device)  # the global one is lost where recording a CUDA graph has failed
     seconds = {name: [] for name in ("step", "log", "sample", "matrix", "float32")} | steps.seconds
     step, log = timed(steps, device, seconds["step"]), timed(steps.report, device, seconds["log"])
-    sample = timed(steps.flow.sample, device, seconds["sample"])
+    inverse = captured(lambda z: steps.flow.inverse(z)[0], device)
+    sample = timed(lambda: inverse(steps.flow.sample_prior(args.batch_size, 1.0, draws)), device, seconds["sample"])
     reset_peak_memory(device)
     for _ in range(WARMUP + 2):
         step()
@@ -142,9 +143,11 @@ def measure(args):
     kernels = profile(steps, device) if args.profile else {}
     steps.flow.eval()
     with torch.no_grad(), folded_together(steps.flow):
-        for k in range(1 + repeats):
-            for _ in range(in_a_row if k else 1):
-                sample(args.batch_size, 1.0, draws)
+        for _ in range(WARMUP + 1):
+            sample()
+        for _ in range(repeats):
+            for _ in range(in_a_row):
+                sample()
             matrix()
     rows = dict.fromkeys(("step", "data", "optimizer", "sample"), repeats * in_a_row)
     seconds = {name: each[-rows.get(name, repeats) :] for name, each in seconds.items() if each}

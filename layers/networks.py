@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from contextvars import ContextVar
 from functools import cache
 from types import MappingProxyType
@@ -77,8 +78,9 @@ def compiled(function):
     """`function` as compiled kernels, the same for any number of patches or images."""
     # Training, testing and a last batch of one image need kernels of their own, more than the 8 that torch allows.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-    torch._dynamo.config.force_parameter_static_shapes = False  # nor the sizes of parameters
-    torch.fx.experimental._config.use_duck_shape = False
+    # The same kernels for all levels: sizes of parameters vary too, and sizes that happen to be equal are not related.
+    torch._dynamo.config.force_parameter_static_shapes = torch.fx.experimental._config.use_duck_shape = False
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # torch 2.11 advises it; --amp tf32 is the switch
     return torch.compile(function, dynamic=True)
 
 

@@ -110,6 +110,7 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--model", "realnvp", "--share_levels"], ["--share_levels", "--model rgflow"]),
         (["--model", "realnvp", "--subnet", "ar"], ["--subnet", "ar", "must be rnvp"]),
         (["--cuda", "x,0"], ["--cuda", "'x,0'", "numbers of GPUs"]),
+        (["--cuda", "mps"], ["--cuda", "'mps'", "have no float64"]),
         (["--cuda", str(torch.cuda.device_count())], ["--cuda", f"no GPU {torch.cuda.device_count()}"]),
         (["--amp", "bf16", "--dtype", "float64"], ["--amp", "bf16", "float32"]),
         (["--amp", "tf32"], ["--amp", "tf32", "GPU"]),

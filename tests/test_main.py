@@ -7,14 +7,17 @@ import signal
 import numpy as np
 import pytest
 import torch
+from checks import randomise
 from runs import at_steps, call, command, equal, flags_of, records, weights
 from test_checkpoint import names, same
 
 import main
 import plot_mix_temperature
-from flow import load
+from flow import RGFlow, load
+from flow.preprocess import Loss
 from utils.checkpoint import read
 from utils.cli import UserError
+from utils.distributed import Peers
 from utils.optim import Descent, learning_rate
 
 
@@ -83,6 +86,34 @@ def test_other_settings_need_another_infix(start):
     other = start("--max_steps 2 --seed 1 --out_infix _other")
     apart = max((one - two).abs().max() for one, two in zip(weights(first), weights(other), strict=True))
     assert apart > 0.01 and not equal(first.batches(3), other.batches(3))  # two steps move weights by about 0.002
+
+
+class Twins(Peers):
+    """Two processes that draw the same batches."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.size = 2
+
+    def sum_(self, tensor):
+        return tensor.mul_(2)
+
+
+def descend(peers, graph=False):
+    """The weights after 6 steps with decay and clipping."""
+    torch.manual_seed(0)
+    flow = randomise(RGFlow(1, 8, nlayers=1, nresblocks=1, nhidden=9), 0.3).requires_grad_(True)
+    batch = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8), torch.rand(4, 1, 8, 8)
+    descent = Descent(Loss(flow.to(peers.device)), 0.1, 0.5, peers, graph)
+    for step in range(6):
+        descent(step, 1e-2, *(each.to(peers.device) for each in batch))
+    assert descent.failed_step == -1 and descent.window[1] == 6
+    return [parameter.detach() for parameter in flow.parameters()]
+
+
+def test_several_processes_step_by_the_mean_of_their_gradients():
+    one, two = (descend(each(torch.device("cpu"))) for each in (Peers, Twins))
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 
 def test_learning_rate():

@@ -176,6 +176,8 @@ def gpu_list(text):
     from torch.cuda import device_count  # here: processes that draw images do without torch
 
     refuse, numbers = argparse.ArgumentTypeError, text.split(",") if text else []
+    if text == "mps":
+        raise refuse("'mps': GPUs of Apple have no float64, which this program needs; without --cuda the CPU computes")
     if not all(number.isdecimal() for number in numbers):
         raise refuse(f"{text!r}: must be numbers of GPUs, comma separated, or empty for the CPU")
     numbers = tuple(map(int, numbers))
