@@ -39,7 +39,10 @@ class Descent:
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of losses since a print
         ways = {"fused": True, "capturable": device.type == "cuda"}
         self.optimizer = torch.optim.AdamW(self.parameters, self.learning_rate, weight_decay=weight_decay, **ways)
-        capture = CapturedFunction if graph else lambda function: function
+
+        def capture(function):
+            return CapturedFunction(function, device) if graph else function
+
         if peers.size == 1:
             self.run = capture(self.update)
         else:
