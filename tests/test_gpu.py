@@ -20,7 +20,7 @@ from flow.latents import decode
 from utils.checkpoint import read
 from utils.cli import UserError
 from utils.distributed import Peers
-from utils.graphs import CapturedFunction
+from utils.graphs import CapturedFunction, side_stream
 from utils.random import generator
 
 LAST = max(0, torch.cuda.device_count() - 1)  # of several GPUs: the first one is what PyTorch takes unasked
@@ -151,7 +151,7 @@ def test_a_captured_function_does_what_the_plain_one_does():
         total.add_(x * y)
         return total.sum()
 
-    captured = CapturedFunction(add, torch.device(DEVICE))
+    captured = CapturedFunction(add, side_stream(DEVICE))
     for k in range(6):
         x = torch.full((3,), float(k), device=DEVICE)
         assert captured(x, x + 1).item() == k * (k + 1) * (k + 2)  # 3 times the sum of k (k + 1)

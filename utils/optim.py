@@ -39,9 +39,10 @@ class Descent:
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of losses since a print
         ways = {"fused": True, "capturable": device.type == "cuda"}
         self.optimizer = torch.optim.AdamW(self.parameters, self.learning_rate, weight_decay=weight_decay, **ways)
+        stream = torch.cuda.Stream(device) if graph else None  # its own, as graphs of tests come and go
 
         def capture(function):
-            return CapturedFunction(function, device) if graph else function
+            return CapturedFunction(function, stream) if graph else function
 
         if peers.size == 1:
             self.run = capture(self.update)
