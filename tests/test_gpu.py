@@ -17,10 +17,12 @@ from flow import RGFlow
 from flow.evaluation import bits_per_dim_of_all
 from flow.inpaint import CausalCone, maximise
 from flow.latents import decode
+from flow.preprocess import Loss
 from utils.checkpoint import read
 from utils.cli import UserError
 from utils.distributed import Peers
 from utils.graphs import CapturedFunction, side_stream
+from utils.optim import Descent
 from utils.random import generator
 
 LAST = max(0, torch.cuda.device_count() - 1)  # of several GPUs: the first one is what PyTorch takes unasked
@@ -112,6 +114,18 @@ def test_graphs_of_samples_and_likelihoods(monkeypatch):
         own = copy.deepcopy(flow).to(device)
         results.append([decode(own, z.to(device)), bits_per_dim_of_all(own, images, quiet=True).cpu()])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_graphs_that_come_and_go_leave_training_its_memory():
+    """That of the products' workspaces, which no tensor holds."""
+    flow = randomise(RGFlow(1, 8, nlayers=1, nresblocks=1, nhidden=9), 0.3).requires_grad_(True).to(DEVICE)
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8, device=DEVICE)
+    descent = Descent(Loss(flow), 0, 0, Peers(torch.device(DEVICE)), graph=True)
+    for step in range(5):
+        descent(step, 1e-2, images, torch.full(images.shape, 0.5, device=DEVICE))
+    before = torch.cuda.memory_allocated(DEVICE)
+    decode(flow, torch.zeros(40, 1, 8, 8, device=DEVICE))
+    assert torch.cuda.memory_allocated(DEVICE) >= before
 
 
 def test_several_processes_as_two_graphs():

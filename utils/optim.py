@@ -32,7 +32,7 @@ class Descent:
     def __init__(self, loss, weight_decay, clip, peers, graph=False):
         self.loss, self.clip, self.peers, device = loss, clip, peers, peers.device
         self.parameters = list(loss.parameters())
-        self.learning_rate = torch.zeros((), device=device)
+        self.learning_rate = torch.zeros((), dtype=torch.float32, device=device)  # which fused AdamW needs
         self.step = torch.zeros((), dtype=torch.long, device=device)
         # The first step whose loss or gradient was not finite, -1 for none. From there on the weights do not change.
         self.failed_step = torch.full((), -1, device=device)
