@@ -132,7 +132,7 @@ def test_where_nothing_can_be_recorded_plain_calls_go_on(monkeypatch):
     for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     torch.cuda.graph().__exit__.side_effect = RuntimeError("not permitted when stream is capturing")
-    captured = CapturedFunction(lambda x: 2 * x)
+    captured = CapturedFunction(lambda x: 2 * x, torch.cuda.Stream())
     with pytest.warns(UserWarning, match="no CUDA graph"):
         results = [captured(torch.tensor(float(k))).item() for k in range(6)]
     assert results == [0, 2, 4, 6, 8, 10]

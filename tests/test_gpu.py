@@ -2,7 +2,6 @@
 
 import copy
 import json
-import warnings
 from unittest.mock import Mock
 
 import pytest
@@ -18,13 +17,16 @@ from flow import RGFlow
 from flow.evaluation import bits_per_dim_of_all
 from flow.inpaint import CausalCone, maximise
 from flow.latents import decode
+from flow.preprocess import Loss
 from utils.checkpoint import read
 from utils.cli import UserError
 from utils.distributed import Peers
-from utils.graphs import CapturedFunction
+from utils.graphs import CapturedFunction, side_stream
+from utils.optim import Descent
 from utils.random import generator
 
-DEVICE, CUDA = "cuda:0", "--cuda 0"
+LAST = max(0, torch.cuda.device_count() - 1)  # of several GPUs: the first one is what PyTorch takes unasked
+DEVICE, CUDA = f"cuda:{LAST}", f"--cuda {LAST}"
 RUN = f"{CUDA} --save_epoch 0 --plot_epoch 0 --print_step 100 --max_steps"
 STEPS = pytest.mark.parametrize("way", ["--no-compile", "--compile"], ids=["plain", "graph"])
 # Ten times what docs/performance.md has after 30 steps: largest differences of losses and of weights.
@@ -99,6 +101,7 @@ def test_likelihoods_samples_and_inpainting(subnet):
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("error:no CUDA graph")
 def test_graphs_of_samples_and_likelihoods(monkeypatch):
     """Five whole batches and a smaller one."""
     flow = randomise(RGFlow(1, 8, nlayers=2, nresblocks=2, nmlp=1, nhidden=17), 0.3)
@@ -109,9 +112,20 @@ def test_graphs_of_samples_and_likelihoods(monkeypatch):
     results = []
     for device in ("cpu", DEVICE):
         own = copy.deepcopy(flow).to(device)
-        with warnings.catch_warnings(action="error"):  # where nothing is recorded
-            results.append([decode(own, z.to(device)), bits_per_dim_of_all(own, images, quiet=True).cpu()])
+        results.append([decode(own, z.to(device)), bits_per_dim_of_all(own, images, quiet=True).cpu()])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_graphs_that_come_and_go_leave_training_its_memory():
+    """That of the products' workspaces, which no tensor holds."""
+    flow = randomise(RGFlow(1, 8, nlayers=1, nresblocks=1, nhidden=9), 0.3).requires_grad_(True).to(DEVICE)
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8, device=DEVICE)
+    descent = Descent(Loss(flow), 0, 0, Peers(torch.device(DEVICE)), graph=True)
+    for step in range(5):
+        descent(step, 1e-2, images, torch.full(images.shape, 0.5, device=DEVICE))
+    before = torch.cuda.memory_allocated(DEVICE)
+    decode(flow, torch.zeros(40, 1, 8, 8, device=DEVICE))
+    assert torch.cuda.memory_allocated(DEVICE) >= before
 
 
 def test_several_processes_as_two_graphs():
@@ -145,14 +159,14 @@ def test_the_report(tmp_path):
 
 
 def test_a_captured_function_does_what_the_plain_one_does():
-    total = torch.zeros(3, device="cuda")
+    total = torch.zeros(3, device=DEVICE)
 
     def add(x, y):
         total.add_(x * y)
         return total.sum()
 
-    captured = CapturedFunction(add)
+    captured = CapturedFunction(add, side_stream(DEVICE))
     for k in range(6):
-        x = torch.full((3,), float(k), device="cuda")
+        x = torch.full((3,), float(k), device=DEVICE)
         assert captured(x, x + 1).item() == k * (k + 1) * (k + 2)  # 3 times the sum of k (k + 1)
     assert captured.graph is not None

@@ -2,34 +2,39 @@
 
 import warnings
 from functools import cache
+from weakref import WeakSet
 
 import torch
 
 WARMUP = 3  # plain calls before a graph is recorded: libraries start, kernels are compiled
+RECORDED = WeakSet()  # all `CapturedFunction`s that have a graph and are in use
 
 
 def captured(function, device):
     """`function`, on a GPU as a `CapturedFunction`."""
-    return CapturedFunction(function) if device.type == "cuda" else function
+    return CapturedFunction(function, side_stream(device)) if device.type == "cuda" else function
 
 
 @cache
-def shared():
-    """The stream of plain calls and the memory pool of all graphs: none runs beside another, and results are copied."""
-    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+def side_stream(device):
+    """The stream of graphs that are used for a while: one for all, because freed memory stays with its stream."""
+    return torch.cuda.Stream(device)
 
 
 class CapturedFunction:
-    """Calls `function(*tensors)`, which gives one tensor, as a CUDA graph.
+    """Calls `function(*tensors)`, which gives one tensor of a GPU, as a CUDA graph.
 
     The first WARMUP calls are plain ones, and so are later ones with tensors of other shapes. `function` must read
     nothing from the device and draw nothing, and what it uses besides its arguments must stay where it is. If recording
     fails, it warns once and makes plain calls. From then on the default generator of the GPU may be unusable.
+
+    stream: of plain calls and of recording. Graphs of one stream share memory: none runs beside another, and results
+        are copied. Where one of them is gone, no other may be used any more: torch 2.14 frees the workspaces that
+        products have on its stream.
     """
 
-    def __init__(self, function):
-        self.function, self.calls, self.graph = function, 0, None
-        self.stream, self.pool = shared()
+    def __init__(self, function, stream):
+        self.function, self.stream, self.calls, self.graph = function, stream, 0, None
 
     def __call__(self, *inputs):
         if self.calls == WARMUP:
@@ -44,20 +49,24 @@ class CapturedFunction:
 
     def plain(self, inputs):
         """A call on its own stream, as recording requires."""
-        self.stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             output = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        current.wait_stream(self.stream)
         return output
 
     def record(self, inputs):
         graph = torch.cuda.CUDAGraph()
         self.inputs = [given.clone() for given in inputs]
+        # Of a graph in use: some versions of torch cannot record into the memory of graphs that are gone.
+        pool = next((each.graph.pool() for each in RECORDED if each.stream == self.stream), None)
         try:
-            with torch.cuda.graph(graph, self.pool):
+            with torch.cuda.graph(graph, pool, self.stream):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             cause = str(error.__context__ or error).splitlines()[0]
             warnings.warn(f"no CUDA graph, going on without ({cause})", stacklevel=2)
         else:
             self.graph = graph
+            RECORDED.add(self)

@@ -32,14 +32,18 @@ class Descent:
     def __init__(self, loss, weight_decay, clip, peers, graph=False):
         self.loss, self.clip, self.peers, device = loss, clip, peers, peers.device
         self.parameters = list(loss.parameters())
-        self.learning_rate = torch.zeros((), device=device)
+        self.learning_rate = torch.zeros((), dtype=torch.float32, device=device)  # which fused AdamW needs
         self.step = torch.zeros((), dtype=torch.long, device=device)
         # The first step whose loss or gradient was not finite, -1 for none. From there on the weights do not change.
         self.failed_step = torch.full((), -1, device=device)
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of losses since a print
         ways = {"fused": True, "capturable": device.type == "cuda"}
         self.optimizer = torch.optim.AdamW(self.parameters, self.learning_rate, weight_decay=weight_decay, **ways)
-        capture = CapturedFunction if graph else lambda function: function
+        stream = torch.cuda.Stream(device) if graph else None  # its own, as graphs of tests come and go
+
+        def capture(function):
+            return CapturedFunction(function, stream) if graph else function
+
         if peers.size == 1:
             self.run = capture(self.update)
         else:
