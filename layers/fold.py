@@ -102,7 +102,7 @@ def fold_block(group, k):
     settings = Settings(one.ngroups, one.dtype or one.scale.dtype, compiling and wide_on(one.scale.device))
     weights = [joined(each) for each in zip(*(block.weights for block in blocks), strict=True)]
     ins, outs = zip(*(weight.shape[1:] for weight in weights), strict=True)
-    # Split here: what torch.compile of 2.14 makes of the derivative of `split` beside sums is wrong.
+    # Split outside of compiled code: there, torch 2.14 derives `split` beside sums wrongly (seen on a CPU).
     small = ("beta", ins), ("gain", outs), ("bias", outs)
     small = [joined([getattr(block, name) for block in blocks]).split(sizes, 1) for name, sizes in small]
     factor = joined([networks.scale for networks in group])

@@ -2,12 +2,10 @@
 
 import warnings
 from functools import cache
-from weakref import WeakSet
 
 import torch
 
 WARMUP = 3  # plain calls before a graph is recorded: libraries start, kernels are compiled
-RECORDED = WeakSet()  # all `CapturedFunction`s that have a graph and are in use
 
 
 def captured(function, device):
@@ -28,9 +26,8 @@ class CapturedFunction:
     nothing from the device and draw nothing, and what it uses besides its arguments must stay where it is. If recording
     fails, it warns once and makes plain calls. From then on the default generator of the GPU may be unusable.
 
-    stream: of plain calls and of recording. Graphs of one stream share memory: none runs beside another, and results
-        are copied. Where one of them is gone, no other may be used any more: torch 2.14 frees the workspaces that
-        products have on its stream.
+    stream: of plain calls and of recording. Where one graph of a stream is gone, no other may be used any more: torch
+        2.14 frees the workspaces that products have on its stream.
     """
 
     def __init__(self, function, stream):
@@ -59,14 +56,11 @@ class CapturedFunction:
     def record(self, inputs):
         graph = torch.cuda.CUDAGraph()
         self.inputs = [given.clone() for given in inputs]
-        # Of a graph in use: some versions of torch cannot record into the memory of graphs that are gone.
-        pool = next((each.graph.pool() for each in RECORDED if each.stream == self.stream), None)
         try:
-            with torch.cuda.graph(graph, pool, self.stream):
+            with torch.cuda.graph(graph, stream=self.stream):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             cause = str(error.__context__ or error).splitlines()[0]
             warnings.warn(f"no CUDA graph, going on without ({cause})", stacklevel=2)
         else:
             self.graph = graph
-            RECORDED.add(self)
