@@ -32,12 +32,12 @@ from flow.jacobian import PASSES, derivative, receptive_fields
 from flow.load import build, load_trained
 from flow.preprocess import Loss, bits_per_dim, to_model
 from layers.fold import folded_together
-from utils.cli import count, flag_error, number_list, out_of_memory, positive, script
+from utils.cli import UserError, count, flag_error, number_list, out_of_memory, positive, script
 from utils.distributed import Peers
 from utils.graphs import WARMUP, captured
 from utils.logging import RunLog
 from utils.optim import Descent, why_not_compiled
-from utils.random import generator
+from utils.random import derived_seed, generator
 from utils.results import about, entries, save, table, versions
 from utils.timing import spread, synchronize, timed
 
@@ -79,6 +79,12 @@ def peak_memory(device):
     return None
 
 
+def untrained(args, **changes):
+    """The flow of the flags, or of others as `changes`: the same for the same seed."""
+    torch.manual_seed(derived_seed(args.seed, "weights"))
+    return build({**vars(args), **changes})
+
+
 class Steps:
     """Training steps on random images. A call does one and returns the gradient norm. seconds: times of its parts."""
 
@@ -86,7 +92,7 @@ class Steps:
         self.args, self.device, self.step = args, torch.device(args.cuda), 0
         shape = 2 * args.batch_size, args.nchannels, args.L, args.L
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self.flow = build(vars(args)).to(self.device)
+        self.flow = untrained(args).to(self.device)
         self.dtype = next(self.flow.parameters()).dtype
         for obstacle in flags.accelerate(self.flow, args)[1]:
             warnings.warn(obstacle, stacklevel=2)
@@ -235,7 +241,7 @@ def row(values):
 def exactness(args):
     """Follow --exact steps of a training in each way of computing that the device has; yields a dict for each. For each
     type of numbers the CPU comes first, and the others are compared with it."""
-    device, flow = torch.device(args.cuda), build({**vars(args), "dtype": "float64"})
+    device, flow = torch.device(args.cuda), untrained(args, dtype="float64")
     marks = [*(mark for mark in MARKS if mark < args.exact), args.exact]
     for dtype, ways in WAYS.items():
         reference = train(args, marks, flow, dtype, "CPU", torch.device("cpu"))
@@ -245,7 +251,7 @@ def exactness(args):
             if args.compile or "compile" not in way:
                 how = args, marks, flow, dtype, way, device
                 result = attempt({"dtype": dtype, "way": way, "steps": marks}, Exception, follow, reference, *how)
-                print(*(f"{name} {text}" for name, text in entries(result)), sep="; ", flush=True)
+                print(*(f"{name} {text}" for name, text in entries(result) if text), sep="; ", flush=True)
                 yield result
 
 
@@ -375,7 +381,7 @@ def main(argv=None):
             flow, config, _ = load_trained(first.weights, first.cuda, dtype=dtype)
         else:
             config = vars(first)
-            flow = build(config).to(first.cuda).eval()
+            flow = untrained(first).to(first.cuda).eval()
         results = compare(first, flow, config) if first.compare else time_fields(first, flow)
         print(*table(results), sep="\n")
     else:
@@ -384,6 +390,8 @@ def main(argv=None):
         record["results"].append(result)
         if first.json:  # after each one, in case a later one fails
             save(first.json, record)
+    if all("error" in result for result in record["results"]):
+        raise UserError(f"nothing could be measured: {record['results'][-1]['error']}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PARTS = {  # flags of bench.py and the most seconds; the most important part fir
 CELLS = {  # column -> entry of a result, format
     "ms per step": ("ms_per_step", ".1f"),
     "images/s": ("train_images_per_s", ",.0f"),
-    "MFU": ("train_mfu", ".3f"),
+    "MFU": ("train_mfu", ".2g"),
     "samples/s": ("samples_per_s", ",.0f"),
     "peak memory, MiB": ("peak_memory_mib", ",.0f"),
     "kernels per step": ("kernels_per_step", ","),
@@ -65,21 +65,31 @@ def run(command, seconds):
 
 
 def measure(passed_on, seconds):
-    """What bench.py writes with these flags, a dict, with "command", "seconds" and, if it failed, "error"."""
-    if seconds <= 0:
-        return {"error": "not started, --minutes are over"}
+    """What bench.py writes with these flags, a dict, with "command", "seconds", "error" if it failed, and "stopped" if
+    the user has stopped it."""
+    script, start, found = Path(__file__).with_name("bench.py"), time.monotonic(), {}
     with tempfile.TemporaryDirectory() as folder:
-        path, script, start = Path(folder, "part.json"), Path(__file__).with_name("bench.py"), time.monotonic()
-        error = run([sys.executable, str(script), *passed_on, "--json", str(path)], seconds)
-        part = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    part |= {"command": shlex.join(["python", script.name, *passed_on]), "seconds": time.monotonic() - start}
-    return {**part, "error": error} if error else part
+        path = Path(folder, "part.json")
+        try:
+            error = run([sys.executable, str(script), *passed_on, "--json", str(path)], seconds)
+        except SystemExit as stop:
+            error, found["stopped"] = "stopped", stop
+        found |= json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found |= {"command": shlex.join(["python", script.name, *passed_on]), "seconds": time.monotonic() - start}
+    return {**found, "error": error} if error else found
 
 
 def rows(record):
-    """A row for each network and batch whose speed was measured."""
+    """A row for each network and batch whose speed was measured, and for each way of computing that was compared."""
     versions = ", ".join(f"{name} {text}" for name, text in entries(record.get("versions", {})))
+    weight = int(record["date"].replace("-", ""))  # the newest wins
     for result in chain(*(part.get("results", ()) for part in record["parts"].values())):
+        if "way" in result:
+            name = f"{record['machine']}: {result['dtype']} {result['way']}"
+            keys = ("loss", "loss_difference"), ("weights", "weight_difference")
+            cells = {column: format(result[key][-1], ".1e") for column, key in keys if key in result}
+            cells |= {"loss": result["error"]} if "error" in result else {"steps": str(result["steps"][-1])}
+            yield row("exactness", name, {**cells, "torch": record["torch"]}, versions, weight=weight)
         if "batch_size" in result:
             ways = {"compiled": result["compile"], "recomputed": result["grad_checkpoint"]}
             name = [result["network"], f"L = {result['L']}", result["amp"], *(way for way in ways if ways[way])]
@@ -88,7 +98,6 @@ def rows(record):
             cells |= {"ms per step": result["error"]} if "error" in result else {}
             name = f"{record['machine']}: {', '.join(name)}, batch {result['batch_size']}"
             details = "; ".join([versions, *(f"warning: {each}" for each in result["warnings"])])
-            weight = int(record["date"].replace("-", ""))  # the newest wins
             yield row("speed", name, {**cells, "torch": record["torch"]}, details, weight=weight)
 
 
@@ -104,12 +113,14 @@ def main(argv=None):
     end = time.monotonic() + 60 * args.minutes
     for name, (part, limit) in PARTS.items():
         seconds = min(limit, end - time.monotonic())
-        print(f"{name}: at most {seconds:.0f} s", flush=True)
-        found = measure([*part.split(), *given], seconds)
+        print(f"{name}: at most {max(0, seconds):.0f} s", flush=True)
+        found = measure([*part.split(), *given], seconds) if seconds > 0 else {"error": "--minutes are over"}
         record |= {key: found.pop(key) for key in ("machine", "versions") if key in found}
         record["parts"][name] = {key: found[key] for key in ("command", "seconds", "error", "results") if key in found}
         save(args.json, record, rows)
         print(found.get("error") or f"{found['seconds']:.0f} s", flush=True)
+        if "stopped" in found:
+            raise found["stopped"]
     if not any(part.get("results") for part in record["parts"].values()):
         raise cli.UserError(f"{args.json}: no part has a result")
     print(args.json)

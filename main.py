@@ -34,7 +34,7 @@ from utils.optim import Descent, learning_rate
 from utils.plotting import grid_figure, save_figure
 from utils.random import derived_seed, generator
 from utils.results import machine
-from utils.run import FIXED, check_disk, find, loading, open_folder, read_initial
+from utils.run import check_disk, find, loading, open_folder, read_initial
 from utils.signals import StopSignals
 
 UNSAVED = ("no_stdout", "export", "gpus", "given", "typed", "prepared_path")  # say nothing about a trained flow
@@ -83,8 +83,8 @@ class Run:
             weights = sum(parameter.numel() * parameter.element_size() for parameter in self.flow.parameters())
             epochs, finished = self.total_steps // self.batches.steps_per_epoch, self.step >= self.total_steps
             notes.append(check_disk(self.folder, args, weights, epochs, finished))
-        own = {name: self.config[name] for name in (*FIXED, "test_steps")} | {"steps": self.total_steps}
-        self.peers.check_equal(own)
+        alike = [name for name in self.config if name not in (*PLACES, "cuda")]
+        self.peers.check_equal({name: self.config[name] for name in alike} | {"steps": self.total_steps})
         self.step = self.peers.broadcast(self.step)
         self.descent.join()
         self.log = RunLog(base, self.peers.first and not args.no_stdout, self.step)

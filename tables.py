@@ -49,6 +49,8 @@ TITLES = {
     "pinwheel": "Pinwheel (figure E1): share of draws in the leg of their sector",
     "round trip": "Largest round-trip errors, model space",
     "speed": "Speed, measured by `gpu_report.py`",
+    "exactness": "Training compared with the CPU, measured by `gpu_report.py`: largest difference of losses, nats per"
+    " dimension, and of weights",
 }
 KINDS = "evaluation", "inpainting", "factors", "effects", "pinwheel"  # of results that have rows
 LIST = "measured", "network", "parameters", "steps", "training time", "trained on", "measured on", "commit", "command"

@@ -207,3 +207,6 @@ def test_training_in_each_way_is_compared_with_the_cpu(tmp_path, monkeypatch):
     for name in ("loss_difference", "weight_difference"):
         assert double[name] == single[name] == recomputed[name] == [0] * 4
         assert sorted(low["loss_difference"]) == low["loss_difference"] and 0 < low[name][3] < 0.1
+    bench.main([*f"{TINY} --batch_size 4 --lr 1e-2 --exact 10 --json".split(), str(tmp_path / "out.json")])
+    again = json.loads((tmp_path / "out.json").read_text())["results"][0]
+    assert again["loss"] == double["loss"][:2]  # the same seed

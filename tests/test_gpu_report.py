@@ -58,16 +58,34 @@ def test_what_is_measured_stays_and_makes_a_table(report, tmp_path, capsys, monk
     origin = {"machine": "a GPU", "versions": {"driver": "580"}, "seconds": 1.0}
     full = {**SPEED, "batch_size": 1024, "error": "out of memory", "warnings": ["no CUDA graph"]}
     results = [{**SPEED, **NUMBERS, "batch_size": 64}, full]
-    parts = [{**origin, "results": results}, {"error": "exit status 1"}, SystemExit(130)]
+    way = {"dtype": "float32", "way": "graph", "steps": [1, 30]}
+    ways = [
+        {**way, "loss_difference": [0, 2e-7], "weight_difference": [0, 3e-6]},
+        {**way, "way": "plain", "error": "no"},
+    ]
+    stopped = {"error": "stopped", "stopped": SystemExit(130), "results": ways}
+    parts = [{**origin, "results": results}, {"error": "exit status 1"}, stopped]
     monkeypatch.setattr(gpu_report, "measure", Mock(side_effect=parts))
     done, record = report(one=("", 1), two=("", 1), three=("", 1))
-    assert done.returncode == 130 and [*record["parts"]] == ["one", "two"]
+    assert done.returncode == 130 and [*record["parts"]] == ["one", "two", "three"]
     tables.main([str(tmp_path / "report.json")])
     table = capsys.readouterr().out.split("## Speed, ")[1]
+    assert f"| a GPU: float32 graph | 2.0e-07 [1] | 3.0e-06 [1] | 30 [1] | {record['torch']} [1] |" in table
+    assert "| a GPU: float32 plain | no [1] |" in table
     cells = " [1] | ".join(["49.9", "1,282", "0.063", "1,187", "11,221", record["torch"]])
     assert f"| a GPU: n, L = 8, bf16, compiled, batch 64 | {cells} [1] |" in table
     assert "| a GPU: n, L = 8, bf16, compiled, batch 1024 | out of memory [1] |" in table
     assert "driver 580" in table and "warning: no CUDA graph" in table and f"`{record['command']}`" in table
+
+
+def test_a_part_that_the_user_stops_keeps_its_results(monkeypatch):
+    def run(command, seconds):
+        Path(command[-1]).write_text('{"results": [1]}')
+        raise SystemExit(130)
+
+    monkeypatch.setattr(gpu_report, "run", run)
+    found = gpu_report.measure([], 1)
+    assert (found["results"], found["error"], found["stopped"].code) == ([1], "stopped", 130)
 
 
 def test_a_report_without_results_is_skipped_with_one_sentence(report, tmp_path, capsys):
