@@ -98,8 +98,8 @@ def fold_block(group, k):
     """What `evaluate` needs of residual block k of all networks of the group, for each step: beta (G, 1, n), factor of
     the skip connection (G, 1, n), matrices (G, in, out), and biases (G, 1, out), none with wide matrices."""
     one, blocks = group[0], [networks.blocks[k] for networks in group]
-    compiling = one.compile_kernels and not transformed()
-    settings = Settings(one.ngroups, one.dtype or one.scale.dtype, compiling and wide_on(one.scale.device))
+    wide = one.compile_kernels and wide_on(one.scale.device) and not transformed()
+    settings = Settings(one.ngroups, one.dtype or one.scale.dtype, wide)
     weights = [joined(each) for each in zip(*(block.weights for block in blocks), strict=True)]
     ins, outs = zip(*(weight.shape[1:] for weight in weights), strict=True)
     # Split outside of compiled code: there, torch 2.14 derives `split` beside sums wrongly (seen on a CPU).
@@ -109,7 +109,7 @@ def fold_block(group, k):
     if k < len(one.blocks) - 1:  # only the last block is scaled
         factor = torch.ones_like(factor)
     factor = factor * (math.sqrt(0.5) if blocks[0].skip else 1)
-    fold = compiled(fold_tensors) if compiling else fold_tensors
+    fold = compiled(fold_tensors) if wide else fold_tensors
     beta, factor, matrices, biases = fold(settings, blocks[0].skip, blocks[0].masks, weights, *small, factor)
 
     def steps(tensor):
@@ -120,7 +120,7 @@ def fold_block(group, k):
 
 
 def wide_on(device):
-    """Whether compiled networks have wide matrices. On a CPU a step would be slower."""
+    """Whether compiled networks have wide matrices, which are folded by compiled kernels. On a CPU both are slower."""
     return device.type != "cpu"
 
 
@@ -130,8 +130,7 @@ def fold_tensors(settings, skip, masks, weights, betas, gains, biases, factor):
     betas = [beta - beta.detach() + torch.where(beta.abs() < BETA_MIN, BETA_MIN, beta).detach() for beta in betas]
     afters = [*betas[1:], factor]  # what the output of each linear layer is multiplied by
     befores = [beta.reciprocal() for beta in betas]
-    plain = settings.wide or torch.compiler.is_compiling() or transformed()
-    fold = fold_plainly if plain else FoldWeight.apply
+    fold = fold_plainly if settings.wide or transformed() else FoldWeight.apply
     matrices = [fold(settings, *layer) for layer in zip(masks, weights, befores, gains, afters, strict=True)]
     biases = [(bias * after).to(settings.dtype)[:, None] for bias, after in zip(biases, afters, strict=True)]
     if settings.wide:

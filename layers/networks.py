@@ -38,7 +38,7 @@ class Networks(nn.Module):
     def accelerate(self, compile=False, dtype=None, recompute=False):
         """Set how the networks run. Results change by rounding only; checkpoints do not change.
 
-        compile: run the steps, and the folding of residual networks, as kernels of torch.compile
+        compile: run the steps, and on a GPU the folding of residual networks, as kernels of torch.compile
         dtype: type of the networks' matrix products, such as torch.bfloat16; None, and all else, is of the parameters'
         recompute: for the backward pass, store only the variables between steps and recompute the rest
         """
