@@ -140,8 +140,8 @@ def fold_tensors(settings, skip, masks, weights, betas, gains, biases, factor):
 
 
 def widened(matrix, bias, hidden):
-    """matrix (S, in, out) and bias (S, 1, out) -> a wide matrix (S, in + EXTRA, out), with `EXTRA` more
-    columns that give ONE if hidden."""
+    """matrix (S, in, out) and bias (S, 1, out) -> a wide matrix (S, in + EXTRA, out). With `hidden` it has `EXTRA` more
+    columns, which give ONE."""
     if hidden:
         matrix, bias = F.pad(matrix, (0, EXTRA)), F.pad(bias, (0, EXTRA), value=ONE)
     return torch.cat((matrix, F.pad(bias, (0, 0, 0, EXTRA - 1))), 1)
