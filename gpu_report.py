@@ -84,7 +84,7 @@ def rows(record):
     versions = ", ".join(f"{name} {text}" for name, text in entries(record.get("versions", {})))
     weight = int(record["date"].replace("-", ""))  # the newest wins
     for result in chain(*(part.get("results", ()) for part in record["parts"].values())):
-        if "way" in result:
+        if result.get("way", "CPU") != "CPU":
             name = f"{record['machine']}: {result['dtype']} {result['way']}"
             keys = ("loss", "loss_difference"), ("weights", "weight_difference")
             cells = {column: format(result[key][-1], ".1e") for column, key in keys if key in result}
