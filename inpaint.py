@@ -220,7 +220,7 @@ def bench(args, network):
     for run in runs:
         torch.manual_seed(args.draw_seed)
         flow = build(vars(run)).to(args.cuda).eval().requires_grad_(False)
-        x = torch.randn(BENCH_IMAGES, C, run.L, run.L, device=args.cuda).to(getattr(torch, run.dtype))
+        x = torch.randn(BENCH_IMAGES, C, run.L, run.L).to(args.cuda, getattr(torch, run.dtype))
         blocks = sum((l // m) ** 2 for _, l, _ in flow.layers())
         together, whole_seconds = min(BENCH_IMAGES, max(1, BENCH_BLOCKS // blocks)), None
         for place in PLACES:
