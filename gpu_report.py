@@ -107,6 +107,7 @@ def main(argv=None):
     for add in (parser.add_argument, own.add_argument):
         add("--json", metavar="FILE", required=True, help="write the results there")
         add("--minutes", type=cli.above_zero, default=6.0, metavar="T", help="for all parts together")
+    parser.set_defaults(data="folder")
     parser.epilog = f"The flags of the network and --batch_size replace those of every part. {parser.epilog}"
     args, given = flags.get_args(argv, parser, several=False), own.parse_known_args(argv)[1]
     record = {"kind": "gpu_report", **about(__file__, argv[2:], "cpu"), "parts": {}}
