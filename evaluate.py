@@ -23,7 +23,7 @@ from data.msds_structure import calibration, structure_scores
 from flow import evaluation
 from utils import cli, metrics
 from utils.cli import UserError, flag_error
-from utils.results import DATA_NAMES, about, flow_names, row, save, table
+from utils.results import about, data_name, flow_names, row, save, table
 
 MIN_SAMPLES = 100  # for structure scores
 
@@ -48,8 +48,7 @@ def build_parser():
 def rows(record):
     """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
     results, config, cells, details = record["results"], record["config"], {}, []
-    data = f"{DATA_NAMES.get(config['data'], config['data'])} {results.get('folder', '')}".strip()
-    model, flow = flow_names(config)
+    data, (model, flow) = data_name(config, results.get("folder", "")), flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"
         words = "BPD {bpd:.4f} ± {bpd_stderr:.4f}, {images:,} images, {draws} draws"
@@ -160,7 +159,7 @@ def main(argv=None):
     results["dtype"] = args.dtype or config["dtype"]
     results["warnings"] = warnings + notes
     if config["data"] == "folder":
-        results["folder"] = Path(args.data_path).absolute().name  # tells sets of images apart
+        results["folder"] = Path(args.data_path).absolute().name
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}
     try:
         for part in measure(args, flow, dataset, variant, feature_weights):

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4)."""
 
+import math
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -8,7 +11,7 @@ import args as flags
 from flow.fields import get_fields
 from utils import cli, plotting
 from utils.random import generator
-from utils.results import about, save
+from utils.results import about, data_name, flow_names, in_words, row, save
 
 VISIBLE = 1.0  # the strength above which the paper calls a latent visible
 PAPER_VISIBLE = 30  # at the top level, on CelebA (section 4.4)
@@ -75,20 +78,33 @@ def draw_histogram(fields, levels, logarithmic=False):
 
 def report(fields):
     """Print which latents are visible, a line per level, and return the same as a list of dicts."""
-    results = []
+    results, reaches = [], fields.reaches
     for h in sorted(set(fields.levels.tolist()), reverse=True):
         numbers = fields.strongest(h, len(fields.levels))
         strengths = fields.strengths[numbers]
         named = {fields.name(k): fields.strengths[k].item() for k in numbers[strengths > VISIBLE]}
+        reach = reaches[numbers].nanmean().item()
+        reach = None if math.isnan(reach) else reach
         paper = PAPER_VISIBLE if h == len(fields.totals) - 1 else None
         line = f"h = {h}: {len(named)} of {len(strengths)} latents with strength above {VISIBLE:g}"
         line += f" (the paper's RG-Flow on CelebA: {paper})" if paper else ""
-        line += f", strengths {strengths.min():.2g} to {strengths.max():.2g}"
+        line += f", mean reach {in_words([reach], 1)} pixels, strengths {strengths.min():.2g} to {strengths.max():.2g}"
         print(line, *(f"{name} {strength:.3g}" for name, strength in named.items()), sep=", ")
         result = {"level": h, "latents": fields.totals[h], "computed": len(strengths)}
         result |= {"mean_strength": strengths.mean().item(), "largest_strength": strengths.max().item()}
-        results.append({**result, "visible": named, "paper_visible_celeba": paper})
+        results.append({**result, "mean_reach": reach, "visible": named, "paper_visible_celeba": paper})
     return results
+
+
+def rows(record):
+    """What `tables.py` shows of a record: a row, unless the latents were chosen, see `utils.results.row`."""
+    if record["latents"] is None:
+        cells, results = {}, record["results"]
+        for each in reversed(results):
+            visible = f"{len(each['visible']):,} of {each['computed']:,}"
+            cells[f"h = {each['level']}"] = f"{in_words([each['mean_reach']], 1)} / {visible}"
+        name = f"{data_name(record['config'], record['folder'])}: {flow_names(record['config'])[1]}"
+        yield row("fields", name, cells, record["measured"], weight=sum(each["computed"] for each in results))
 
 
 def main(argv=None):
@@ -103,6 +119,9 @@ def main(argv=None):
     add("--number", type=cli.positive, default=5, metavar="N", help="latents per level")
     cli.add_field_flags(add)
     cli.add_temperature(add)
+    folder = "with --json: folder of the images, whose name is that of --data folder (default: that of the training)"
+    add("--data_path", metavar="DIR", help=folder)
+    parser.restrict("data_path", needs="json")
     parser.restrict("log_strength", needs="histogram")
     parser.restrict("number", excludes="latents histogram")
     parser.restrict("levels per_level", excludes="latents")
@@ -118,18 +137,23 @@ def main(argv=None):
         caption = "histograms of strengths"
     else:
         way = "strongest" if args.strongest else "chosen" if args.latents else "random"
-        rows = list(choose_rows(fields, levels, way, args.number, args.draw_seed))
-        figure, kind = draw_fields(fields, rows), "receptive_fields"
-        number = sum(len(numbers) for _, numbers in rows)
+        drawn = list(choose_rows(fields, levels, way, args.number, args.draw_seed))
+        figure, kind = draw_fields(fields, drawn), "receptive_fields"
+        number = sum(len(numbers) for _, numbers in drawn)
         caption = f"receptive fields, each divided by its largest value, of {number} {way} latents"
-    text = cli.listing(args.temperature)
     plotting.save_figure(figure, flags.picture_path(args, config, trained, kind))
-    draws = f"mean of {args.draws} draws at T = {text}, seed {args.draw_seed}"
-    print(f"{caption}, {len(fields.levels)} of {sum(fields.totals)} computed, {draws}: {trained['weights']}")
+    measured = f"{len(fields.levels):,} of {sum(fields.totals):,} computed, mean of {args.draws} draws at"
+    measured += f" T = {cli.listing(args.temperature)}, seed {args.draw_seed}"
+    print(f"{caption}, {measured}: {trained['weights']}")
+    folder = ""
+    if config["data"] == "folder":
+        path = args.data_path or config.get("data_path")  # exported weights have only the fingerprint
+        folder = Path(path).absolute().name if path else config.get("fingerprint", "")
     record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}
-    record |= {"draws": args.draws, "temperature": temperatures, "results": report(fields)}
+    record |= {"draws": args.draws, "temperature": temperatures, "latents": latents, "folder": folder}
+    record |= {"measured": measured, "results": report(fields)}
     if args.json:
-        save(args.json, record)
+        save(args.json, record, rows)
 
 
 if __name__ == "__main__":

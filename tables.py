@@ -46,13 +46,15 @@ TITLES = {
     " that changes most / how far all ovals change alike, 1 for the same, 0 for one alone",
     "mixing": "Mixing of MSDS: weight of the image that gives levels h ≥ Θ / of the one that gives h < Θ; global are"
     " the colour of MSDS1 and the orientation of MSDS2, local the other one",
+    "fields": "Receptive fields: mean reach in pixels / latents visible (strength above 1) of those computed,"
+    " all or random ones, per level",
     "pinwheel": "Pinwheel (figure E1): share of draws in the leg of their sector",
     "round trip": "Largest round-trip errors, model space",
     "speed": "Speed, measured by `gpu_report.py`",
     "exactness": "Training compared with the CPU, measured by `gpu_report.py`: largest difference of losses, nats per"
     " dimension, and of weights",
 }
-KINDS = "evaluation", "inpainting", "factors", "effects", "pinwheel"  # of results that have rows
+KINDS = "evaluation", "inpainting", "factors", "effects", "receptive fields", "pinwheel"  # of results that have rows
 LIST = "measured", "network", "parameters", "steps", "training time", "trained on", "measured on", "commit", "command"
 MARKER = "<!-- tables.py writes what follows -->"
 NOTHING = "Not measured yet.", ""
@@ -66,7 +68,7 @@ def read_rows(path):
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(record, dict) or not record.get("rows"):
-        old = isinstance(record, dict) and record.get("kind") in KINDS
+        old = isinstance(record, dict) and record.get("kind") in KINDS and "rows" not in record
         raise ValueError("written by an older version, measure again" if old else "nothing in it belongs in a table")
     found = []
     for row in record["rows"]:

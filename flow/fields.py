@@ -28,6 +28,17 @@ class Fields:
     def __post_init__(self):
         self.strengths = self.fields.mean((1, 2))  # over the pixels: (S,)
 
+    @property
+    def reaches(self):
+        """How far the fields reach, in pixels: the root-mean-square distance of a field F's weight from its own centre
+        c = sum F p / sum F, sqrt(sum F |p - c|^2 / sum F); (S,) in float64, nan for a field that is 0 everywhere."""
+        squares, places = 0, torch.arange(self.fields.shape[-1], dtype=torch.float64)
+        for axis in (1, 2):
+            shares = self.fields.sum(axis).double()
+            shares /= shares.sum(1, keepdim=True)  # of the weight in each column, then row: (S, L)
+            squares += (shares * (places - (shares @ places)[:, None]) ** 2).sum(1)
+        return squares.sqrt()
+
     def name(self, k):
         c, i, j = self.latents[k].tolist()
         return f"{self.levels[k]}:{i}:{j}:{c}"

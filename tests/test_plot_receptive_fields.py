@@ -12,9 +12,11 @@ from matplotlib import colormaps
 
 import bench
 import plot_receptive_fields as script
+import tables
 from flow.fields import SUBSET, Fields, choose_latents, get_fields
 from flow.load import build, load
 from plot_receptive_fields import draw_fields, draw_histogram
+from utils import checkpoint
 from utils.cli import UserError
 from utils.plotting import COLOUR_MAP, field_pictures
 from utils.random import generator
@@ -109,7 +111,48 @@ def test_strengths_and_the_report_of_visible_latents(known, capsys):
     assert (low["visible"], low["mean_strength"], low["largest_strength"]) == ({"0:1:0:0": 4}, 5.5 / 3, 4)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("h = 1: 2 of 2 latents with strength above 1 (the paper's RG-Flow on CelebA: 30)")
-    assert second.endswith("strengths 0.5 to 4, 0:1:0:0 4")
+    assert second.endswith("mean reach 0.6 pixels, strengths 0.5 to 4, 0:1:0:0 4")
+    assert top["mean_reach"] == pytest.approx(6**0.5 / 4)  # weights 1/4 and 3/4 on both axes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reach_in_closed_form(dtype, capsys):
+    """A uniform field, one pixel, two pixels at a distance of 5, nothing; the last is left out of means."""
+    shown = torch.zeros(5, 8, 8, dtype=dtype)
+    shown[0], shown[1, 6, 2], shown[2, 7, 1], shown[2, 3, 4] = 1e-30, 3, 1e-3, 1e-3
+    fields = Fields(torch.zeros(5, 3, dtype=int), torch.tensor([0, 0, 0, 0, 1]), shown, [4, 1])
+    expected = torch.tensor([10.5**0.5, 0, 2.5, torch.nan, torch.nan], dtype=torch.float64)
+    torch.testing.assert_close(fields.reaches, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+    none, mean = (level["mean_reach"] for level in script.report(fields))
+    assert none is None and mean == pytest.approx((10.5**0.5 + 2.5) / 3, rel=1e-6)
+    assert "mean reach – pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, named, computed",
+    [("", "datasets", 192), ("--per_level 5", "datasets", 10), ("--data_path /a/faces", "faces", 192)],
+)
+def test_the_row_of_a_flow(draw, weights, tmp_path, capsys, flags, named, computed):
+    draw(script, "rgflow", f"--draws 2 --draw_seed 3 --levels 1 --histogram --json {tmp_path / 'r.json'} {flags}")
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    cells = [f"{each['mean_reach']:.1f} / {len(each['visible'])} of {each['computed']} [1]" for each in results[::-1]]
+    tables.main([str(tmp_path / "r.json")])
+    text = capsys.readouterr().out.split("## Receptive fields: ")[1].split("##")[0]
+    assert f"| folder {named}: RG-Flow, Laplacian prior | {cells[0]} | {cells[1]} |" in text
+    assert f"| [1] | {computed} of 192 computed, mean of 2 draws at T = 1, seed 3 |" in text
+
+
+def test_chosen_latents_and_exported_weights_in_tables(draw, weights, tmp_path, capsys):
+    """Chosen latents stand in no table. Exported weights lack the folder, their fingerprint tells sets apart."""
+    draw(script, "rgflow", f"--draws 1 --latents 1:0:0:0 --json {tmp_path / 'r.json'}")
+    tables.main([str(tmp_path / "r.json")])
+    assert "r.json: skipped, nothing in it belongs in a table" in capsys.readouterr().err
+    state = checkpoint.read(weights["grey"])
+    del state["config"]["data_path"]
+    state["config"]["fingerprint"] = "0123"
+    checkpoint.save(tmp_path / "exported.state", state)
+    draw(script, None, f"--weights {tmp_path / 'exported.state'} --draws 1 --json {tmp_path / 'r.json'}")
+    assert json.loads((tmp_path / "r.json").read_text())["rows"][0]["row"] == "folder 0123: RG-Flow, Laplacian prior"
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])

@@ -253,6 +253,8 @@ DAMAGED_ROWS = [{"table": []}, {"cells": "3.1"}, {"result": 1}, {"weight": "heav
         ("[" * 100_000, "nested too deeply"),
         ({"kind": "speed", "results": []}, "nothing in it belongs in a table"),
         ({"kind": "evaluation", "results": []}, "written by an older version, measure again"),
+        ({"kind": "receptive fields", "results": []}, "written by an older version, measure again"),
+        ({"kind": "inpainting", "rows": []}, "nothing in it belongs in a table"),
         *(({**RECORD, "rows": [{**ROW, **changes}]}, "") for changes in DAMAGED_ROWS),
         ({**RECORD, "rows": [{**ROW, "table": "Z9"}]}, "'Z9' is missing or not known"),
         ({**RECORD, "rows": [{"table": "B1", "cells": {}}]}, "'result' is missing"),

@@ -95,6 +95,11 @@ def entries(value, name=""):
         yield name, "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def data_name(config, folder=""):
+    """The data set in words; with --data folder followed by the folder's name, which tells sets of images apart."""
+    return f"{DATA_NAMES.get(config['data'], config['data'])} {folder}".strip()
+
+
 def flow_names(config):
     """The model, with its coupling unless that is the paper's, and the model with its prior, in words."""
     model = MODEL_NAMES[config["model"]] + ("" if config["subnet"] == "rnvp" else f" with {config['subnet']}")
@@ -127,7 +132,7 @@ def inpainting_rows(record):
     for k, result in enumerate(record["results"] if record["kind"] == "inpainting" else ()):
         if any(isinstance(name, str) for name in result["names"]):
             continue
-        data, method, regions = result["config"]["data"], MODEL_NAMES[result["method"]], "a mask"
+        method, regions = MODEL_NAMES[result["method"]], "a mask"
         name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method
         if isinstance(result["region"], list):
             regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
@@ -135,7 +140,7 @@ def inpainting_rows(record):
         words += " {images} images, {1}, lr {lr:g}, {steps} steps, {draws} draws"
         cells = {"PSNR": f"{result['psnr_image']:.1f}", "PSNR of the region": f"{result['psnr_region']:.1f}"}
         cells["free latents"] = f"{result['free_latents']:,.0f}"
-        name += "" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}"
+        name += "" if result["config"]["data"] == "celeba32" else f", {data_name(result['config'])}"
         yield row("F1", name, cells, words.format(method, regions, **result), k, result["images"])
 
 
