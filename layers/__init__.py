@@ -9,5 +9,6 @@ identity. `inverse_passes` is how many evaluations of its networks an inverse ta
 from .autoregressive import Autoregressive
 from .coupling import RNVP
 from .spline import Spline
+from .spline_lu import SplineLU
 
-PATCH_BIJECTORS = {"rnvp": RNVP, "ar": Autoregressive, "spline": Spline}
+PATCH_BIJECTORS = {"rnvp": RNVP, "ar": Autoregressive, "spline": Spline, "spline_lu": SplineLU}

@@ -90,7 +90,7 @@ def all_kinds(L):
 
 KINDS = [{}, {"L": 32, "nlayers": 2}, {"prior": "gaussian", "nchannels": 1}, {"share_levels": True}, {"L": 4}]
 KINDS += [{"kernel_size": 2}, {"L": 12, "kernel_size": 6}, {"L": 8, "subnet": "ar", "nchannels": 1}]
-KINDS += [{"subnet": "spline"}]
+KINDS += [{"subnet": "spline"}, {"subnet": "spline_lu"}]
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=str)

@@ -17,6 +17,7 @@ from layers.convolution import ConvolutionalNetworks
 from layers.coupling import join_checkerboard, split_checkerboard
 from layers.fold import evaluate, folded_together
 from layers.residual import ResidualNetworks
+from layers.spline_lu import Linear
 
 
 @pytest.mark.parametrize("name", PATCH_BIJECTORS)
@@ -45,6 +46,15 @@ def test_first_rnvp_coupling_keeps_the_even_entries():
     filled = jacobian(lambda x: rnvp(x)[0], torch.randn(1, 1, 4, 4)) != 0
     assert torch.equal(filled[odd[0]][:, odd[0]], torch.eye(8, dtype=bool))
     assert filled[odd[0]][:, even[0]].all() and filled[even[0]].all()
+
+
+def test_a_linear_map_moves_every_entry_and_its_determinant_is_that_of_its_matrix():
+    linear_map = randomise(Linear(12), 1.0)
+    patches = torch.randn(5, 3, 2, 2)
+    matrix = linear_map(torch.eye(12).reshape(12, 3, 2, 2))[0].flatten(1)
+    mapped, log_det = linear_map(patches)
+    assert torch.allclose(mapped.flatten(1), patches.flatten(1) @ matrix) and (matrix != 0).all()
+    assert torch.allclose(log_det, torch.det(matrix).log().expand(5))
 
 
 def build_networks(skips=(True, True), masks=None, nsteps=1):

@@ -104,13 +104,14 @@ def test_gradients_of_training_are_autograds():
     torch.testing.assert_close(gradients(True), gradients(False), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("subnet", ["spline", "spline_lu"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
-def test_random_networks_keep_the_round_trip(dtype, tolerance):
+def test_random_networks_keep_the_round_trip(subnet, dtype, tolerance):
     """16 couplings with random weights, 8 of them with curves, at inputs of size 3: the median of the largest errors
     of 9 networks. Single ones multiply every rounding, as those of rnvp do."""
     errors = []
     for _ in range(9):
-        flow = randomise(RGFlow(3, 8, nlayers=2, nresblocks=1, nhidden=24, subnet="spline"), 0.15).to(dtype)
+        flow = randomise(RGFlow(3, 8, nlayers=2, nresblocks=1, nhidden=24, subnet=subnet), 0.15).to(dtype)
         x = 3 * torch.randn(4, 3, 8, 8, dtype=dtype)
         errors.append((flow.inverse(flow(x)[0])[0] - x).abs().max())
     assert sorted(errors)[4] < tolerance
