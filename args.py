@@ -50,6 +50,9 @@ def build_parser(description=TRAIN, only=""):
     add_paths(add)
     add("--nchannels", type=positive, metavar="C", help="number of channels (default: the data set's)")
     add("--L", type=positive, metavar="PIXELS", help="edge length of images (default: the data set's)")
+    mirrored = f"default: with {' and '.join(name for name, spec in DATASETS.items() if spec.flips)} only"
+    flips = f"mirror training images left to right at random ({mirrored})"
+    add("--flip", action=argparse.BooleanOptionalAction, help=flips)
 
     add = group("network parameters")
     add("--model", choices=MODELS, default="rgflow", help="the flow; realnvp is the baseline")
@@ -115,12 +118,12 @@ def add_speed(add):
 
 
 def get_args(argv=None, parser=None, several=True):
-    """The flags of a run, checked, with nchannels, L and nlayers filled in; several: whether it may have several GPUs.
-    Bad input: one sentence, exit status 2."""
+    """The flags of a run, checked, with those filled in that data set and model determine; several: whether it may have
+    several GPUs. Bad input: one sentence, exit status 2."""
     parser = parser or build_parser()
     args, rest = parser.parse_known_args(argv)
     build_parser().parse_args(rest)  # what a file holds for other scripts
-    if unused := [each for each in rest if each.partition("=")[0][2:] in args.typed]:
+    if unused := [each for each in rest if each.partition("=")[0][2:].removeprefix("no-") in args.typed]:
         parser.error(f"unrecognized arguments: {' '.join(unused)}")
     spec = DATASETS[args.data]
     for name in ("nchannels", "L"):
@@ -128,6 +131,7 @@ def get_args(argv=None, parser=None, several=True):
         if given not in (None, own) and spec.fixed_shape:
             parser.error(f"argument --{name}: {given}: must be {own} for --data {args.data}")
         setattr(args, name, own if given is None else given)
+    args.flip = spec.flips if getattr(args, "flip", None) is None else args.flip
     if args.nchannels not in (1, 3):
         parser.error(f"argument --nchannels: {args.nchannels}: must be 1 (grey) or 3 (colour)")
     if args.nhidden is None:

@@ -65,8 +65,7 @@ class Run:
         torch.manual_seed(derived_seed(args.seed, "weights"))
         self.flow = build(self.config).to(self.device)
         dtype = next(self.flow.parameters()).dtype
-        images, flips = self.dataset.train, DATASETS[args.data].flips
-        self.batches = Batches(images, args.batch_size, self.device, args.seed, flips, dtype)
+        self.batches = Batches(self.dataset.train, args.batch_size, self.device, args.seed, args.flip, dtype)
         self.total_steps = args.epoch * self.batches.steps_per_epoch
         if args.max_steps:
             self.total_steps = min(self.total_steps, args.max_steps)
@@ -93,7 +92,7 @@ class Run:
 
     def resume(self):
         """Load the newest checkpoint of the run, or the weights of --init; returns lines for the log."""
-        found = find(self.folder, self.config)
+        found = find(self.folder, self.config, {"flip": DATASETS[self.args.data].flips})
         if found:
             path, state, notes = found
             with loading(path):

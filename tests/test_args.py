@@ -11,6 +11,7 @@ import torch
 from runs import flags_of
 
 from args import build_parser, get_args, load_flow, network_name, parse, run_path, weights_parser
+from data import DATASETS
 from flow import RealNVP, RGFlow
 from utils.cli import Parser, UserError, check_latents, latent_name
 
@@ -76,6 +77,12 @@ def test_shape_comes_from_the_data_set(flags, shape):
     assert (args.nchannels, args.L) == shape
 
 
+@pytest.mark.parametrize("data, own", [(name, name in ("celeba32", "chair600")) for name in DATASETS])
+def test_mirrored_images_are_those_of_the_data_set_unless_told(data, own):
+    flags = [], ["--flip"], ["--no-flip"]
+    assert [get_args(["--data", data, *flag]).flip for flag in flags] == [own, True, False]
+
+
 def test_argument_file(tmp_path):
     file = tmp_path / "a.args"
     comments = "# a comment, don't mind\n--lr 2e-3   # and another\n\n"
@@ -100,6 +107,7 @@ def test_bad_argument_files(content, tmp_path, capsys):
         (["--clip_grad", "-1"], ["--clip_grad", "'-1'", "at least 0"]),
         (["--nlayers", "8,6,4"], ["--nlayers", "8,6,4", "4, one per level"]),
         (["--nlayers", "8,,4,2"], ["--nlayers", "''"]),
+        (["--no-flips"], ["--no-flips"]),
         (["--share_levels", "--nlayers", "8,6,4,2"], ["--nlayers", "8,6,4,2", "one number"]),
         (["--kernel_size", "3"], ["--kernel_size", "3", "even"]),
         (["--data", "folder", "--L", "24"], ["--L", "24", "power of two"]),

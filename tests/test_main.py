@@ -13,9 +13,10 @@ from test_checkpoint import names, same
 
 import main
 import plot_mix_temperature
+from data.batches import Batches
 from flow import RGFlow, load
 from flow.preprocess import Loss
-from utils.checkpoint import read
+from utils.checkpoint import read, save
 from utils.cli import UserError
 from utils.distributed import Peers
 from utils.optim import Descent, learning_rate
@@ -70,6 +71,20 @@ def test_tests_inside_an_epoch_change_nothing_else(start, monkeypatch):
     assert tests[1] == [record for record in tests[0] if record["step"] != 6]
     assert names(plain.folder) == ["1.state", "last.state"]
     assert names(plain.folder.parent / "out_samples") == ["epoch1.png", "step3.png", "step7.png"]
+
+
+def test_mirrored_images_of_a_run(start):
+    """Their batches are those of `Batches` with flips; a checkpoint from before --flip had those of its data set."""
+    run = start("--max_steps 1 --flip")
+    mirrored, plain = (Batches(run.dataset.train, 8, "cpu", 0, flips, torch.float64)(3) for flips in (True, False))
+    assert equal(run.batches(3), mirrored) and not torch.equal(mirrored[0], plain[0])
+    state = read(run.folder / "last.state")
+    assert state["config"].pop("flip") is True
+    for flags in ("", "--flip"):
+        save(run.folder / "last.state", state)
+        lines = start(f"--max_steps 2 {flags}").log.text_path.read_text().splitlines()
+        changed = [line for line in lines if "changed: " in line][-1]
+        assert "flip False -> True" in changed if flags else "flip" not in changed
 
 
 def test_other_settings_need_another_infix(start):

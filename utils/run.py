@@ -29,9 +29,12 @@ def open_folder(base, out_dir):
     return folder, held
 
 
-def find(folder, config):
+def find(folder, config, earlier):
     """(path, state, notes) of the checkpoint that a run with this configuration resumes from, None if there is none.
-    Raises UserError if the checkpoint is slim or of a run with other settings."""
+    Raises UserError if the checkpoint is slim or of a run with other settings.
+
+    earlier: a dict, what runs had before there was a flag for it
+    """
     found = checkpoint.newest(folder, full=True) if folder else None
     if found is None:
         return None
@@ -45,7 +48,7 @@ def find(folder, config):
     if different:
         settings = "; ".join(different)
         raise UserError(f"{path} was trained with other settings ({settings}): set --out_infix to start a new run")
-    changed = differences(state["config"], config, config)
+    changed = differences({**earlier, **state["config"]}, config, config)
     notes += [f"continuing from {path}, step {state['step']}" + (", --init is not used" if config["init"] else "")]
     return path, state, notes + ([f"changed: {'; '.join(changed)}"] if changed else [])
 
