@@ -23,7 +23,7 @@ from data.msds_structure import calibration, structure_scores
 from flow import evaluation
 from utils import cli, metrics
 from utils.cli import UserError, flag_error
-from utils.results import DATA_NAMES, about, flow_names, row, save, table
+from utils.results import about, data_name, flow_names, row, save, table
 
 MIN_SAMPLES = 100  # for structure scores
 
@@ -48,7 +48,7 @@ def build_parser():
 def rows(record):
     """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
     results, config, cells, details = record["results"], record["config"], {}, []
-    data = f"{DATA_NAMES.get(config['data'], config['data'])} {results.get('folder', '')}".strip()
+    data = data_name(config["data"], results.get("folder"))
     model, flow = flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"

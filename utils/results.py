@@ -95,9 +95,22 @@ def entries(value, name=""):
         yield name, "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def data_name(data, path=None):
+    """A data set in words; path: of the images, if they are of a folder."""
+    if data == "folder":
+        return f"folder {Path(path).absolute().name}" if path else "a folder of images"
+    return DATA_NAMES.get(data, data)
+
+
+def elsewhere(config):
+    """What a flow was trained on in words, if the images are of another data set (`args.with_data`), otherwise ""."""
+    return f" (trained on {config['trained_data']})" if "trained_data" in config else ""
+
+
 def flow_names(config):
     """The model, with its coupling unless that is the paper's, and the model with its prior, in words."""
     model = MODEL_NAMES[config["model"]] + ("" if config["subnet"] == "rnvp" else f" with {config['subnet']}")
+    model += elsewhere(config)
     return model, f"{model}, {PRIOR_NAMES[config['prior']]}"
 
 
@@ -109,7 +122,7 @@ def by_network(results):
         groups.setdefault((result["data"], result["network"]), (k, []))[1].append(result)
     for (data, _), (first, own) in groups.items():
         seeds = f"seed{'s' * (len(own) > 1)} {', '.join(str(result['seed']) for result in own)}"
-        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds
+        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds + elsewhere(own[0]["config"])
 
 
 def row(table, name, cells, details, result=None, weight=0):
@@ -128,15 +141,16 @@ def inpainting_rows(record):
         if any(isinstance(name, str) for name in result["names"]):
             continue
         data, method, regions = result["config"]["data"], MODEL_NAMES[result["method"]], "a mask"
-        name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method
+        trained = elsewhere(result["config"])
+        name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method + trained
         if isinstance(result["region"], list):
             regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
         words = "{0}: PSNR {psnr_image:.2f} dB, {psnr_region:.2f} dB in the region, {free_latents:g} free latents;"
         words += " {images} images, {1}, lr {lr:g}, {steps} steps, {draws} draws"
         cells = {"PSNR": f"{result['psnr_image']:.1f}", "PSNR of the region": f"{result['psnr_region']:.1f}"}
         cells["free latents"] = f"{result['free_latents']:,.0f}"
-        name += "" if data == "celeba32" else f", {DATA_NAMES.get(data, data)}"
-        yield row("F1", name, cells, words.format(method, regions, **result), k, result["images"])
+        name += "" if data == "celeba32" else f", {data_name(data, result.get('folder'))}"
+        yield row("F1", name, cells, words.format(method + trained, regions, **result), k, result["images"])
 
 
 def save(path, record, rows=None):
