@@ -23,6 +23,7 @@ from utils import checkpoint, cli
 from utils.cli import UserError, above_zero, count, gpu_list, non_negative, number_list, positive
 from utils.distributed import is_torchelastic_launched
 from utils.optim import why_not_compiled
+from utils.results import data_name, elsewhere, training_name
 from utils.run import FIXED, differences
 
 DEFAULT_DATA = "celeba32"
@@ -199,7 +200,8 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
     add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, with its configuration")
-    add("--data", choices=DATASETS, help=f"data set of the run (default: that of --weights, otherwise {DEFAULT_DATA})")
+    which = f"data set of the run, or with --weights of the images (default: the training's, otherwise {DEFAULT_DATA})"
+    add("--data", choices=DATASETS, help=which)
     if images:
         add_paths(add)
     add("--cuda", type=gpu_list, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)")
@@ -250,11 +252,24 @@ def newest(run, advice=", or name one with --weights"):
     return path, state
 
 
-def load_flow(args):
-    """(flow, config, trained) of --weights, or of the newest checkpoint of the run that the flags name. trained: see
-    `flow.load.load_trained`"""
-    path, state = newest(args.run) if args.run else (args.weights, None)
-    return load_trained(path, args.cuda, args.data, state, args.dtype)
+def load_flow(args, path=None):
+    """(flow, config, trained) of the file `path`, by default that of --weights or the newest checkpoint of the run that
+    the flags name. config: see `with_data`; trained: see `flow.load.load_trained`"""
+    path, state = newest(args.run) if args.run and not path else (path or args.weights, None)
+    flow, config, trained = load_trained(path, args.cuda, state, args.dtype)
+    return flow, with_data(config, args, path), trained
+
+
+def with_data(config, args, path):
+    """The configuration of the flow of a file, for the images of --data: `data` is their set and, if it is not that of
+    the training, `trained_data` the latter in words. Raises UserError for images that the flow cannot take."""
+    if args.data in (None, config["data"]):
+        return config
+    spec, shape = DATASETS[args.data], (config["nchannels"], config["L"])
+    if spec.fixed_shape and (spec.nchannels, spec.L) != shape:
+        shapes = (f"{C} x {L} x {L}" for C, L in ((spec.nchannels, spec.L), shape))
+        raise cli.flag_error("--data", args.data, "has images of {}, must be of {} for {}".format(*shapes, path))
+    return {**config, "data": args.data, "trained_data": training_name(config, path)}
 
 
 def load_flows(args, data_names):
@@ -264,13 +279,14 @@ def load_flows(args, data_names):
     Raises as `load_flow`, and UserError for a data set that is not in `data_names` and for a second flow of one name.
     """
     seen = []
-    for path, state in [newest(args.run)] if args.run else [(path, None) for path in args.weights]:
-        flow, config, trained = load_trained(path, args.cuda, args.data, state, args.dtype)
-        data, prior, seed = config["data"], config["prior"], config["seed"]
+    for path in args.weights or [None]:
+        flow, config, trained = load_flow(args, path)
+        path, data, prior, seed = trained["weights"], config["data"], config["prior"], config["seed"]
         if data not in data_names:
-            raise UserError(f"{path}: trained on {data}, must be one of {', '.join(data_names)}")
+            found = f"--data {data}:" if args.data else f"{path}: trained on {data},"
+            raise UserError(f"{found} must be one of {', '.join(data_names)}")
         network = network_name(argparse.Namespace(**config)).replace(f"{prior}_", "")
-        network = f"{prior} {network}, {trained['step']:,} step{'s' * (trained['step'] != 1)}"
+        network = f"{prior} {network}, {trained['step']:,} step{'s' * (trained['step'] != 1)}{elsewhere(config)}"
         named = {"data": data, "network": network, "seed": seed}
         if named in seen:
             raise UserError(f"{path}: a second flow of {network} with seed {seed} on {data}")
@@ -280,12 +296,18 @@ def load_flows(args, data_names):
 
 def open_data(config, args):
     """The data set of `config` where --data_path and --prepared_path say, and warnings for the result, printed too:
-    also one where the fingerprint is not that of the training."""
-    dataset = open_dataset(config["data"], args.data_path, config["nchannels"], config["L"], args.prepared_path)
+    also one where these are not the images of the training, which `trained_data` of a folder's `config` then says."""
+    data = config["data"]
+    dataset = open_dataset(data, args.data_path, config["nchannels"], config["L"], args.prepared_path)
     warnings, trained = list(dataset.warnings), config.get("fingerprint")
-    if trained not in (None, dataset.fingerprint):
-        there = f"--data_path {args.data_path}: {config['data']} there has the fingerprint {dataset.fingerprint}"
+    if "trained_data" in config:
+        images = f"--data {data}: the images are of {data_name(data, args.data_path)}"
+        warnings.append(f"{images}, the flow was trained on {config['trained_data']}")
+    elif trained not in (None, dataset.fingerprint):
+        there = f"--data_path {args.data_path}: {data} there has the fingerprint {dataset.fingerprint}"
         warnings.append(f"{there}, that of the training is {trained}: prepared in another way or from other images")
+        if data == "folder":
+            config["trained_data"] = "other images"
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return dataset, warnings
@@ -320,7 +342,8 @@ def picture_path(args, config, trained, kind):
     run, name = argparse.Namespace(**config), Path(trained["weights"]).stem
     if name == "last" or name.isdecimal():  # of a run
         name = f"{run.data}_{network_name(run)}{run.out_infix}"
-    return cli.picture_path(args, kind, name, key=trained["digest"])
+    images = [f"data {run.data}"] if elsewhere(config) else []
+    return cli.picture_path(args, kind, name, *images, key=trained["digest"])
 
 
 def exact(flow, images):

@@ -48,7 +48,8 @@ def build_parser():
 def rows(record):
     """What tables B1 (MSDS) and G1 (other sets), structure and round trip show of a record, see `utils.results.row`."""
     results, config, cells, details = record["results"], record["config"], {}, []
-    data, (model, flow) = data_name(config, results.get("folder", "")), flow_names(config)
+    data = data_name(config["data"], results.get("folder"))
+    model, flow = flow_names(config)
     if "bpd" in results:
         cells[f"{data} BPD"] = f"{results['bpd']:.3f}"
         words = "BPD {bpd:.4f} ± {bpd_stderr:.4f}, {images:,} images, {draws} draws"
@@ -159,7 +160,7 @@ def main(argv=None):
     results["dtype"] = args.dtype or config["dtype"]
     results["warnings"] = warnings + notes
     if config["data"] == "folder":
-        results["folder"] = Path(args.data_path).absolute().name
+        results["folder"] = Path(args.data_path).absolute().name  # tells sets of images apart
     record = {"kind": "evaluation", **about(__file__, argv, args.cuda), **trained, "config": config, "results": results}
     try:
         for part in measure(args, flow, dataset, variant, feature_weights):

@@ -14,7 +14,7 @@ import args as flags
 from data.images import load_mask, load_single
 from flow.hierarchy import inference_cone
 from flow.inpaint import CausalCone, WholeFlow, climber, maximise, psnr, random_latents
-from flow.load import build, load_trained
+from flow.load import build
 from flow.preprocess import to_image, to_model, to_uint8
 from layers.fold import folded_together
 from utils import cli
@@ -93,11 +93,14 @@ def inpaint_all(args):
     if args.realnvp:
         if config["model"] == "realnvp":
             raise UserError(f"--realnvp {args.realnvp}: {trained['weights']} is a Real NVP itself")
-        other, its_config, its_trained = load_trained(args.realnvp, args.cuda, config["data"], dtype=args.dtype)
+        other, its_config, its_trained = flags.load_flow(args, args.realnvp)
         if its_config["model"] != "realnvp":
             raise UserError(f"--realnvp {args.realnvp}: must be a Real NVP, is an RG-Flow")
         if (other.nchannels, other.L) != (flow.nchannels, flow.L):
             raise UserError(f"--realnvp {args.realnvp}: its images have another shape than those of --weights")
+        if its_config["data"] != config["data"]:
+            rule = f"trained on {its_config['data']}, must be {config['data']} as for --weights, or see --data"
+            raise UserError(f"--realnvp {args.realnvp}: {rule}")
         flows.append((other, its_config, its_trained))
     names, images, warnings = load_images(args, config)
     regions, rectangles = load_regions(args, names, flow.L)
@@ -117,6 +120,7 @@ def inpaint_all(args):
             means = {key: statistics.fmean(per_image[key]) for key in PER_IMAGE[:3]}
             settings = {"lr": args.rate, "steps": args.steps, "draws": args.draws, "region": args.mask or rectangles}
             own = {"seconds": time.perf_counter() - start, "names": names, "per_image": per_image, "config": its_config}
+            own["folder"] = Path(args.data_path).absolute().name if config["data"] == "folder" else None
             own["dtype"] = str(next(flow.parameters()).dtype)[6:]
             results.append({"method": method, **means, "images": len(names), **settings, **own, **its_trained})
             print(LINE.format(label=label, total=images[0].numel(), **results[-1]))

@@ -38,7 +38,7 @@ from utils.run import check_disk, find, loading, open_folder, read_initial
 from utils.signals import StopSignals
 
 UNSAVED = ("no_stdout", "export", "gpus", "given", "typed", "prepared_path")  # say nothing about a trained flow
-PLACES = ("data_path", "out_dir")  # on the machine of the training; not exported
+PLACES = ("data_path", "out_dir")  # on the machine of the training; exports have only the name of a folder of images
 GRID = 8
 
 
@@ -275,6 +275,8 @@ def export(args):
     path, state = newest(args, advice="")
     if Path(args.export).resolve().parent == path.resolve().parent:
         raise UserError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
+    if state["config"]["data"] == "folder":
+        state["config"]["folder"] = Path(state["config"]["data_path"]).absolute().name
     state["config"] = {name: value for name, value in state["config"].items() if name not in PLACES}
     Path(args.export).parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(args.export, checkpoint.slim(state))

@@ -133,16 +133,15 @@ def main(argv=None):
     add("--held_out", type=many, default=2000, metavar="N", help="test images: half choose the best latent, half score")
     args = flags.parse(parser, argv)
     record = {"kind": "factors", **about(__file__, argv, args.cuda)}  # at the start: the commit of the code that runs
-    results, data = [], None
+    results, data, warnings = [], None, []
     for named, flow, config, trained in flags.load_flows(args, msds.VARIANTS):
-        if data is None:
-            data = config["data"]
-            dataset, warnings = flags.open_data(config, args)
-            for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
-                if getattr(args, flag) > len(split):
-                    raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
-        if data != config["data"]:
+        if data not in (None, config["data"]):
             raise cli.UserError(f"{trained['weights']}: trained on {config['data']}, the flows before it on {data}")
+        data, (dataset, found) = config["data"], flags.open_data(config, args)
+        warnings += [each for each in found if each not in warnings]
+        for flag, split in (("images", dataset.train), ("held_out", dataset.test)):
+            if getattr(args, flag) > len(split):
+                raise cli.flag_error(f"--{flag}", getattr(args, flag), f"must be at most {len(split)} for {data}")
         levels, positions = probe(flow, dataset, msds.VARIANTS[data], args, trained["weights"])
         results.append({**named, **trained, "levels": levels, "positions": positions, "config": config})
     groups = grouped(results)

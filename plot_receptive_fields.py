@@ -2,7 +2,6 @@
 """Draw receptive fields of latents by level, or histograms of their strengths (figures 5 (b, c), C1, H1-H4)."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import args as flags
 from flow.fields import get_fields
 from utils import cli, plotting
 from utils.random import generator
-from utils.results import about, data_name, flow_names, in_words, row, save
+from utils.results import about, flow_names, in_words, row, save, training_name
 
 VISIBLE = 1.0  # the strength above which the paper calls a latent visible
 PAPER_VISIBLE = 30  # at the top level, on CelebA (section 4.4)
@@ -103,7 +102,7 @@ def rows(record):
         for each in reversed(results):
             visible = f"{len(each['visible']):,} of {each['computed']:,}"
             cells[f"h = {each['level']}"] = f"{in_words([each['mean_reach']], 1)} / {visible}"
-        name = f"{data_name(record['config'], record['folder'])}: {flow_names(record['config'])[1]}"
+        name = f"{training_name(record['config'], record['weights'])}: {flow_names(record['config'])[1]}"
         yield row("fields", name, cells, record["measured"], weight=sum(each["computed"] for each in results))
 
 
@@ -119,9 +118,6 @@ def main(argv=None):
     add("--number", type=cli.positive, default=5, metavar="N", help="latents per level")
     cli.add_field_flags(add)
     cli.add_temperature(add)
-    folder = "with --json: folder of the images, whose name is that of --data folder (default: that of the training)"
-    add("--data_path", metavar="DIR", help=folder)
-    parser.restrict("data_path", needs="json")
     parser.restrict("log_strength", needs="histogram")
     parser.restrict("number", excludes="latents histogram")
     parser.restrict("levels per_level", excludes="latents")
@@ -145,12 +141,8 @@ def main(argv=None):
     measured = f"{len(fields.levels):,} of {sum(fields.totals):,} computed, mean of {args.draws} draws at"
     measured += f" T = {cli.listing(args.temperature)}, seed {args.draw_seed}"
     print(f"{caption}, {measured}: {trained['weights']}")
-    folder = ""
-    if config["data"] == "folder":
-        path = args.data_path or config.get("data_path")  # exported weights have only the fingerprint
-        folder = Path(path).absolute().name if path else config.get("fingerprint", "")
     record = {"kind": "receptive fields", **about(__file__, argv, args.cuda), **trained, "config": config}
-    record |= {"draws": args.draws, "temperature": temperatures, "latents": latents, "folder": folder}
+    record |= {"draws": args.draws, "temperature": temperatures, "latents": latents}
     record |= {"measured": measured, "results": report(fields)}
     if args.json:
         save(args.json, record, rows)

@@ -22,8 +22,7 @@ def main(argv=None):
     n = args.grid**2
     if args.real:
         config = vars(args.run) if args.run else checkpoint.read(args.weights)["config"]
-        if args.data not in (None, config["data"]):
-            raise cli.flag_error("--data", args.data, f"{args.weights} was trained on {config['data']}")
+        config = flags.with_data(config, args, args.weights)
         data, _ = flags.open_data(config, args)
         dataset = data.test
         if n > len(dataset):

@@ -28,10 +28,9 @@ def load(path, device="cpu"):
     return load_trained(path, device)[:2]
 
 
-def load_trained(path, device="cpu", data=None, state=None, dtype=None):
+def load_trained(path, device="cpu", state=None, dtype=None):
     """`load`, and `trained`, what results record of the training; the file may lack seconds and machine (None).
 
-    data: name of the data set that the flow must have been trained on, or None
     state: what the file holds, if it has been read already
     dtype: name of the type of the flow's numbers, that of the training if None
     """
@@ -43,8 +42,6 @@ def load_trained(path, device="cpu", data=None, state=None, dtype=None):
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path}: its weights do not fit its configuration ({cause})") from error
-    if data not in (None, config["data"]):
-        raise UserError(f"--data {data}: {path} was trained on {config['data']}")
     parameters = sum(parameter.numel() for parameter in flow.parameters())
     trained = {"weights": str(path), "parameters": parameters, "epoch": state["epoch"], "step": state["step"]}
     trained |= {"train_seconds": state.get("seconds"), "trained_on": state.get("machine")}

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import flags_of
+from runs import SMALL, flags_of
 
-from args import build_parser, get_args, load_flow, network_name, parse, run_path, weights_parser
+from args import build_parser, get_args, load_flow, load_flows, network_name, parse, run_path, weights_parser
 from data import DATASETS
 from flow import RealNVP, RGFlow
+from flow.load import build
+from utils.checkpoint import save
 from utils.cli import Parser, UserError, check_latents, latent_name
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +247,19 @@ def test_the_type_of_a_trained_flow(weights, dtype):
     for flags, expected in ((["--dtype", dtype], getattr(torch, dtype)), ([], torch.float64)):
         flow, *_ = load_flow(parse(weights_parser(""), ["--weights", weights["rgflow"], *flags]))
         assert {each.dtype for each in flow.parameters()} == {expected} and flow.sample(1).dtype == expected
+
+
+def test_flows_trained_on_other_images_are_flows_of_another_name(tmp_path):
+    files = []
+    for data in ("msds1", "msds2"):
+        config = vars(get_args(["--data", data, *SMALL.split()[2:]]))
+        files.append(str(tmp_path / f"{data}.state"))
+        save(files[-1], {"config": config, "epoch": 1, "step": 5, "model": build(config).state_dict()})
+    args = parse(weights_parser("", several=True), ["--data", "msds2", "--weights", *files])
+    named = [each[0] for each in load_flows(args, ["msds2"])]
+    network = "laplace nl1_nr1_nm1_nh8, 5 steps"
+    assert [each["network"] for each in named] == [f"{network} (trained on MSDS1)", network]
+    assert {each["data"] for each in named} == {"msds2"}
 
 
 def test_latent_names():

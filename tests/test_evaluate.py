@@ -141,6 +141,27 @@ def test_another_fingerprint_is_a_warning_in_the_result(trained, tmp_path, capsy
     assert f"warning: {warning}\n" in capsys.readouterr().err
 
 
+def test_images_of_another_data_set_than_that_of_the_training(start, tmp_path, monkeypatch, capsys, measure):
+    """They are measured, and the row says so; so it does for another folder."""
+    monkeypatch.setattr(msds, "SIZES", (2, 5))
+    run, path = start("--L 32 --max_steps 1"), ["--data_path", str(tmp_path)]
+    flags, name = ["--weights", str(run.folder / "last.state")], run.args.data_path.rpartition("/")[2]
+    record = measure([*flags, *path], "--data msds1 --round_trip 0 --structure 0")
+    images = torch.from_numpy(np.load(tmp_path / "prepared_arrays" / "msds1_3x32x32" / "test.npy"))
+    assert record["results"]["images"] == len(images) == 5
+    assert record["results"]["bpd_draws"][0] == evaluation.bits_per_dim_of_all(run.flow.eval(), images.numpy()).mean()
+    warning = f"--data msds1: the images are of MSDS1, the flow was trained on folder {name}"
+    assert record["results"]["warnings"] == [warning]
+    assert capsys.readouterr().err.count("warning: ") == 1
+    (row,) = record["rows"]
+    assert (row["table"], row["row"]) == ("B1", f"RG-Flow (trained on folder {name}), Laplacian prior")
+    assert list(row["cells"]) == ["MSDS1 BPD"] and row["details"].endswith(f"warning: {warning}")
+    make_images(tmp_path / "others")
+    (tmp_path / "others" / "test" / "0.png").unlink()
+    record = measure([*flags, "--data_path", str(tmp_path / "others")], "--draws 1 --round_trip 0")
+    assert record["rows"][0]["row"] == "RG-Flow (trained on other images)"
+
+
 def test_weights_that_give_no_finite_bpd(trained, tmp_path):
     _, flags = trained
     state = checkpoint.read(flags[1])
@@ -158,6 +179,7 @@ def test_weights_that_give_no_finite_bpd(trained, tmp_path):
         ("--amp bf16", 2, ["--amp: bf16", "must be float32"]),
         ("--data_path {tmp}/nothing", 1, ["--data_path", "nothing"]),
         ("--data_path {tmp}/empty", 1, ["empty", "holds no files"]),
+        ("--data mnist32", 2, ["--data: mnist32", "1 x 32 x 32, must be of 3 x 8 x 8 for", "rgflow.state"]),
         ("--json {tmp}/text.state/out.json", 2, ["--json", "text.state/out.json"]),
         ("--temperature 1,1,1 --fid", 2, ["--temperature", "2, one per level"]),
         ("--structure 9", 2, ["--structure: 9", "msds1 and msds2", "folder"]),

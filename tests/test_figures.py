@@ -25,11 +25,12 @@ import plot_samples
 import plot_walk
 from args import exact
 from data import open_dataset
-from flow import RealNVP, RGFlow
+from flow import RealNVP, RGFlow, load
 from flow.latents import decode, encode, interpolate, mix, random_walk, vary
 from flow.preprocess import to_image
 from utils.cli import UserError
 from utils.plotting import grid_figure
+from utils.random import generator
 
 
 def small(model=RGFlow, **settings):
@@ -62,7 +63,7 @@ def test_mixing_takes_each_level_from_the_right_image(flow):
 def test_mixtures_of_two_images_begin_and_end_with_them(flow):
     """Theta = 0 and lambda = 1 give the image of the high levels, the last ones that of the low levels."""
     images = random_images(2)
-    rows = plot_mixing.pair_images(flow, images, linear=True)
+    rows = plot_mixing.pair_images(flow, images / 255, encode(flow, images), linear=True)
     assert rows.shape == (3, 2 + 4, 3, 16, 16)
     for row, (first, last) in zip(rows, ((0, 1), (1, 0), (0, 1)), strict=True):
         torch.testing.assert_close(row[:2] * 255, images[[first, last]].to(row))
@@ -74,17 +75,37 @@ def test_mixtures_of_two_images_begin_and_end_with_them(flow):
 
 def test_grid_of_mixtures():
     flow, images = small(), random_images(5)
-    high, low = images[:3], images[3:]
+    high, low, z = images[:3], images[3:], encode(flow, images)
     for theta, expected in ((0, high.expand(2, -1, -1, -1, -1)), (3, low[:, None].expand(-1, 3, -1, -1, -1))):
-        panels = plot_mixing.grid_images(flow, high, low, theta)
+        panels = plot_mixing.grid_images(flow, images / 255, z, 3, theta)
         assert panels.shape == (3, 4, 3, 16, 16)
         assert (panels[0, 0] == 1).all()
         torch.testing.assert_close(panels[0, 1:] * 255, high.to(panels))
         torch.testing.assert_close(panels[1:, 0] * 255, low.to(panels))
         assert torch.equal(bytes_of(panels[1:, 1:]), expected)
-    z = encode(flow, images)
+    mixed = plot_mixing.grid_images(flow, images / 255, z, 3, 1)[2, 2]
     z[1, :, 1::2], z[1, :, :, 1::2] = z[4, :, 1::2], z[4, :, :, 1::2]  # odd row or column: level 0
-    torch.testing.assert_close(plot_mixing.grid_images(flow, high, low, 1)[2, 2], decode(flow, z[1:2])[0])
+    torch.testing.assert_close(mixed, decode(flow, z[1:2])[0])
+
+
+@pytest.mark.parametrize("flags, number, first", [("--linear", 15, 0), ("--grid 1,1 --theta 1", 4, 1)])
+def test_mixtures_of_samples_need_no_data(weights, tmp_path, monkeypatch, flags, number, first):
+    """The samples are those of plot_samples.py."""
+    grids = []
+    for script in (plot_samples, plot_mixing):
+        monkeypatch.setattr(script, "grid_figure", lambda images, *_: grids.append(images) or grid_figure(images, 1))
+    monkeypatch.setattr(plot_mixing.flags, "open_dataset", lambda *_: pytest.fail("data are read"))
+    common = "--weights", weights["rgflow"], "--fig_dir", str(tmp_path), "--draw_seed", "3", "--temperature", "0.5,0.8"
+    plot_samples.main([*common, "--grid", "3"])
+    plot_mixing.main([*common, "--samples", "7,2", *flags.split()])
+    samples, mixtures = grids
+    flow, _ = load(weights["rgflow"])
+    z = flow.sample_prior(9, (0.5, 0.8), generator(3, "samples", 0))[[7, 2]]
+    mixed = z[1].clone()
+    mixed[:, ::2, ::2] = z[0, :, ::2, ::2]  # level 1
+    expected = torch.stack([samples[7], samples[2], decode(flow, mixed[None])[0]])
+    torch.testing.assert_close(mixtures[[first, first + 1, 3]], expected)
+    assert len(mixtures) == number
 
 
 def test_encoded_images_come_back_whatever_their_number(flow):
@@ -163,7 +184,8 @@ def test_energies():
 @pytest.fixture
 def draw(draw, images):
     def draw_from_images(script, name, flags=""):
-        reading = script is plot_mixing or any(flag in flags for flag in ("--real", "--images"))
+        mixing = script is plot_mixing and "--samples" not in flags
+        reading = mixing or any(flag in flags for flag in ("--real", "--images"))
         return draw(script, name, f"{flags} --data_path {images}" if reading else flags)
 
     return draw_from_images
@@ -183,6 +205,7 @@ def draw(draw, images):
         (plot_samples, "--real --grid 2", "real_folder_real_grid_2", ["4 test images of folder"]),
         (plot_mixing, "--images 2,5", "mixing_{}_images_2_5", ["A = 2, B = 5"]),
         (plot_mixing, "--linear", "mixing_{}_linear", ["A = 0, B = 1"]),
+        (plot_mixing, "--samples 4,0", "mixing_{}_samples_4_0", ["A = 4, B = 0", "samples at T = 1, seed 0"]),
         (
             plot_mixing,
             "--grid 2,3 --images 5,4,3,2,1",
@@ -350,6 +373,9 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_mixing, "--images 0", r"--images: 0: must be 2 numbers"),
         (plot_mixing, "--grid 2,2 --theta 3", r"--theta: 3: must be in 0\.\.2"),
         (plot_mixing, "--grid 2,2 --linear", "not allowed with"),
+        (plot_mixing, "--samples 0,1,2", r"--samples: 0,1,2: must be 2 numbers"),
+        (plot_mixing, "--samples 0,1 --images 0,1", "not allowed with"),
+        (plot_mixing, "--temperature 1", r"--temperature: has no effect without --samples"),
         (plot_mixing, "--theta 1", r"--theta: has no effect without --grid"),
         (plot_walk, "--levels 0,2", r"--levels: 2: must be in 0\.\.1"),
         (plot_walk, "--images 7,0 --data_path {images}", r"--images: 7: must be in 0\.\.5"),

@@ -21,6 +21,7 @@ from args import get_args
 from flow import RGFlow
 from flow.hierarchy import inference_cone
 from flow.inpaint import CausalCone, WholeFlow, maximise, psnr, random_latents
+from utils.checkpoint import read, save
 from utils.cli import UserError
 
 
@@ -239,6 +240,12 @@ def test_script_on_test_images(run_script, weights):
     assert again["results"][0]["per_image"] == rgflow and again["weights"] == weights[0]
     for flag, names in (("2", [0, 1]), ("5,2", [5, 2]), ("3,", [3])):
         assert run_script("--images", flag)["results"][0]["names"] == names
+    state = read(weights[1])
+    save("other.state", {**state, "config": {**state["config"], "data": "msds2"}})
+    with pytest.raises(UserError, match=r"--realnvp other\.state: trained on msds2, must be folder as for --weights"):
+        run_script("--realnvp", "other.state")
+    results = run_script("--realnvp", "other.state", "--data", "folder")["results"]
+    assert ["trained_data" in each["config"] for each in results] == [False, True, True]
     for one, other, words in ((0, 0, "must be a Real NVP, is an RG-Flow"), (1, 1, "is a Real NVP itself")):
         with pytest.raises(UserError, match=f"--realnvp .*: .*{words}"):
             run_script("--weights", weights[one], "--realnvp", weights[other])

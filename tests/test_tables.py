@@ -207,6 +207,10 @@ def test_inpainting(make):
     words = "RG-Flow: PSNR 36.66 dB, 26.56 dB in the region, 1200 free latents; 15 images, 10 x 10, lr 0.1, 300 steps"
     assert sources["Table F1"][0][1] == f"{words}, 200 draws"
     assert "realnvp_laplace" in sources["Table F1"][1][2] and sources["Table F1"][1][3:6] == ["5", "7", "0:01:00"]
+    elsewhere = {**FLOW["config"], "trained_data": "MNIST"}
+    rows = inpainting(result(config=elsewhere), result("realnvp", config=elsewhere))["rows"]
+    names = [f"{model} (trained on MNIST), MSDS1" for model in ("RG-Flow", "Real NVP")]
+    assert [each["row"] for each in rows] == names and "Real NVP (trained on MNIST): PSNR" in rows[1]["details"]
     # More images win a cell, files of a user's own and measurements of speed belong in none.
     many, few = result(config=FLOW["config"]), result(config=FLOW["config"], images=1, psnr_image=50.0)
     own, speed = inpainting(result(names=["photo.png"])), inpainting({"L": 32}, kind="inpainting_speed")

@@ -95,14 +95,28 @@ def entries(value, name=""):
         yield name, "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def data_name(config, folder=""):
-    """The data set in words; with --data folder followed by the folder's name, which tells sets of images apart."""
-    return f"{DATA_NAMES.get(config['data'], config['data'])} {folder}".strip()
+def data_name(data, path=None):
+    """A data set in words; path: of the images, if they are of a folder."""
+    if data == "folder":
+        return f"folder {Path(path).absolute().name}" if path else "a folder of images"
+    return DATA_NAMES.get(data, data)
+
+
+def training_name(config, weights):
+    """The data set that the flow of a file was trained on, in words; older exports do not name a folder of images."""
+    path = config.get("folder") or config.get("data_path") or f"of {Path(weights).stem}"
+    return config.get("trained_data") or data_name(config["data"], path)
+
+
+def elsewhere(config):
+    """What a flow was trained on in words, if the images are of another data set (`args.with_data`), otherwise ""."""
+    return f" (trained on {config['trained_data']})" if "trained_data" in config else ""
 
 
 def flow_names(config):
     """The model, with its coupling unless that is the paper's, and the model with its prior, in words."""
     model = MODEL_NAMES[config["model"]] + ("" if config["subnet"] == "rnvp" else f" with {config['subnet']}")
+    model += elsewhere(config)
     return model, f"{model}, {PRIOR_NAMES[config['prior']]}"
 
 
@@ -114,7 +128,7 @@ def by_network(results):
         groups.setdefault((result["data"], result["network"]), (k, []))[1].append(result)
     for (data, _), (first, own) in groups.items():
         seeds = f"seed{'s' * (len(own) > 1)} {', '.join(str(result['seed']) for result in own)}"
-        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds
+        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds + elsewhere(own[0]["config"])
 
 
 def row(table, name, cells, details, result=None, weight=0):
@@ -132,16 +146,17 @@ def inpainting_rows(record):
     for k, result in enumerate(record["results"] if record["kind"] == "inpainting" else ()):
         if any(isinstance(name, str) for name in result["names"]):
             continue
-        method, regions = MODEL_NAMES[result["method"]], "a mask"
-        name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method
+        data, method, regions = result["config"]["data"], MODEL_NAMES[result["method"]], "a mask"
+        trained = elsewhere(result["config"])
+        name = flow_names(result["config"])[0] if result["method"] == "rgflow" else method + trained
         if isinstance(result["region"], list):
             regions = " and ".join(sorted({f"{height} x {width}" for _, _, height, width in result["region"]}))
         words = "{0}: PSNR {psnr_image:.2f} dB, {psnr_region:.2f} dB in the region, {free_latents:g} free latents;"
         words += " {images} images, {1}, lr {lr:g}, {steps} steps, {draws} draws"
         cells = {"PSNR": f"{result['psnr_image']:.1f}", "PSNR of the region": f"{result['psnr_region']:.1f}"}
         cells["free latents"] = f"{result['free_latents']:,.0f}"
-        name += "" if result["config"]["data"] == "celeba32" else f", {data_name(result['config'])}"
-        yield row("F1", name, cells, words.format(method, regions, **result), k, result["images"])
+        name += "" if data == "celeba32" else f", {data_name(data, result.get('folder'))}"
+        yield row("F1", name, cells, words.format(method + trained, regions, **result), k, result["images"])
 
 
 def save(path, record, rows=None):
