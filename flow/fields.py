@@ -30,13 +30,16 @@ class Fields:
 
     @property
     def reaches(self):
-        """How far the fields reach, in pixels: the root-mean-square distance of a field F's weight from its own centre
-        c = sum F p / sum F, sqrt(sum F |p - c|^2 / sum F); (S,) in float64, nan for a field that is 0 everywhere."""
-        squares, places = 0, torch.arange(self.fields.shape[-1], dtype=torch.float64)
+        """How far the fields reach, in pixels: (S,) in float64, nan for a field that is 0 everywhere. For pixels p and
+        q drawn in proportion to a field, sqrt(E |p - q|^2 / 2), where opposite borders touch, as the disentanglers join
+        them; of a field away from the border, the root-mean-square distance of its weight from its centre."""
+        squares, places = 0, torch.arange(L := self.fields.shape[-1], dtype=torch.float64)
+        apart = (places - places[:, None]).abs()
+        apart = torch.minimum(apart, L - apart).square()
         for axis in (1, 2):
             shares = self.fields.sum(axis).double()
             shares /= shares.sum(1, keepdim=True)  # of the weight in each column, then row: (S, L)
-            squares += (shares * (places - (shares @ places)[:, None]) ** 2).sum(1)
+            squares += ((shares @ apart) * shares).sum(1) / 2
         return squares.sqrt()
 
     def name(self, k):

@@ -117,14 +117,15 @@ def test_strengths_and_the_report_of_visible_latents(known, capsys):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reach_in_closed_form(dtype, capsys):
-    """A uniform field, one pixel, two pixels at a distance of 5, nothing; the last is left out of means."""
-    shown = torch.zeros(5, 8, 8, dtype=dtype)
+    """A uniform field, one pixel, two pixels at a distance of 5 and across a corner, nothing: that has no mean."""
+    shown = torch.zeros(6, 8, 8, dtype=dtype)
     shown[0], shown[1, 6, 2], shown[2, 7, 1], shown[2, 3, 4] = 1e-30, 3, 1e-3, 1e-3
-    fields = Fields(torch.zeros(5, 3, dtype=int), torch.tensor([0, 0, 0, 0, 1]), shown, [4, 1])
-    expected = torch.tensor([10.5**0.5, 0, 2.5, torch.nan, torch.nan], dtype=torch.float64)
+    shown[3, 0, 0] = shown[3, 7, 7] = 2
+    fields = Fields(torch.zeros(6, 3, dtype=int), torch.tensor([0, 0, 0, 0, 0, 1]), shown, [5, 1])
+    expected = torch.tensor([5.5**0.5, 0, 2.5, 0.5**0.5, torch.nan, torch.nan], dtype=torch.float64)
     torch.testing.assert_close(fields.reaches, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
     none, mean = (level["mean_reach"] for level in script.report(fields))
-    assert none is None and mean == pytest.approx((10.5**0.5 + 2.5) / 3, rel=1e-6)
+    assert none is None and mean == pytest.approx((5.5**0.5 + 2.5 + 0.5**0.5) / 4, rel=1e-6)
     assert "mean reach – pixels" in capsys.readouterr().out
 
 
