@@ -20,6 +20,7 @@ for state in weights/msds*.state; do
     measure "$name" evaluate.py --weights "$state" --draws 3 ${FLAGS:-}
     measure "${name}_factors" plot_factors.py --weights "$state" ${FLAGS:-}
     measure "${name}_effects" effects.py --weights "$state" ${FLAGS:-}
+    measure "${name}_fields" plot_receptive_fields.py --weights "$state" --histogram ${FLAGS:-}
 done
 for data in msds1 msds2; do
     measure ${data}_inpainting inpaint.py --weights weights/${data}_laplace.state \
