@@ -294,20 +294,24 @@ def load_flows(args, data_names):
         yield named, flow, config, trained
 
 
-def open_data(config, args):
+def open_data(config, args, *others):
     """The data set of `config` where --data_path and --prepared_path say, and warnings for the result, printed too:
-    also one where these are not the images of the training, which `trained_data` of a folder's `config` then says."""
+    also one for each other training set of this configuration and `others`, which for another folder's images
+    `trained_data` of the configuration then says."""
     data = config["data"]
     dataset = open_dataset(data, args.data_path, config["nchannels"], config["L"], args.prepared_path)
-    warnings, trained = list(dataset.warnings), config.get("fingerprint")
-    if "trained_data" in config:
-        images = f"--data {data}: the images are of {data_name(data, args.data_path)}"
-        warnings.append(f"{images}, the flow was trained on {config['trained_data']}")
-    elif trained not in (None, dataset.fingerprint):
-        there = f"--data_path {args.data_path}: {data} there has the fingerprint {dataset.fingerprint}"
-        warnings.append(f"{there}, that of the training is {trained}: prepared in another way or from other images")
-        if data == "folder":
-            config["trained_data"] = "other images"
+    warnings = list(dataset.warnings)
+    for each in (config, *others):
+        trained = each.get("fingerprint")
+        if "trained_data" in each:
+            images = f"--data {data}: the images are of {data_name(data, args.data_path)}"
+            warnings.append(f"{images}, the flow was trained on {each['trained_data']}")
+        elif trained not in (None, dataset.fingerprint):
+            there = f"--data_path {args.data_path}: {data} there has the fingerprint {dataset.fingerprint}"
+            warnings.append(f"{there}, that of the training is {trained}: prepared in another way or from other images")
+            if data == "folder":
+                each["trained_data"] = "other images"
+    warnings = list(dict.fromkeys(warnings))
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return dataset, warnings

@@ -9,6 +9,7 @@ Results in the JSON file, if asked for:
     structure           `structure_scores` of samples and as many test images, and `calibration` on these images
     fid, …, recall      `utils.metrics.image_distances` of samples and a split, with fid_settings
     compile, amp        how the networks ran, except for the round trip, which uses neither
+    config              of the training; of other images than its own: `data`, and trained_data for the training's
     data_fingerprint    of the images; folder: its name, with --data folder; warnings: those printed of data and flags
 """
 

@@ -102,7 +102,7 @@ def inpaint_all(args):
             rule = f"trained on {its_config['data']}, must be {config['data']} as for --weights, or see --data"
             raise UserError(f"--realnvp {args.realnvp}: {rule}")
         flows.append((other, its_config, its_trained))
-    names, images, warnings = load_images(args, config)
+    names, images, warnings = load_images(args, *(each for _, each, _ in flows))
     regions, rectangles = load_regions(args, names, flow.L)
     source = args.mask or f"--region {cli.listing(args.region)}"
     print(f"{source}: {int(regions[0].sum())} of {regions[0].numel()} pixels corrupted")
@@ -160,12 +160,12 @@ def inpaint(flow, problem_of, images, regions, names, args, label):
     return torch.cat(filled), dict(zip(PER_IMAGE, numbers, strict=True))
 
 
-def load_images(args, config):
+def load_images(args, config, *others):
     """Numbers in the split or names of files, uint8 images (N, C, L, L), and sentences that the result must carry."""
     if args.files:
         shape = config["nchannels"], config["L"], args.resize
         return args.files, torch.stack([torch.tensor(load_single(file, *shape)) for file in args.files]), []
-    dataset, warnings = flags.open_data(config, args)
+    dataset, warnings = flags.open_data(config, args, *others)
     array, numbers = getattr(dataset, args.split), list(args.images)
     if max(numbers) >= len(array):
         raise flag_error("--images", max(numbers), f"the {args.split} split has {len(array)} images, counted from 0")

@@ -246,6 +246,11 @@ def test_script_on_test_images(run_script, weights):
         run_script("--realnvp", "other.state")
     results = run_script("--realnvp", "other.state", "--data", "folder")["results"]
     assert ["trained_data" in each["config"] for each in results] == [False, True, True]
+    save("other.state", {**state, "config": {**state["config"], "fingerprint": "another"}})
+    record = run_script("--realnvp", "other.state")
+    names = [each["row"].partition(", ")[0] for each in record["rows"]]
+    assert names == ["RG-Flow", *(f"{each} (trained on other images)" for each in ("Constrained Real NVP", "Real NVP"))]
+    assert len(record["warnings"]) == 1
     for one, other, words in ((0, 0, "must be a Real NVP, is an RG-Flow"), (1, 1, "is a Real NVP itself")):
         with pytest.raises(UserError, match=f"--realnvp .*: .*{words}"):
             run_script("--weights", weights[one], "--realnvp", weights[other])
