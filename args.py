@@ -196,7 +196,7 @@ def accelerate(flow, args):
 def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True):
     """The flags of a script for a trained flow, or `several`; it may draw pictures or numbers, or read images."""
     parser = cli.Parser(description)
-    parser.naming = "data_path", "prepared_path", "cuda", "dtype"
+    parser.naming = "data", "data_path", "prepared_path", "cuda", "dtype"
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
     add = parser.add_argument_group("input and output").add_argument
     add("--weights", metavar="FILE", nargs="+" if several else None, help="checkpoint, with its configuration")
@@ -262,9 +262,12 @@ def load_flow(args, path=None):
 
 def with_data(config, args, path):
     """The configuration of the flow of a file, for the images of --data: `data` is their set and, if it is not that of
-    the training, `trained_data` the latter in words. Raises UserError for images that the flow cannot take."""
+    the training, `trained_data` the latter in words. Raises UserError for images that the flow cannot take, and for
+    another set in a script that reads no images."""
     if args.data in (None, config["data"]):
         return config
+    if not hasattr(args, "data_path"):
+        raise cli.flag_error("--data", args.data, f"no images are read here, {path} was trained on {config['data']}")
     spec, shape = DATASETS[args.data], (config["nchannels"], config["L"])
     if spec.fixed_shape and (spec.nchannels, spec.L) != shape:
         shapes = (f"{C} x {L} x {L}" for C, L in ((spec.nchannels, spec.L), shape))

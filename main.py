@@ -275,7 +275,7 @@ def export(args):
     path, state = newest(args, advice="")
     if Path(args.export).resolve().parent == path.resolve().parent:
         raise UserError(f"--export {args.export}: is in the folder of the run's own checkpoints, name another")
-    if state["config"]["data"] == "folder":
+    if state["config"]["data"] == "folder" and "data_path" in state["config"]:  # exports have none
         state["config"]["folder"] = Path(state["config"]["data_path"]).absolute().name
     state["config"] = {name: value for name, value in state["config"].items() if name not in PLACES}
     Path(args.export).parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def main(argv=None):
     add("--theta", type=cli.count, metavar="LEVEL", help="lowest of the high levels in --grid (default: 3 or the top)")
     parser.restrict("theta", needs="grid")
     parser.restrict("temperature draw_seed", needs="samples")
-    parser.restrict("data_path prepared_path", excludes="samples")
+    parser.restrict("data data_path prepared_path", excludes="samples")
     args = flags.parse(parser, argv)
     grid = args.grid
     number = sum(grid or (1, 1))

@@ -17,7 +17,7 @@ def main(argv=None):
     add("--real", action="store_true", help="images of the test split instead; needs no weights, only --data")
     add("--grid", type=cli.panels, default=8, metavar="N", help="images per row and column")
     parser.restrict("temperature cuda dtype", excludes="real")
-    parser.restrict("data_path prepared_path", needs="real")
+    parser.restrict("data data_path prepared_path", needs="real")
     args = flags.parse(parser, argv)
     n = args.grid**2
     if args.real:

@@ -73,7 +73,7 @@ def main(argv=None):
     parser.restrict("range", needs="latents")
     parser.restrict("stops", excludes="latents images")
     parser.restrict("temperature samples draw_seed", excludes="images")
-    parser.restrict("data_path prepared_path", needs="images")
+    parser.restrict("data data_path prepared_path", needs="images")
     args = flags.parse(parser, argv)
     flow, config, trained = flags.load_flow(args)
     for name, images, labels, caption in walks(flow, config, args):

@@ -21,7 +21,7 @@ class Linear(nn.Module):
 
     def __init__(self, size):
         super().__init__()
-        self.entries = nn.Parameter(torch.zeros(1, size, size))
+        self.entries = nn.Parameter(torch.zeros(1, size, size))  # `RGFlow.multiply_adds` counts three dimensions
 
     def factors(self):
         """L, U, both (D, D), and the log-determinant of their product."""

@@ -375,6 +375,7 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_mixing, "--grid 2,2 --linear", "not allowed with"),
         (plot_mixing, "--samples 0,1,2", r"--samples: 0,1,2: must be 2 numbers"),
         (plot_mixing, "--samples 0,1 --images 0,1", "not allowed with"),
+        (plot_mixing, "--samples 0,1 --data msds1", "--data: has no effect with --samples"),
         (plot_mixing, "--temperature 1", r"--temperature: has no effect without --samples"),
         (plot_mixing, "--theta 1", r"--theta: has no effect without --grid"),
         (plot_walk, "--levels 0,2", r"--levels: 2: must be in 0\.\.1"),

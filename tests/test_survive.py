@@ -202,6 +202,9 @@ def test_export(start, tmp_path):
     expected["config"]["folder"] = expected["config"].pop("data_path").rpartition("/")[2]
     assert same(read(file), expected)
     assert equal(load(file)[0].parameters(), run.flow.parameters())
+    (run.folder / "last.state").write_bytes(file.read_bytes())  # an export in a run's folder is exported, too
+    main.main([*argv_of(run), "--export", str(tmp_path / "again.state")])
+    assert same(read(tmp_path / "again.state"), expected)
     for flags, words in (
         (["--export", run.folder / "last.state"], "--export"),
         (["--out_infix", "none", "--export", "x.state"], "no checkpoint"),

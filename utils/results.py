@@ -105,7 +105,7 @@ def data_name(data, path=None):
 def training_name(config, weights):
     """The data set that the flow of a file was trained on, in words; older exports do not name a folder of images."""
     path = config.get("folder") or config.get("data_path") or f"of {Path(weights).stem}"
-    return config.get("trained_data") or data_name(config["data"], path)
+    return data_name(config["data"], path)
 
 
 def elsewhere(config):
