@@ -1,8 +1,8 @@
 #!/bin/sh
-# Train the MSDS networks of weights/, or resume from their checkpoints, and write their weights and logs there again.
+# Train the networks of weights/, or resume from their checkpoints, and write their weights and logs there again.
 #
 #     sh configs/run_all.sh                           all of MSDS, two at a time, one thread each
-#     JOBS=1 sh configs/run_all.sh msds1_laplace      some of them
+#     JOBS=1 sh configs/run_all.sh faces_laplace      this one, of weights/*.args or configs/*.args, one at a time
 #     FLAGS="--cuda 0" sh configs/run_all.sh          more flags for all
 #
 # PYTHON: the interpreter (default: python). Repeat the command to resume stopped runs. A finished run resumes if its file
@@ -16,9 +16,11 @@ if [ $# = 0 ]; then
     set -- $(basename -a -s .args weights/*.args)
 fi
 printf '%s\n' "$@" | xargs -n 1 -P "${JOBS:-2}" sh -euc '
-    $PYTHON main.py "@weights/$1.args" $FLAGS --no_stdout
-    $PYTHON main.py "@weights/$1.args" $FLAGS --export "weights/$1.state"
-    log=$($PYTHON -c "import args; print(args.run_path(args.get_args(), \".jsonl\"))" "@weights/$1.args" $FLAGS)
+    file=weights/$1.args
+    [ -e "$file" ] || file=configs/$1.args
+    $PYTHON main.py "@$file" $FLAGS --no_stdout
+    $PYTHON main.py "@$file" $FLAGS --export "weights/$1.state"
+    log=$($PYTHON -c "import args; print(args.run_path(args.get_args(), \".jsonl\"))" "@$file" $FLAGS)
     cp "$log" "weights/$1.jsonl"
 ' run_all
 cd weights

@@ -31,6 +31,7 @@ def test_a_run_that_fails_does_not_stop_the_next(images, tmp_path):
     (folder / "good.args").write_text(good)
     assert run_all() != 0
     assert sorted(path.name for path in folder.iterdir()) == ["bad.args", "good.args", "good.jsonl", "good.state"]
+    (folder / "good.args").rename(copy.parent / "good.args")
     assert run_all("good", flags="--max_steps 3") == 0
     state = checkpoint.read(folder / "good.state")
     assert state["step"] == 3 and not checkpoint.is_full(state)
