@@ -144,7 +144,8 @@ def test_run_path():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.args")), ids=lambda path: path.stem)
 def test_configs_parse(path):
-    assert get_args([f"@{path}"]).data in path.stem
+    args = get_args([f"@{path}"])
+    assert (args.out_infix.removeprefix("_") or args.data) in path.stem
 
 
 def test_gpus(monkeypatch, capsys):
