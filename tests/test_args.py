@@ -256,7 +256,7 @@ def test_flows_trained_on_other_images_are_flows_of_another_name(tmp_path):
         config = vars(get_args(["--data", data, *SMALL.split()[2:]]))
         files.append(str(tmp_path / f"{data}.state"))
         save(files[-1], {"config": config, "epoch": 1, "step": 5, "model": build(config).state_dict()})
-    args = parse(weights_parser("", several=True), ["--data", "msds2", "--weights", *files])
+    args = parse(weights_parser("", images=True, several=True), ["--data", "msds2", "--weights", *files])
     named = [each[0] for each in load_flows(args, ["msds2"])]
     network = "laplace nl1_nr1_nm1_nh8, 5 steps"
     assert [each["network"] for each in named] == [f"{network} (trained on MSDS1)", network]
