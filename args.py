@@ -263,11 +263,11 @@ def load_flow(args, path=None):
 def with_data(config, args, path):
     """The configuration of the flow of a file, for the images of --data: `data` is their set and, if it is not that of
     the training, `trained_data` the latter in words. Raises UserError for images that the flow cannot take, and for
-    another set in a script that reads no images."""
+    another set in a script that reads none."""
     if args.data in (None, config["data"]):
         return config
     if not hasattr(args, "data_path"):
-        raise cli.flag_error("--data", args.data, f"no images are read here, {path} was trained on {config['data']}")
+        raise cli.flag_error("--data", args.data, f"no data set is read here, {path} was trained on {config['data']}")
     spec, shape = DATASETS[args.data], (config["nchannels"], config["L"])
     if spec.fixed_shape and (spec.nchannels, spec.L) != shape:
         shapes = (f"{C} x {L} x {L}" for C, L in ((spec.nchannels, spec.L), shape))

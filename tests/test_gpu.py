@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_with_the_same_bits(way, start):
     assert parts.step == 16 and equal(weights(parts), weights(whole))
 
 
-@pytest.mark.parametrize("subnet", ["rnvp", "spline"])
+@pytest.mark.parametrize("subnet", ["rnvp", "spline", "spline_lu"])
 def test_likelihoods_samples_and_inpainting(subnet):
     flow = randomise(RGFlow(1, 8, nlayers=2, nresblocks=2, nmlp=1, nhidden=17, subnet=subnet), 0.3)
     x, regions, results = torch.randn(3, 1, 8, 8), torch.zeros(3, 8, 8, dtype=torch.bool), []

@@ -268,7 +268,7 @@ def test_scripts_from_the_command_line(images, tmp_path):
         (main, "--data folder --data_path {images} --batch_size 41", 1, ["--batch_size 41", "40"]),
         (plot_mix_temperature, "--weights {tmp}/no.state", 1, ["no.state", "no such file"]),
         (plot_mix_temperature, "--weights {tmp}/text.state", 1, ["text.state", "damaged"]),
-        (plot_mix_temperature, "--weights {rgflow} --data msds1", 2, ["--data: msds1", "no images", "on folder"]),
+        (plot_mix_temperature, "--weights {rgflow} --data msds1", 2, ["--data: msds1", "no data set", "on folder"]),
         (plot_mix_temperature, "--weights {rgflow} --temperatures 1,1,1", 2, ["--temperatures"]),
         (plot_mix_temperature, "--weights {rgflow} --lr 1e-3", 2, ["unrecognized arguments: --lr 1e-3"]),
         (plot_mix_temperature, "-o {tmp}", 1, ["no checkpoint", "--weights"]),
