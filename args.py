@@ -297,11 +297,18 @@ def load_flows(args, data_names):
         yield named, flow, config, trained
 
 
+def need_path(data, args):
+    """Raises UserError for images of a folder that --data_path does not name."""
+    if data == "folder" and "data_path" not in args.given:
+        raise UserError("--data folder: needs --data_path, the folder of the images")
+
+
 def open_data(config, args, *others):
     """The data set of `config` where --data_path and --prepared_path say, and warnings for the result, printed too:
     also one for each other training set of this configuration and `others`, which for another folder's images
     `trained_data` of the configuration then says."""
     data = config["data"]
+    need_path(data, args)
     dataset = open_dataset(data, args.data_path, config["nchannels"], config["L"], args.prepared_path)
     warnings = list(dataset.warnings)
     for each in (config, *others):
@@ -310,8 +317,8 @@ def open_data(config, args, *others):
             images = f"--data {data}: the images are of {data_name(data, args.data_path)}"
             warnings.append(f"{images}, the flow was trained on {each['trained_data']}")
         elif trained not in (None, dataset.fingerprint):
-            there = f"--data_path {args.data_path}: {data} there has the fingerprint {dataset.fingerprint}"
-            warnings.append(f"{there}, that of the training is {trained}: prepared in another way or from other images")
+            there = f"--data_path {args.data_path}: not the images of the training, or prepared in another way"
+            warnings.append(f"{there} (fingerprint {dataset.fingerprint}, of the training {trained})")
             if data == "folder":
                 each["trained_data"] = "other images"
     warnings = list(dict.fromkeys(warnings))

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from args import accelerate, get_args, newest, run_path
+from args import accelerate, get_args, need_path, newest, run_path
 from data import DATASETS, open_dataset
 from data.batches import Batches
 from flow.evaluation import bits_per_dim_of_all, first_nonfinite, level_that_fails, mean_and_stderr, noisy_batch
@@ -287,6 +287,7 @@ def main(argv=None):
     args = get_args(argv)
     if args.export:
         return export(args)
+    need_path(args.data, args)
     if args.gpus and not is_torchelastic_launched():
         return launch(args.gpus, sys.argv[1:] if argv is None else argv)
     with together(torch.device(args.cuda)) as peers:

@@ -61,7 +61,8 @@ def main(argv=None):
     numbers = args.samples or args.images or tuple(range(number))
     if len(numbers) != number:
         flag = "--samples" if args.samples else "--images"
-        raise cli.flag_error(flag, cli.listing(numbers), f"must be {number} numbers")
+        how = ", {} for the high levels, then {} for the low".format(*grid) if grid else ", more with --grid"
+        raise cli.flag_error(flag, cli.listing(numbers), f"must be {number} numbers{how}")
     flow, config, trained = flags.load_flow(args)
     theta = min(3, flow.num_levels - 1) if args.theta is None else args.theta  # the paper's is 3
     cli.check_range("--theta", [theta], flow.num_levels + 1)

@@ -76,8 +76,9 @@ def read_rows(path):
         network, seconds, step = "", flow.get("train_seconds"), flow.get("step", 0)
         if "weights" in flow:
             config = flow["config"]
+            start = f", from {Path(config['init']).name}" if config.get("init") else ""
             network = f"{flags.network_name(Namespace(**config))}, batch {config['batch_size']}, lr {config['lr']:g},"
-            network += f" seed {config['seed']}; `{flow['weights']}`"
+            network += f" seed {config['seed']}{start}; `{flow['weights']}`"
         parameters = f"{flow['parameters']:,}" if "parameters" in flow else ""
         line = network, parameters, f"{step:,}" if step else "", "" if seconds is None else clock(seconds)
         line += flow.get("trained_on") or "", flow["machine"], flow["commit"] or "", f"`{flow['command']}`"
