@@ -300,7 +300,7 @@ def load_flows(args, data_names):
 def need_path(data, args):
     """Raises UserError for images of a folder that --data_path does not name."""
     if data == "folder" and "data_path" not in args.given:
-        raise UserError("--data folder: needs --data_path, the folder of the images")
+        raise UserError("argument --data: folder: needs --data_path, the folder of the images", 2)
 
 
 def open_data(config, args, *others):

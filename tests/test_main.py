@@ -264,6 +264,7 @@ def test_scripts_from_the_command_line(images, tmp_path):
 @pytest.mark.parametrize(
     "script, arguments, status, words",
     [
+        (main, "--data folder", 2, ["--data: folder: needs --data_path"]),
         (main, "--data folder --data_path {tmp}/nothing", 1, ["nothing"]),
         (main, "--data folder --data_path {images} --batch_size 41", 1, ["--batch_size 41", "40"]),
         (plot_mix_temperature, "--weights {tmp}/no.state", 1, ["no.state", "no such file"]),

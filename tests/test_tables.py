@@ -112,6 +112,12 @@ def test_the_cell_of_an_evaluation(make, config, table, name, column):
     assert sum(map(len, sources.values())) == 1
 
 
+def test_the_list_says_what_a_run_started_from(make):
+    _, sources, _ = make(one=record(init="/home/me/first.state"), two=record(data="msds2"))
+    first, second = [line[2] for title, lines in sources.items() for line in lines]
+    assert "seed 0, from first.state; `" in first and "from" not in second
+
+
 def test_what_the_paper_has_not_comes_last_without_a_number_of_its(make):
     cells, _, _ = make(a=record(subnet="spline"), b=record(data="celeba32", prior="gaussian"), c=record(data="mnist32"))
     spline, last = "RG-Flow with spline, Laplacian prior", {title: (row, column) for title, row, column in cells}
