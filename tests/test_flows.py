@@ -18,11 +18,11 @@ from flow.hierarchy import generation_cone
 from flow.latents import decode
 from flow.preprocess import bits_per_dim
 from layers import PATCH_BIJECTORS
-from layers.spline_lu import Linear
 from layers.convolution import ChannelCouplings, CheckerboardCouplings, ConvolutionalNetworks, evaluate
 from layers.coupling import join_diagonal, join_squares, split_diagonal, split_squares
 from layers.fold import folded_together
 from layers.networks import HELD
+from layers.spline_lu import Linear
 
 both = pytest.mark.parametrize("model", [RGFlow, RealNVP])
 SIZES = [(1, 2, 2), (1, 4, 4), (3, 4, 4), (1, 8, 4), (3, 8, 4), (1, 16, 4), (1, 8, 2), (1, 12, 6)]  # C, L, m
