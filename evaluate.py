@@ -149,9 +149,9 @@ def main(argv=None):
         notes.append(f"--feature_weights {feature_weights[0]}: {other}")
     compiled, obstacles = flags.accelerate(flow, args)
     notes += obstacles
+    dataset, warnings = flags.open_data(config, args)
     images = data_name(config["data"], args.data_path)
     print(f"weights: {trained['weights']}, step {trained['step']}; images: {images}", flush=True)
-    dataset, warnings = flags.open_data(config, args)
     there = len(getattr(dataset, args.split))
     if args.fid and there < metrics.MIN_IMAGES:
         raise UserError(f"--fid: the {args.split} split has {there} images, {metrics.MIN_IMAGES} are needed")
