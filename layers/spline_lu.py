@@ -11,7 +11,7 @@ from torch import nn
 from .coupling import RNVP
 from .spline import Bent
 
-# Parameters are entries divided by this: so an optimiser's step changes an entry less than it changes other parameters.
+# Parameters are entries divided by this, so that a step of the optimiser changes the maps less than other parameters.
 RATE = 0.1
 
 

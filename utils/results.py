@@ -128,7 +128,7 @@ def by_network(results):
         groups.setdefault((result["data"], result["network"]), (k, []))[1].append(result)
     for (data, _), (first, own) in groups.items():
         seeds = f"seed{'s' * (len(own) > 1)} {', '.join(str(result['seed']) for result in own)}"
-        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds + elsewhere(own[0]["config"])
+        yield first, own, DATA_NAMES[data], flow_names(own[0]["config"])[1], seeds
 
 
 def row(table, name, cells, details, result=None, weight=0):
