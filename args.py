@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from data import DATASETS, open_dataset
+from data.images import load_single
 from flow.base import per_level
 from flow.hierarchy import num_levels
 from flow.latents import round_trip_error
@@ -333,6 +334,16 @@ def load_images(config, args, numbers, flag="--images"):
     images = open_data(config, args)[0].test
     cli.check_range(flag, numbers, len(images))
     return torch.from_numpy(images[list(numbers)])
+
+
+def load_source(source, config, args):
+    """The image (C, L, L), uint8, that `cli.source` names, None for a sample; in a script with --resize."""
+    kind, name = source
+    if kind == "test":
+        return load_images(config, args, [name], "--file")[0]
+    if kind == "file":
+        return torch.from_numpy(load_single(name, config["nchannels"], config["L"], args.resize).copy())
+    return None
 
 
 def network_name(args):

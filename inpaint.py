@@ -13,9 +13,8 @@ from tqdm import tqdm
 import args as flags
 from data.images import load_mask, load_single
 from flow.hierarchy import inference_cone
-from flow.inpaint import CausalCone, WholeFlow, climber, maximise, psnr, random_latents
+from flow.inpaint import CausalCone, WholeFlow, climber, inpaint, natural_problem, random_latents
 from flow.load import build
-from flow.preprocess import to_image, to_model, to_uint8
 from layers.fold import folded_together
 from utils import cli
 from utils.cli import UserError, flag_error
@@ -114,7 +113,7 @@ def inpaint_all(args):
             start, label = time.perf_counter(), LABELS[method].replace("\n", " ")
             problem_of = partial(make_problem, method, flow, config["kernel_size"], args.draw_seed)
             try:
-                inpainted[method], per_image = inpaint(flow, problem_of, images, regions, names, args, label)
+                inpainted[method], per_image = inpaint_batches(flow, problem_of, images, regions, names, args, label)
             except FloatingPointError as error:
                 raise UserError(f"{its_trained['weights']}: {error}") from error
             means = {key: statistics.fmean(per_image[key]) for key in PER_IMAGE[:3]}
@@ -128,36 +127,27 @@ def inpaint_all(args):
     return {**trained, "config": config, "warnings": warnings, "results": results}, draw
 
 
-def make_problem(method, flow, kernel_size, seed, x, regions, names):
+def make_problem(method, flow, kernel_size, seed, names, x, regions):
     """What `method` maximises; kernel_size: of the RG-Flow whose number of free latents a constrained Real NVP gets."""
-    if method == "rgflow":
-        return CausalCone(flow, x, regions)
-    if method == "realnvp":
-        return WholeFlow(flow, x, regions, torch.arange(x.numel(), device=x.device))
+    if method != "realnvp_constrained":
+        return natural_problem(flow, x, regions)
     counts = [x.shape[1] * int(inference_cone(region, kernel_size).sum()) for region in regions]
     generators = [generator(seed, "free latents", name) for name in names]
     return WholeFlow(flow, x, regions, random_latents(counts, x[0].numel(), generators).to(x.device))
 
 
-def inpaint(flow, problem_of, images, regions, names, args, label):
+def inpaint_batches(flow, problem_of, images, regions, names, args, label):
     """uint8 images (N, C, L, L), regions (N, L, L) bool -> inpainted images, {each of PER_IMAGE: a list}."""
-    filled, found, dtype = [], [], next(flow.requires_grad_(False).parameters()).dtype
-    total = len(images) * (args.draws + args.steps + 1)
+    flow.requires_grad_(False)
+    found, total = [], len(images) * (args.draws + args.steps + 1)
     with tqdm(total=total, desc=label, unit="image steps", disable=None) as bar:
         for start in range(0, len(images), args.batch_size):
             batch, region, own = (each[start : start + args.batch_size] for each in (images, regions, names))
-            x, _ = to_model(batch, noise=0.5, dtype=dtype)
-            problem = problem_of(x.masked_fill(region[:, None], 0.0), region, own)  # 0 is mid-grey
-            source = generator(args.draw_seed, "inpaint", own[0], args.cuda)
-            advance = partial(bar.update, len(batch))
-            values, log_prob, log_prob_start = maximise(problem, args.rate, args.steps, args.draws, source, advance)
-            pasted, truth = problem.paste(values), to_image(x)
-            filled.append(torch.where(region[:, None], to_uint8(pasted), batch))
-            quality = psnr(to_image(pasted), truth), psnr(to_image(pasted), truth, region)
-            counts = problem.image.bincount(minlength=len(batch))
-            found.append([*quality, counts, log_prob_start, log_prob, flow.log_prob(x)])
-    numbers = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
-    return torch.cat(filled), dict(zip(PER_IMAGE, numbers, strict=True))
+            source, advance = generator(args.draw_seed, "inpaint", own[0], args.cuda), partial(bar.update, len(batch))
+            given = partial(problem_of, own), args.rate, args.steps, args.draws, source, advance
+            found.append(inpaint(flow, batch, region, *given))
+    filled, *numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return filled, dict(zip(PER_IMAGE, (each.tolist() for each in numbers), strict=True))
 
 
 def load_images(args, config, *others):

@@ -8,6 +8,7 @@ blocks, and the old content of the region does not matter.
 """
 
 from collections import namedtuple
+from contextlib import suppress
 
 import torch
 
@@ -15,6 +16,7 @@ from layers.fold import folded_together
 from utils.graphs import captured
 
 from . import hierarchy
+from .preprocess import to_image, to_model, to_uint8
 
 
 class WholeFlow:
@@ -121,6 +123,10 @@ def random_latents(counts, num_latents, generators):
     return torch.cat([b * num_latents + order[:count] for b, (order, count) in enumerate(chosen)])
 
 
+class Stop(Exception):
+    """What `progress` raises to end `maximise` early."""
+
+
 @torch.no_grad()
 def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None):
     """Maximise `problem.log_prob`, of a `WholeFlow` or `CausalCone`, over the free latents, for each image by itself.
@@ -130,27 +136,30 @@ def maximise(problem, rate, steps, draws, generator=None, progress=lambda: None)
     draw has a finite log p.
     """
     best = problem.x.new_zeros(problem.free.shape)
-    log_prob = best.new_full((len(problem.x),), -torch.inf)
+    log_prob = start = best.new_full((len(problem.x),), -torch.inf)
 
     def keep_better(values, its_log_prob):
         nonlocal best, log_prob
         better = its_log_prob > log_prob
         best = torch.where(better[problem.image], values, best)
         log_prob = torch.where(better, its_log_prob, log_prob)
-        progress()
 
     evaluate = captured(problem.log_prob, best.device)
-    with folded_together(problem.flow):
+    with folded_together(problem.flow), suppress(Stop):
         for _ in range(draws):
             values = problem.flow.prior.sample(best, 1.0, generator)
             keep_better(values, evaluate(values))
+            start = log_prob
+            progress()
         if not log_prob.isfinite().all():
             raise FloatingPointError("log p of the draws to start from is not finite")
-        start, values = log_prob, best.clone()
+        values = best.clone()
         climb = climber(problem, values, rate)
         for _ in range(steps):
             keep_better(values.clone(), climb())
+            progress()
         keep_better(values, evaluate(values))
+        progress()
     return best, log_prob, start
 
 
@@ -173,6 +182,34 @@ def climber(problem, values, rate):
         return log_prob
 
     return climb
+
+
+# images: (B, C, L, L) uint8; their PSNR (B,) in all and in the regions, dB; free latents (B,); log p (B,) of the start,
+# of the result and of the image as it was
+Inpainted = namedtuple("Inpainted", ("images", "psnr_image", "psnr_region", "free", "start", "log_prob", "truth"))
+
+
+def inpaint(flow, images, regions, problem_of, rate, steps, draws, generator=None, progress=lambda: None):
+    """Inpaint uint8 images (B, C, L, L) in their regions (B, L, L) bool, without regard to what is there: `Inpainted`.
+
+    problem_of(x, regions): the `WholeFlow` or `CausalCone` to maximise; the other arguments: see `maximise`
+    """
+    x, _ = to_model(images, noise=0.5, dtype=next(flow.parameters()).dtype)
+    problem = problem_of(x.masked_fill(regions[:, None], 0.0), regions)  # 0 is mid-grey
+    values, log_prob, start = maximise(problem, rate, steps, draws, generator, progress)
+    with torch.no_grad():
+        pasted, truth = problem.paste(values), to_image(x)
+        filled, pasted = torch.where(regions[:, None], to_uint8(pasted), images), to_image(pasted)
+        quality = psnr(pasted, truth), psnr(pasted, truth, regions)
+        free = problem.image.bincount(minlength=len(images))
+        return Inpainted(filled, *quality, free, start, log_prob, flow.log_prob(x))
+
+
+def natural_problem(flow, x, regions):
+    """What to maximise: of RG-Flow the causal cone, of another flow all latents."""
+    if flow.layers():
+        return CausalCone(flow, x, regions)
+    return WholeFlow(flow, x, regions, torch.arange(x.numel(), device=x.device))
 
 
 def psnr(images, truth, regions=None):

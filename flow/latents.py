@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from layers.fold import folded_together
 from utils.graphs import captured
+from utils.random import generator as seeded
 
 from .preprocess import to_image, to_model
 
@@ -20,10 +21,47 @@ def encode(flow, images, generator=None, part=PART):
     return in_parts(flow, lambda each: flow(own(each.to(parameter.device))[0])[0], images, "encode", part)
 
 
+def latents_of(flow, source, image, temperature=1.0):
+    """The latents (C, L, L) of what `utils.cli.source` names: of the image, uint8, or of a sample."""
+    if image is not None:
+        return encode(flow, image[None])[0]
+    device = flow.level_map.device
+    return flow.sample_prior(1, temperature, seeded(source[1], "samples", 0, device))[0]
+
+
 def decode(flow, z):
     """Latents (…, C, L, L) -> images of floats in [0, 1], on the CPU."""
     inverse = captured(lambda each: to_image(flow.inverse(each)[0]), z.device)
     return in_parts(flow, inverse, z.flatten(0, -4), "generate").cpu().reshape(z.shape)
+
+
+class Decoder:
+    """`decode` of one image after another: it keeps the activations of the last and evaluates only the blocks of which
+    a variable has changed, those of the changed latents' generation cones. All other pixels stay equal to the last bit.
+    A flow without blocks, such as Real NVP, is evaluated as a whole."""
+
+    def __init__(self, flow):
+        self.flow, self.kept = flow, []  # (blocks, what became of them) of each layer
+
+    @torch.no_grad()
+    def __call__(self, z):
+        """Latents (B, C, L, L) -> images of floats in [0, 1], on the CPU."""
+        if not self.flow.layers():
+            return decode(self.flow, z)
+        kept, now = iter(self.kept), []
+
+        def layer(bijector, blocks):
+            before, after = next(kept, (blocks[:0], None))
+            if before.shape != blocks.shape:
+                after, _ = bijector.inverse(blocks)
+            elif (changed := (blocks != before).flatten(1).any(1)).any():
+                after = after.index_put((changed,), bijector.inverse(blocks[changed])[0])
+            now.append((blocks, after))
+            return after
+
+        *_, x = self.flow.generate(z, layer)
+        self.kept = now
+        return to_image(x).cpu()
 
 
 def round_trip_error(flow, images):
@@ -43,6 +81,33 @@ def in_parts(flow, function, batch, description, part=PART):
 def at_levels(flow, levels):
     """Which latents are of one of the levels, a sequence: (C, L, L) bool."""
     return torch.isin(flow.level_map, torch.tensor(levels, device=flow.level_map.device))
+
+
+def from_levels(flow, z):
+    """What each level adds to latents z (C, L, L): those of the levels >= h alone, the others 0, which is the mode of
+    the prior, for h = 0 … h_L: (h_L + 1, C, L, L)."""
+    return torch.stack([torch.where(flow.level_map >= h, z, 0) for h in range(flow.num_levels)])
+
+
+def edited(flow, z, other=None, swap=(), scale=(), values=()):
+    """Latents (B, C, L, L) with levels of `swap` taken from `other`, then each level of `scale`, pairs (h, factor),
+    multiplied by its factor, then each of `values`, pairs ((c, i, j), value), set."""
+    z = torch.where(at_levels(flow, swap), other, z) if swap else z.clone()
+    for h, factor in scale:
+        z[:, flow.level_map == h] *= factor
+    for latent, value in values:
+        z[(..., *latent)] = value
+    return z
+
+
+def energies(flow, z):
+    """Of latents (B, C, L, L), per level: number per image, mean square, and mean -log p(z) in nats, a dict each."""
+    rows = []
+    for h in range(flow.num_levels):
+        own = z[:, flow.level_map == h]
+        row = {"level": h, "latents": own.shape[1], "mean_square": own.square().mean().item()}
+        rows.append({**row, "nats_per_latent": -flow.prior.log_prob(own).mean().item()})
+    return rows
 
 
 def mix(flow, z_high, z_low, theta):

@@ -2,7 +2,7 @@
 
 import torch
 
-from flow import RealNVP
+from flow import RealNVP, RGFlow
 
 
 def randomise(module, scale=0.5):
@@ -41,3 +41,18 @@ def levels(flow):
     i, j = torch.meshgrid(torch.arange(flow.L), torch.arange(flow.L), indexing="ij")
     bits = i ^ j if isinstance(flow, RealNVP) else i | j
     return sum((bits % 2 ** (h + 1) == 0).int() for h in range(flow.num_levels - 1))
+
+
+def small(model=RGFlow, **settings):
+    """16 x 16 images: three levels."""
+    sizes = {"nchannels": 3, "L": 16, "nlayers": 1, "nresblocks": 1, "nmlp": 1, "nhidden": 6, **settings}
+    return randomise(model(**sizes), 0.2)
+
+
+def bytes_of(images):
+    """Images in [0, 1] -> uint8 with 256 equal bins."""
+    return (images * 256).floor().clamp(0, 255).to(torch.uint8)
+
+
+def random_images(n):
+    return torch.randint(256, (n, 3, 16, 16), dtype=torch.uint8)

@@ -1,13 +1,12 @@
 """The arrays behind the figures, compared with images and formulas; the scripts, from flags to files."""
 
 import json
-import math
 import re
 
 import numpy as np
 import pytest
 import torch
-from checks import levels, randomise
+from checks import bytes_of, random_images, small
 from PIL import Image
 from runs import SMALL, call
 
@@ -23,41 +22,17 @@ import plot_receptive_fields as fields
 import plot_reconstruct
 import plot_samples
 import plot_walk
-from args import exact
 from data import open_dataset
 from flow import RealNVP, RGFlow, load
-from flow.latents import decode, encode, interpolate, mix, random_walk, vary
-from flow.preprocess import to_image
+from flow.latents import decode, encode
 from utils.cli import UserError
 from utils.plotting import grid_figure
 from utils.random import generator
 
 
-def small(model=RGFlow, **settings):
-    """16 x 16 images: three levels."""
-    sizes = {"nchannels": 3, "L": 16, "nlayers": 1, "nresblocks": 1, "nmlp": 1, "nhidden": 6, **settings}
-    return randomise(model(**sizes), 0.2)
-
-
 @pytest.fixture(params=[RGFlow, RealNVP])
 def flow(request):
     return small(request.param)
-
-
-def bytes_of(images):
-    """Images in [0, 1] -> uint8 with 256 equal bins."""
-    return (images * 256).floor().clamp(0, 255).to(torch.uint8)
-
-
-def random_images(n):
-    return torch.randint(256, (n, 3, 16, 16), dtype=torch.uint8)
-
-
-def test_mixing_takes_each_level_from_the_right_image(flow):
-    a, b = torch.randn(2, 3, 16, 16)
-    for theta in range(5):
-        assert torch.equal(mix(flow, a, b, theta), torch.where(levels(flow) >= theta, a, b))
-    torch.testing.assert_close(interpolate(a, b, 5)[1], b + 0.75 * (a - b))
 
 
 def test_mixtures_of_two_images_begin_and_end_with_them(flow):
@@ -108,24 +83,6 @@ def test_mixtures_of_samples_need_no_data(weights, tmp_path, monkeypatch, flags,
     assert len(mixtures) == number
 
 
-def test_encoded_images_come_back_whatever_their_number(flow):
-    images = random_images(35)
-    z = encode(flow, images)
-    assert torch.equal(bytes_of(decode(flow, z)), images)
-    torch.testing.assert_close(z[34:], encode(flow, images[34:]))
-
-
-@pytest.mark.parametrize("model, size", [(RGFlow, 0.2), (RealNVP, 0.2), (RGFlow, 1.5)])
-def test_float64_where_float32_loses_the_round_trip(model, size, capsys):
-    single, images = randomise(small(model), size).float(), random_images(4)
-    lost = not torch.equal(bytes_of(decode(single, encode(single, images))), images)
-    used = exact(single, images)
-    assert lost == (used is not single) == (size == 1.5)
-    assert lost == capsys.readouterr().err.startswith("note: encoded and decoded in float32, images change by up to ")
-    assert torch.equal(bytes_of(decode(used, encode(used, images))), images)
-    assert {each.dtype for each in single.parameters()} == {torch.float32}
-
-
 def test_generation_is_that_of_flows_without_the_lower_levels():
     """x^(h) is what a smaller flow, of the levels from h up, makes of their latents."""
     flow = small()
@@ -138,54 +95,11 @@ def test_generation_is_that_of_flows_without_the_lower_levels():
         torch.testing.assert_close(step, torch.kron(expected, torch.ones(2**h, 2**h)))
 
 
-def test_random_walk(flow):
-    """Closed, of equal steps, in the chosen levels alone; every frame has the prior's variance at its temperature."""
-    z = torch.randn(20, 3, 16, 16)
-    walk = random_walk(flow, z, (0, 2), 3, 8, (0.5, 1.0, 2.0), torch.Generator().manual_seed(0))
-    assert walk.shape == (24, 20, 3, 16, 16)
-    assert (walk[..., levels(flow) == 1] == z[..., levels(flow) == 1]).all()
-    for h, temperature in ((0, 0.5), (2, 2.0)):
-        moving = walk[..., levels(flow) == h]
-        variances = moving.square().flatten(1).mean(1)
-        assert (variances / temperature**2 - 1).abs().max() < 0.2
-        steps = (moving.roll(-1, 0) - moving).square().flatten(1).mean(1).sqrt()
-        assert steps.max() < min(1.2 * steps.min(), 0.3 * temperature)
-
-
-def test_varied_latents(flow):
-    latent, values = (2, 4, 12), torch.tensor([0.0, 0.7, 6.0])
-    z = flow.sample_prior(2)
-    for value, varied in zip(values, vary(flow, z, latent, values), strict=True):
-        own = z.clone()
-        own[(slice(None), *latent)] = value
-        torch.testing.assert_close(varied, to_image(flow.inverse(own)[0]))
-
-
-def test_edits(flow):
-    z, other = torch.randn(2, 1, 3, 16, 16)
-    values = [((2, 4, 3), 7.0), ((0, 0, 0), -1.0)]
-    kept = z.clone()
-    edited = plot_reconstruct.edited(flow, z, other, (1, 2), ((0, 0.5), (1, 3.0), (1, 2.0)), values)
-    expected = torch.where(levels(flow) == 0, 0.5 * z, torch.where(levels(flow) == 1, 6 * other, other))
-    expected[0, 2, 4, 3], expected[0, 0, 0, 0] = 7, -1
-    assert torch.equal(edited, expected) and torch.equal(z, kept)
-
-
-def test_energies():
-    flow = small()
-    z = torch.where(flow.level_map == 1, 2.0, -0.5).expand(1, 3, 16, 16)
-    expected = [
-        {"level": h, "latents": n, "mean_square": size**2, "nats_per_latent": math.log(2) / 2 + math.sqrt(2) * size}
-        for h, n, size in ((0, 576, 0.5), (1, 144, 2), (2, 48, 0.5))
-    ]
-    assert plot_reconstruct.energies(flow, z) == [pytest.approx(each) for each in expected]
-
-
 @pytest.fixture
 def draw(draw, images):
     def draw_from_images(script, name, flags=""):
         mixing = script is plot_mixing and "--samples" not in flags
-        reading = mixing or any(flag in flags for flag in ("--real", "--images"))
+        reading = mixing or any(flag in flags for flag in ("--real", "--images", "test:"))
         return draw(script, name, f"{flags} --data_path {images}" if reading else flags)
 
     return draw_from_images
@@ -342,7 +256,7 @@ def test_walks(draw, images, model, flags, name, frames, words):
 
 
 @pytest.mark.parametrize("model, shape", [("rgflow", (8, 8, 3)), ("realnvp", (8, 8, 3)), ("grey", (8, 8))])
-def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
+def test_reconstruction_script(draw, weights, images, tmp_path, monkeypatch, model, shape):
     monkeypatch.chdir(tmp_path)
     a, b = np.random.default_rng(1).integers(0, 256, (2, *shape)).astype(np.uint8)
     for name, values in (("a", a), ("b", b), ("wide", np.full((12, 20, 3), 99, np.uint8))):
@@ -360,6 +274,19 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
     pixels, words = drawn("a.png --zero 1 --scale 0=0.5 --set 1:0:0:0=-2")
     assert "edited" in words and "_file_a.png_scale_0_0.5_zero_1_set_1_0_0_0_-2.0_" in words
     assert not (pixels == a).all() and (drawn("wide.png --resize")[0] == 99).all()
+    kinds = [
+        drawn(f"sample:7 --temperature 0.5{flags}") for flags in ("", " --swap 0 --other sample:8 --set 1:0:0:0=2")
+    ]
+    flow, _ = load(weights[model])
+    z, other = (flow.sample_prior(1, 0.5, generator(seed, "samples", 0)) for seed in (7, 8))
+    mixed = torch.where(flow.level_map == 0, other, z)
+    mixed[0, 0, 0, 0] = 2
+    for (pixels, words), own in zip(kinds, (z, mixed), strict=True):
+        assert (pixels == (256 * decode(flow, own)[0]).floor().numpy().transpose(1, 2, 0).reshape(shape)).all()
+        assert "sample:7" in words and "largest error" not in words
+    if model != "grey":
+        test = open_dataset("folder", images, 3, 8).test
+        assert (drawn("test:2")[0] == test[2].transpose(1, 2, 0)).all()
     with pytest.raises(UserError, match="20x12 pixels, must be 8x8"):
         drawn("wide.png")
 
@@ -388,6 +315,12 @@ def test_reconstruction_script(draw, tmp_path, monkeypatch, model, shape):
         (plot_reconstruct, "--file a.png --scale 2=1", r"--scale: 2: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --swap 5 --other b.png", r"--swap: 5: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --scale 2", "something = a number"),
+        (plot_reconstruct, "--file test:6 --data_path {images}", r"--file: 6: must be in 0\.\.5"),
+        (plot_reconstruct, "--file test:x", "'x': must be a whole number"),
+        (plot_reconstruct, "--file sample:1 --resize", "--resize: has no effect without a file in --file or --other"),
+        (plot_reconstruct, "--file sample:1 --data folder", "--data: has no effect without a test image in --file"),
+        (plot_reconstruct, "--file a.png --temperature 1", "--temperature: has no effect without a sample in --file"),
+        (plot_reconstruct, "--file sample:1 --temperature 1,1,1", "--temperature: 1,1,1: must be one number or 2"),
         (plot_reconstruct, "--file a.png --swap 1", r"--swap: 1: goes together with --other"),
         (plot_reconstruct, "--file a.png --set 1:9:0:0=1", r"--set: 1:9:0:0: row and column must be in 0\.\.7"),
         (plot_cones, "--regions 23:0", r"--regions: 23:0: row and column of a 10 x 10 region must be in 0\.\.22"),

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checks import small
 from PIL import Image
 from runs import SMALL, flags_of
-from test_figures import small
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,7 +20,7 @@ import main
 from args import get_args
 from flow import RGFlow
 from flow.hierarchy import inference_cone
-from flow.inpaint import CausalCone, WholeFlow, maximise, psnr, random_latents
+from flow.inpaint import CausalCone, Stop, WholeFlow, maximise, psnr, random_latents
 from utils.checkpoint import read, save
 from utils.cli import UserError
 
@@ -164,6 +164,26 @@ def test_maximise_starts_at_the_best_draw_of_each_image_and_keeps_the_best_value
     assert len(calls) == 6 + 2 + 1
 
 
+@pytest.mark.parametrize("number", [1, 4, 9])  # in the draws, at their end, in the steps
+def test_maximise_can_be_stopped(number):
+    """It returns the best values so far."""
+    calls = []
+
+    def stop():
+        calls.append(None)
+        if len(calls) == number:
+            raise Stop
+
+    problem = CausalCone(small(), torch.randn(2, 3, 16, 16), rectangle(16, 0, 0, 3, 3).expand(2, 16, 16))
+    stopped = maximise(problem, 0.05, 20, 4, torch.Generator().manual_seed(3), stop)
+    steps = max(0, number - 4)
+    whole = maximise(problem, 0.05, steps, min(number, 4), torch.Generator().manual_seed(3))
+    assert len(calls) == number
+    torch.testing.assert_close(stopped[2], whole[2])
+    assert (stopped[1] >= stopped[2]).all() and (stopped[1] <= whole[1]).all()
+    torch.testing.assert_close(problem.log_prob(stopped[0]), stopped[1])
+
+
 def test_random_latents_are_different_ones_of_each_image_and_seed():
     free = random_latents([5, 48, 0], 48, [torch.Generator().manual_seed(seed) for seed in range(3)])
     assert len(free.unique()) == len(free)
@@ -171,7 +191,7 @@ def test_random_latents_are_different_ones_of_each_image_and_seed():
 
     def drawn(seed, *names):
         x, regions = torch.zeros(len(names), 3, 8, 8), rectangle(8, 0, 0, 2, 2).expand(len(names), 8, 8)
-        return inpaint.make_problem("realnvp_constrained", small(L=8), 4, seed, x, regions, names).free % x[0].numel()
+        return inpaint.make_problem("realnvp_constrained", small(L=8), 4, seed, names, x, regions).free % x[0].numel()
 
     one, other = drawn(0, 5, 7).chunk(2)  # of images 5 and 7
     assert torch.equal(drawn(0, 7), other) and not torch.equal(one, other) and not torch.equal(drawn(1, 7), other)

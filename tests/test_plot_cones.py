@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from checks import small
 from matplotlib.colors import to_rgb
-from test_figures import small
 
 import plot_cones as script
 from plot_cones import generation_sections, inference_sections

@@ -171,6 +171,12 @@ latent_name = indices("level:row:column:channel", "2:4:12:0")
 latent_names, counts = number_list(latent_name), number_list(count)
 
 
+def source(text):
+    """An argparse type: "test:N" -> ("test", N), "sample:SEED" -> ("sample", SEED), another text -> ("file", path)."""
+    kind, _, number = text.partition(":")
+    return (kind, count(number)) if kind in ("test", "sample") and number else ("file", expanduser(text))
+
+
 def gpu_list(text):
     """The numbers of `--cuda`, a tuple; empty is the CPU."""
     from torch.cuda import device_count  # here: processes that draw images do without torch

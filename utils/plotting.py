@@ -170,8 +170,8 @@ def save_figure(figure, path, endings=(".png", ".pdf"), **how):
     return [write(f"{path}{end}", partial(save, format=end[1:], metadata=METADATA.get(end)), **how) for end in endings]
 
 
-def save_animation(figures, path, seconds):
-    """Write figures, each shown for `seconds`, as {path}.gif, which repeats; returns the path."""
+def save_animation(figures, path, seconds, **how):
+    """Write figures, each shown for `seconds`, as {path}.gif, which repeats; returns the path. how: of `write`."""
     frames = []
     for figure in figures:
         buffer = io.BytesIO()
@@ -179,13 +179,20 @@ def save_animation(figures, path, seconds):
             figure.savefig(buffer, format="png", dpi=pixels_per_inch(figure, SCREEN_DPI))
         frames.append(Image.open(buffer).convert("RGB"))
     settings = {"append_images": frames[1:], "duration": round(1000 * seconds), "loop": 0, "comment": NAME.encode()}
-    return write(f"{path}.gif", partial(frames[0].save, format="gif", save_all=True, **settings))
+    return write(f"{path}.gif", partial(frames[0].save, format="gif", save_all=True, **settings), **how)
 
 
-def save_pixels(image, path):
-    """Write an image (C, H, W), uint8, C = 1 or 3, as {path}.png of its own pixels; returns the path."""
-    image = np.asarray(image)
+def png(image, **texts):
+    """An image (C, H, W), uint8, C = 1 or 3, as the bytes of a PNG file of its own pixels, which also holds `texts`
+    under their names."""
+    image, notes, buffer = np.asarray(image), PngInfo(), io.BytesIO()
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    mark = PngInfo()
-    mark.add_text("Software", NAME)
-    return write(f"{path}.png", partial(picture.save, format="png", pnginfo=mark))
+    for name, text in {"Software": NAME, **texts}.items():
+        notes.add_text(name, text)
+    picture.save(buffer, "png", pnginfo=notes)
+    return buffer.getvalue()
+
+
+def save_pixels(image, path, quiet=False, **texts):
+    """Write `png(image, **texts)` as {path}.png; returns the path."""
+    return write(f"{path}.png", lambda file: file.write(png(image, **texts)), quiet=quiet)
