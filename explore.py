@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Explore trained flows in the browser: samples, images of your own, latents, inpainting, mixing."""
+
+import os
+import tempfile
+import threading
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import args as flags
+from data.images import load_single
+from flow.fields import get_fields
+from utils import cli
+from utils.cli import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"
+LOCAL = "127.0.0.1"
+FLOWS = 4  # kept in memory, with the receptive fields of each
+# The browser loads nothing from elsewhere.
+POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+
+def explore_parser():
+    parser = flags.weights_parser(__doc__, images=True, several=True, draws=False)
+    add = parser.add_argument_group("explorer").add_argument
+    add(
+        "--port",
+        type=cli.number(int, 1, 65535, "a port from 1 to 65535"),
+        metavar="N",
+        help="port (default: a free one)",
+    )
+    add("--no_browser", action="store_true", help="only print the address")
+    add("--fig_dir", default="./figures", metavar="DIR", help="folder in which receptive fields are kept")
+    add(
+        "--draws", type=cli.positive, default=4, metavar="N", help="draws of z; a receptive field is the mean over them"
+    )
+    parser.epilog = (
+        "Without --weights and flags of a run: all of weights/. Numbers are float64 unless --dtype says otherwise."
+    )
+    return parser
+
+
+class Library:
+    """What the tabs of the browser have in common: files of weights, data sets, flows in memory.
+
+    known: the files of weights, name -> path; folder: for files to save
+    flags: of the commands that the page shows; data_flags: those of commands for test images
+    """
+
+    def __init__(self, args, folder):
+        self.args, self.folder, self.known, self.datasets = args, folder, known_weights(args), {}
+        self.flags = [f"--dtype={args.dtype}"]
+        given = [name for name in ("data", "data_path", "prepared_path") if args.weights and name in args.given]
+        self.data_flags = {name: getattr(args, name) for name in given}
+        self._load, self._fields = lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
+        self.computing = threading.Lock()
+
+    def load(self, path):
+        """A flow, its configuration and what is known of its training."""
+        with naming(path):
+            return self._load(path, os.path.isfile(path) and os.stat(path).st_mtime_ns)
+
+    def _load(self, path, _):
+        flow, config, trained = flags.load_flow(self.args, path)
+        return flow.requires_grad_(False), config, trained
+
+    def fields(self, path):
+        """The receptive fields of a file's flow, `flow.fields.Fields`, which another file keeps."""
+        with self.computing:
+            return self._fields(path)
+
+    def _fields(self, path):
+        flow, config, trained = self.load(path)
+        return get_fields(flow, config, self.args.fig_dir, self.args.draws, 0, weights=trained["weights"])
+
+    def prepare_fields(self, path):
+        """Let `fields` find them; in the background, to whose errors nobody listens."""
+
+        def compute():
+            with suppress(Exception):
+                self.fields(path)
+
+        threading.Thread(target=compute, daemon=True).start()
+
+    def test_image(self, config, number):
+        """An image of the test split: (C, L, L), uint8."""
+        key = config["data"], config["nchannels"], config["L"]
+        if key not in self.datasets:
+            self.datasets[key] = flags.open_data(config, self.args)[0].test
+        images = self.datasets[key]
+        if number >= len(images):
+            raise UserError(f"test image {number}: must be in 0..{len(images) - 1}")
+        return torch.from_numpy(images[number].copy())
+
+    def image(self, config, path):
+        """An image file as uint8 (C, L, L), and whether it was resized."""
+        shape = config["nchannels"], config["L"]
+        with naming(path):
+            try:
+                return torch.from_numpy(load_single(path, *shape).copy()), False
+            except UserError:  # of another size, or no image
+                return torch.from_numpy(load_single(path, *shape, True).copy()), True
+
+
+def known_weights(args):
+    """The files to explore, by their names: {name: path}."""
+    paths = args.weights
+    if not paths and set(args.run.given) - {"cuda", "data_path"}:
+        paths = [str(flags.newest(args.run)[0])]
+    paths = paths or [os.path.relpath(path) for path in sorted(WEIGHTS.glob("*.state"))]
+    if not paths:
+        raise UserError(f"no weights in {WEIGHTS}: name a file with --weights")
+    stems = [Path(path).stem for path in paths]
+    return {stem if stems.count(stem) == 1 else path: path for stem, path in zip(stems, paths, strict=True)}
+
+
+@contextmanager
+def naming(path):
+    """Makes a UserError name an uploaded file as its owner does, without the folder where it lies here."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), Path(path).name)) from error
+
+
+class Policy:
+    """Tells the browser, with every answer of an ASGI application, to load nothing from elsewhere."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+@contextmanager
+def serving(args):
+    """Serves the page within: its address. Raises UserError without Gradio, and for a port that is taken."""
+    with tempfile.TemporaryDirectory(prefix="explore_") as folder:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": f"{folder}/served"}  # read at import
+        try:
+            from starlette.middleware import Middleware
+            from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+            from explorer import page
+        except ModuleNotFoundError as error:
+            if error.name not in ("gradio", "starlette"):
+                raise
+            raise UserError("the page needs Gradio: python -m pip install -r requirements-explore.txt") from error
+        host = os.environ.get("GRADIO_SERVER_NAME", LOCAL)  # a model hub sets it
+        checks = [Middleware(Policy)]
+        if host == LOCAL:  # no other name, to which a page from elsewhere could have this address given
+            checks.append(Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]))
+        made = page.build(Library(args, folder))
+        try:
+            _, address, _ = made.launch(
+                server_name=host,
+                server_port=args.port,
+                inbrowser=not args.no_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                enable_monitoring=False,
+                footer_links=[],
+                css=page.CSS,
+                app_kwargs={"middleware": checks},
+            )
+        except OSError as error:
+            raise UserError(f"--port {args.port}: cannot be used ({error})") from error
+        try:
+            yield address
+        finally:
+            made.close()
+
+
+def main(argv=None):
+    args = flags.parse(explore_parser(), argv)
+    args.dtype = args.dtype or "float64"
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # with small networks as fast as more, and tabs do not wait for each other
+    with serving(args) as address:
+        print(f"{address} shows the explorer, to this machine alone; Ctrl+C ends it")
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    cli.script(main)

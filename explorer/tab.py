@@ -1,0 +1,424 @@
+"""What one tab of the browser explores: a flow, a picture as latents, edits of them, and how each is drawn. No page."""
+
+import base64
+import math
+import shlex
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flow.hierarchy import generation_cone, inference_cone
+from flow.inpaint import Stop, inpaint, natural_problem
+from flow.latents import Decoder, decode, edited, energies, from_levels, latents_of, round_trip_error
+from flow.preprocess import to_bytes
+from utils.cache import digest
+from utils.cli import MIXED, UserError, listing
+from utils.plotting import SCREEN, field_pictures, grid_figure, png, save_animation, write
+from utils.random import generator
+
+PER_LEVEL = 4  # latents of each level in a list
+HIGHEST = 1.5  # temperature
+RANGE = 6.0  # of a latent's slider, both ways
+FRAMES, SECONDS, SLOWLY = 16, 0.1, 0.5  # of a walk: frames, and how long each is seen
+STEPS, DRAWS, RATE = 300, 200, 0.1  # of inpainting
+RESULT = "{}: PSNR {:.1f} dB of the image, {:.1f} dB in the region; {} free latents; log p = {:,.0f} nats of the best"
+RESULT += " draw, {:,.0f} of the result, {:,.0f} of the picture before"
+QUICK = 10**7  # parameters of a flow whose receptive fields are computed before they are asked for
+BEFORE, AFTER = "before_inpainting_{}.png", "inpainted_{}.png"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a picture comes from."""
+
+    kind: str  # sample, test, file
+    name: object  # seed, number, name of the file
+    z: torch.Tensor  # (C, L, L)
+    image: torch.Tensor | None = None  # (C, L, L), uint8, None for a sample
+    files: dict = field(default_factory=dict)  # name -> PNG, what `command` reads besides the user's own files
+    resized: bool = False
+    temperature: tuple = ()  # of a sample
+    error: float | None = None  # of an image that is encoded and decoded, of 256 levels
+
+    @property
+    def argument(self):
+        """As `plot_reconstruct.py` takes it."""
+        return str(self.name) if self.kind == "file" else f"{self.kind}:{self.name}"
+
+    @property
+    def words(self):
+        if self.kind == "sample":
+            return f"sample of seed {self.name} at T = {listing(self.temperature)} (h = 0 first)"
+        return f"test image {self.name}" if self.kind == "test" else str(self.name)
+
+
+class Tab:
+    """State of a tab. Its methods are called under its `lock`, but for `inpaint` and `stop`. Bad input raises UserError
+    and changes nothing.
+
+    library: what tabs have in common, see `explore.Library`
+    """
+
+    def __init__(self, library):
+        self.library, self.known, self.folder = library, dict(library.known), Path(tempfile.mkdtemp(dir=library.folder))
+        self.lock, self.stopped, self.saved = threading.Lock(), False, {}
+        self.a, self.b, self.temperature, self.inpainted = None, None, (), 0
+        self.shown = {}  # of each component of the page
+        self.open_weights(next(iter(self.known)))
+
+    # What is explored
+
+    def add_weights(self, path):
+        """Another file of weights, an upload."""
+        name, before = Path(path).name, dict(self.known)
+        self.known[name] = path
+        try:
+            self.open_weights(name)
+        except UserError:
+            self.known = before
+            raise
+
+    def open_weights(self, name):
+        """Another flow, for the same pictures if it can take them, otherwise for samples."""
+        flow, config, trained = self.library.load(self.known[name])
+        self.weights, self.flow, self.config, self.trained = name, flow, config, trained
+        self.decoder = Decoder(flow)
+        if len(self.temperature) != flow.num_levels:
+            self.temperature = MIXED[0], *MIXED[1:] * (flow.num_levels - 1)
+        self.latents, self.latent, self.pixel, self.region = [], None, None, None
+        if trained["parameters"] <= QUICK:
+            self.library.prepare_fields(self.known[name])
+        for which, seed in (("a", 0), ("b", 1)):
+            source = getattr(self, which)
+            if source and source.image is not None and source.image.shape == flow.level_map.shape:
+                setattr(self, which, self.encoded(source.kind, source.name, source.image, source.files, source.resized))
+            else:
+                seed = source.name if source and source.kind == "sample" else seed
+                setattr(self, which, self.sample(seed, self.temperature))
+        self.unedit()
+
+    def sample(self, seed, temperature):
+        source = "sample", seed
+        return Source(*source, latents_of(self.flow, source, None, temperature), temperature=temperature)
+
+    def encoded(self, kind, name, image, files=(), resized=False):
+        z, error = latents_of(self.flow, (kind, name), image), round_trip_error(self.flow, image[None])
+        return Source(kind, name, z, image, dict(files), resized, error=error)
+
+    def open_sample(self, which, seed):
+        self.put(which, self.sample(whole("seed", seed), self.temperature))
+
+    def open_next(self, which):
+        """The sample of the next seed."""
+        source = getattr(self, which)
+        self.open_sample(which, source.name + 1 if source.kind == "sample" else 0)
+
+    def open_test(self, which, number):
+        number = whole("test image", number)
+        self.put(which, self.encoded("test", number, self.library.test_image(self.config, number)))
+
+    def open_file(self, which, path):
+        image, resized = self.library.image(self.config, path)
+        self.put(which, self.encoded("file", Path(path).name, image, resized=resized))
+
+    def put(self, which, source):
+        """A picture as the first, "a", or the second, "b"."""
+        setattr(self, which, source)
+        if which == "a":
+            self.unedit()
+        else:
+            self.draw()
+
+    def unedit(self):
+        """Forget all edits."""
+        self.swap, self.theta, self.values, self.result, self.walk = (), 0, {}, "", None
+        self.draw()
+
+    def set_temperature(self, h, temperature):
+        """Of level h, for samples."""
+        before = self.temperature
+
+        def at(value):
+            own = (*before[:h], value, *before[h + 1 :])
+            return own, *(s if s.image is not None else self.sample(s.name, own) for s in (self.a, self.b))
+
+        self.temperature, self.a, self.b = at(temperature)
+        self.walk = f"T of h = {h}", spread(0, HIGHEST), lambda value: self.z(*at(value)[1:]), SECONDS
+        self.draw()
+
+    # Latents
+
+    def fields(self):
+        return self.library.fields(self.known[self.weights])
+
+    def list_latents(self, pixel=None):
+        """Find `latents`, the strongest of each level, from the top, at a pixel (row, column) or over all of them."""
+        fields, self.latents = self.fields(), []
+        strengths = fields.strengths if pixel is None else fields.fields[:, pixel[0], pixel[1]]
+        for h in reversed(range(self.flow.num_levels)):
+            own = fields.of_level(h)
+            best = own[strengths[own].argsort(descending=True, stable=True)[:PER_LEVEL]]
+            self.latents += [(fields.name(k), strengths[k].item()) for k in best if strengths[k] > 0]
+        self.pixel = pixel and tuple(pixel)
+
+    def pick(self, name):
+        """Choose a latent, level:row:column:channel."""
+        _, i, j, c = (int(part) for part in name.split(":"))
+        self.latent = c, i, j
+
+    @property
+    def name(self):
+        """Of the chosen latent, None without."""
+        return self.latent and self.name_of(self.latent)
+
+    def name_of(self, latent):
+        c, i, j = latent
+        return f"{self.flow.level_map[c, i, j]}:{i}:{j}:{c}"
+
+    def value(self):
+        """Of the chosen latent."""
+        return self.z()[self.latent].item() if self.latent else 0.0
+
+    def range(self):
+        """Of the slider of its value."""
+        edge = max(RANGE, math.ceil(abs(self.value())))
+        return -edge, edge
+
+    def set_latent(self, value=None):
+        """Of the chosen latent; None for its own value again."""
+        if self.latent is None:
+            raise UserError("no latent is chosen: click a pixel of the picture, then choose one of the list")
+        latent, others = self.latent, {each: own for each, own in self.values.items() if each != self.latent}
+        self.values = others if value is None else {**others, latent: float(value)}
+        values = spread(*self.range())
+        self.walk = f"latent {self.name}", values, lambda own: self.z(values={**others, latent: own}), SECONDS
+        self.draw()
+
+    def cone(self, latents=None):
+        """The pixels that latents, by default the chosen one, can affect: (L, L) bool; None if that is unknown."""
+        latents = [self.latent] * bool(self.latent) if latents is None else latents
+        if not latents or not self.flow.layers():
+            return None
+        L, m = self.flow.L, self.flow.kernel_size
+        return torch.stack([generation_cone(i, j, L, m) for _, i, j in latents]).any(0)
+
+    # Mixing
+
+    def set_levels(self, swap):
+        """The levels that the second picture gives."""
+        self.swap = tuple(sorted(int(h) for h in swap))
+        self.draw()
+
+    def set_theta(self, theta, first_is_high):
+        """Equation 15: the first picture, or the second, gives the levels h >= theta, the other those below."""
+
+        def given(theta):
+            return tuple(h for h in range(self.flow.num_levels) if (h < theta) == first_is_high)
+
+        values = range(self.flow.num_levels + 1)
+        self.theta, self.walk = theta, ("Θ", values, lambda value: self.z(swap=given(value)), SLOWLY)
+        self.set_levels(given(theta))
+
+    # Regions
+
+    def select(self, region):
+        """A rectangle: row, column, height, width."""
+        self.region = tuple(region)
+
+    def counts(self):
+        """How many latents of each level are in the inference cone of the rectangle: (level, number, of how many)."""
+        levels, channels = self.flow.level_map[0].cpu(), self.flow.nchannels
+        cone = inference_cone(self.mask(), self.flow.kernel_size) if self.flow.layers() else torch.ones_like(levels) > 0
+        own = [levels == h for h in range(self.flow.num_levels)]
+        return [(h, channels * int((cone & each).sum()), channels * int(each.sum())) for h, each in enumerate(own)]
+
+    def mask(self):
+        mask = torch.zeros(self.flow.L, self.flow.L, dtype=torch.bool)
+        row, column, height, width = self.region
+        mask[row : row + height, column : column + width] = True
+        return mask
+
+    def inpaint(self, steps, draws, progress):
+        """Inpaint the rectangle; the result becomes the first picture. progress(done, total): shows it. Not under the
+        lock, since it takes seconds; so it goes by what the tab shows at its start."""
+        if self.region is None:
+            raise UserError("no region is chosen: drag a rectangle on the picture")
+        with self.lock:
+            self.stopped, flow, picture, mask = False, self.flow, self.picture, self.mask()
+            given, region, self.inpainted = self.files(), self.region, self.inpainted + 1
+            before, after = (name.format(self.inpainted) for name in (BEFORE, AFTER))
+        done, total = 0, draws + steps + 1
+
+        def advance():
+            nonlocal done
+            done += 1
+            progress(done, total)
+            if self.stopped:
+                raise Stop
+
+        device = flow.level_map.device
+        images, masks = picture[None].to(device), mask[None].to(device)
+        settings = RATE, steps, draws, generator(0, "inpaint", before, device), advance
+        result = inpaint(flow, images, masks, partial(natural_problem, flow), *settings)
+        command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, steps=steps, draws=draws)
+        command += f"  # stopped after {done} of {total} steps" if self.stopped else ""
+        image = result.images[0].cpu()
+        files = {before: given.pop(self.picture_name()), **given, after: png(image, Command=command)}
+        with self.lock:
+            if flow is not self.flow or not torch.equal(picture, self.picture):
+                raise UserError("the picture was changed meanwhile: the inpainted one is not shown")
+            self.put("a", self.encoded("file", after, image, files))
+            words = "Stopped, the best so far" if self.stopped else "Inpainted"
+            self.result = RESULT.format(words, *(each.item() for each in result[1:]))
+
+    def stop(self):
+        self.stopped = True
+
+    # What is shown
+
+    def z(self, a=None, b=None, swap=None, values=None):
+        """The latents (C, L, L) of the picture, or of what it would be with other sources or edits."""
+        swap, values = self.swap if swap is None else swap, self.values if values is None else values
+        return edited(self.flow, (a or self.a).z[None], (b or self.b).z[None], swap, (), values.items())[0]
+
+    def draw(self):
+        """Decode what has changed: uint8 images (C, L, L), `levels` of the levels >= h alone, a list, and `second`."""
+        images = self.decoder(torch.cat((from_levels(self.flow, self.z()), self.b.z[None])))
+        if not images.isfinite().all():
+            raise FloatingPointError("the picture is not finite and not shown: a latent is too far out")
+        *self.levels, self.second = to_bytes(images)
+        if not self.values:
+            self.unchanged = self.picture
+
+    @property
+    def picture(self):
+        return self.levels[0]
+
+    def describe(self):
+        """Sentences on the picture."""
+        words = [f"{self.a.words[0].upper()}{self.a.words[1:]}"]
+        if self.a.error is not None:
+            words[0] += f" (encoded and decoded: largest error {self.a.error:.1g} of 256)"
+        if self.swap:
+            words[0] += f", levels h = {listing(self.swap)} of {self.b.words}"
+        if self.values:
+            differ, cone = (self.picture != self.unchanged).any(0), self.cone(self.values)
+            changed = f"{len(self.values)} latent{'s' * (len(self.values) > 1)} changed"
+            words.append(f"{changed}: {int(differ.sum()):,} of {differ.numel():,} pixels differ")
+            words[-1] += "" if cone is None else f", {int((differ & ~cone).sum())} of them outside the generation cone"
+        return ". ".join([*words, *[self.result] * bool(self.result)])
+
+    def energies(self):
+        return energies(self.flow, self.z()[None])
+
+    def field(self):
+        """The receptive field of the chosen latent over the picture, (3, L, L) uint8, None without a latent."""
+        if self.latent is None:
+            return None
+        fields = self.fields()
+        at = (fields.latents == torch.tensor(self.latent)).all(1).nonzero()
+        share = fields.fields[at[0, 0]] / fields.fields[at[0, 0]].max().clamp_min(1e-30)
+        grey = self.picture.double().mean(0).expand(3, -1, -1) / 255
+        colours = torch.from_numpy(field_pictures(fields.fields[at[0]])[0])
+        return to_bytes(grey * (1 - share) + colours * share)
+
+    def magnitudes(self):
+        """|z| of each level, root mean square over the channels, a square (l, l) each, NaN where variables go on."""
+        size, levels = self.z().square().mean(0).sqrt().cpu(), self.flow.level_map[0].cpu()
+        size = [torch.where(levels == h, size, torch.nan) for h in range(self.flow.num_levels)]
+        return [each[:: 2**h, :: 2**h] if self.flow.layers() else each for h, each in enumerate(size)]
+
+    # What is saved
+
+    def command(self, script, **flags):
+        """A command line with flags; True for one without a value."""
+        given = [f"--{name}" if value is True else shlex.quote(f"--{name}={value}") for name, value in flags.items()]
+        return (
+            shlex.join(["python", script, "--weights", self.trained["weights"], *self.library.flags])
+            + " "
+            + " ".join(given)
+        )
+
+    def picture_command(self):
+        """The command that makes the picture again."""
+        flags, sources = {"file": self.a.argument}, [self.a]
+        if self.swap:
+            flags |= {"other": self.b.argument, "swap": listing(self.swap)}
+            sources.append(self.b)
+        if self.values:
+            flags["set"] = ",".join(f"{self.name_of(latent)}={value!r}" for latent, value in self.values.items())
+        if any(source.kind == "test" for source in sources):
+            flags |= self.library.data_flags
+        if any(source.kind == "sample" for source in sources):
+            flags["temperature"] = listing(self.temperature)
+        if any(source.resized for source in sources):
+            flags["resize"] = True
+        return self.command("plot_reconstruct.py", **flags)
+
+    def picture_name(self):
+        return f"{Path(self.trained['weights']).stem}_{digest(self.picture)[:6]}.png"
+
+    def files(self):
+        """The picture, and the files that its command reads: name -> PNG."""
+        own = {self.picture_name(): png(self.picture, Command=self.picture_command())}
+        return own | self.a.files | (self.b.files if self.swap else {})
+
+    def save_picture(self):
+        for name, content in self.files().items():
+            self.save(name, partial(_put, content))
+
+    def save_latents(self):
+        """z, (C, L, L), and how it came about."""
+        saved = {"z": self.z().cpu(), "weights": self.trained["weights"], "digest": self.trained["digest"]}
+        saved["command"] = self.picture_command()
+        self.save(str(Path(self.picture_name()).with_suffix(".pt")), partial(torch.save, saved))
+
+    def save_walk(self):
+        """What the slider that was moved last does, from one end to the other and back."""
+        if self.walk is None:
+            raise UserError("no slider was moved: move that of a temperature, of a latent or of Θ first")
+        name, values, at, seconds = self.walk
+        images = decode(self.flow, torch.stack([at(value) for value in values]))[:, None]
+        figures = [
+            grid_figure(image, 1, SCREEN, columns=[f"{name} = {value:.4g}"])
+            for image, value in zip(images, values, strict=True)
+        ]
+        path = self.folder / Path(self.picture_name()).stem
+        self.saved[f"{path}.gif"] = save_animation([*figures, *figures[-2:0:-1]], path, seconds, quiet=True)
+
+    def save(self, name, save):
+        """Write a file by save(file), one of `saved`."""
+        self.saved[name] = write(self.folder / name, save, quiet=True)
+
+
+def _put(content, file):
+    file.write(content)
+
+
+def spread(low, high):
+    return torch.linspace(low, high, FRAMES).tolist()
+
+
+def whole(name, value):
+    """A number of the page as an int. Raises UserError if it is none that counts."""
+    if value is None or not 0 <= value < 2**31 or value != int(value):
+        raise UserError(f"{name} {value}: must be a whole number from 0 to {2**31 - 1}")
+    return int(value)
+
+
+def source_of(image):
+    """A picture (C, H, W), uint8, as the address of an <img>."""
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+def outline(mask):
+    """The border of a set of pixels (L, L) bool as the path of an SVG, a unit per pixel."""
+    inside = np.pad(np.asarray(mask), 1)
+    across = np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])  # edges above rows
+    down = np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])
+    return "".join([*(f"M{j} {i}h1" for i, j in across), *(f"M{j} {i}v1" for i, j in down)])
