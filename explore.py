@@ -19,6 +19,7 @@ from utils.cli import UserError
 WEIGHTS = Path(__file__).parent / "weights"
 LOCAL = "127.0.0.1"
 FLOWS = 4  # kept in memory, with the receptive fields of each
+COMPUTING = threading.Lock()  # for receptive fields: torch has forward-mode derivatives in one thread at a time
 # The browser loads nothing from elsewhere.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
@@ -56,7 +57,6 @@ class Library:
         given = [name for name in ("data", "data_path", "prepared_path") if args.weights and name in args.given]
         self.data_flags = {name: getattr(args, name) for name in given}
         self._load, self._fields = lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
-        self.computing = threading.Lock()
 
     def load(self, path):
         """A flow, its configuration and what is known of its training."""
@@ -69,7 +69,7 @@ class Library:
 
     def fields(self, path):
         """The receptive fields of a file's flow, `flow.fields.Fields`, which another file keeps."""
-        with self.computing:
+        with COMPUTING:
             return self._fields(path)
 
     def _fields(self, path):

@@ -265,10 +265,12 @@ def build(library):
             """Let an event of the picture call method(tab, its data) and open a part of the page."""
 
             def handle(own, event: gr.EventData):
-                return change(own, None, method, [getattr(event, key) for key in keys])
+                own.newest = max(own.newest, event.number)  # of the events that wait; the others are outdated
+                values = [getattr(event, key) for key in keys]
+                return change(own, None, lambda own: event.number < own.newest or method(own, values))
 
             event(lambda: gr.Tabs(selected=name), None, tabs, **EVENT)
-            event(handle, [tab], [*shown], trigger_mode="always_last", **how)
+            event(handle, [tab], [*shown], trigger_mode="multiple", **how)
 
         def inpaint(own, steps, draws, progress=gr.Progress()):  # noqa: B008 - so Gradio wants it
             def advance(done, total):

@@ -9,7 +9,7 @@ box.innerHTML = `<img alt=""><svg preserveAspectRatio="none">
   <rect class="pixel halo" width="1" height="1"></rect><rect class="pixel" width="1" height="1"></rect></svg>`;
 element.append(box);
 const [image, svg] = [box.querySelector("img"), box.querySelector("svg")];
-let [start, end, dragged] = [null, null, false]; // corners of a rectangle, [row, column]
+let [start, end, dragged, number] = [null, null, false, 0]; // corners of a rectangle, [row, column]; of the last event
 
 const place = (name, region) => svg.querySelectorAll(name).forEach((each) => {
   each.style.display = region ? "" : "none";
@@ -45,8 +45,9 @@ function region() {
 
 function choose() {
   const [row, column, height, width] = region();
-  if (dragged) trigger("region", { row, column, height, width });
-  else trigger("pixel", { row, column });
+  number += 1;
+  if (dragged) trigger("region", { number, row, column, height, width });
+  else trigger("pixel", { number, row, column });
 }
 
 function move(to) {

@@ -68,7 +68,7 @@ class Tab:
         self.library, self.known, self.folder = library, dict(library.known), Path(tempfile.mkdtemp(dir=library.folder))
         self.lock, self.stopped, self.saved = threading.Lock(), False, {}
         self.a, self.b, self.temperature, self.inpainted = None, None, (), 0
-        self.shown = {}  # of each component of the page
+        self.shown, self.newest = {}, 0  # by each component of the page; number of the picture's newest event
         self.open_weights(next(iter(self.known)))
 
     # What is explored

@@ -55,11 +55,13 @@ def start(new):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """Checkpoints of randomised flows on 8 x 8 images of two levels: RG-Flow, Real NVP, RG-Flow of one channel."""
+    """Checkpoints of randomised flows on 8 x 8 images of two levels: RG-Flow, Real NVP, RG-Flow of one channel; and an
+    RG-Flow on 16 x 16 images."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     files = {}
-    for name, flags in (("rgflow", ""), ("realnvp", "--model realnvp"), ("grey", "--nchannels 1")):
+    kinds = ("rgflow", ""), ("realnvp", "--model realnvp"), ("grey", "--nchannels 1"), ("large", "--L 16")
+    for name, flags in kinds:
         config = vars(get_args(f"--data folder {SMALL} {flags}".split()))
         model = randomise(build(config), 0.2).state_dict()
         files[name] = str(tmp_path_factory.mktemp("weights") / f"{name}.state")
