@@ -21,7 +21,7 @@ test: $(VENV)/requirements-dev.done
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/requirements-dev.done: requirements-metrics.txt
+$(VENV)/requirements-dev.done: requirements-metrics.txt requirements-explore.txt
 
 # A stamp per requirements file: nothing is installed again until the file changes.
 $(VENV)/%.done: %.txt requirements.txt | $(BIN)/python

@@ -17,9 +17,12 @@ from utils import cli
 from utils.cli import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
+FIRST = "faces_spline_lu"  # of them
 LOCAL = "127.0.0.1"
 FLOWS = 4  # kept in memory, with the receptive fields of each
 COMPUTING = threading.Lock()  # for receptive fields: torch has forward-mode derivatives in one thread at a time
+# Of Gradio: nothing is reported to its makers; statistics, which slow down each event, are left out.
+SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 # The browser loads nothing from elsewhere.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
@@ -27,19 +30,14 @@ POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 def explore_parser():
     parser = flags.weights_parser(__doc__, images=True, several=True, draws=False)
     add = parser.add_argument_group("explorer").add_argument
-    add(
-        "--port",
-        type=cli.number(int, 1, 65535, "a port from 1 to 65535"),
-        metavar="N",
-        help="port (default: a free one)",
-    )
+    port = cli.number(int, 1, 65535, "a port from 1 to 65535")
+    add("--port", type=port, metavar="N", help="port of the page (default: a free one)")
     add("--no_browser", action="store_true", help="only print the address")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder in which receptive fields are kept")
-    add(
-        "--draws", type=cli.positive, default=4, metavar="N", help="draws of z; a receptive field is the mean over them"
-    )
+    draws = "draws of z; a receptive field is the mean over them"
+    add("--draws", type=cli.positive, default=4, metavar="N", help=draws)
     parser.epilog = (
-        "Without --weights and flags of a run: all of weights/. Numbers are float64 unless --dtype says otherwise."
+        "Without --weights and flags of a run: all of weights/. Numbers are float64 unless --dtype is given."
     )
     return parser
 
@@ -52,11 +50,11 @@ class Library:
     """
 
     def __init__(self, args, folder):
-        self.args, self.folder, self.known, self.datasets = args, folder, known_weights(args), {}
+        self.args, self.folder, self.known, self.datasets = args, Path(folder), known_weights(args), {}
         self.flags = [f"--dtype={args.dtype}"]
         given = [name for name in ("data", "data_path", "prepared_path") if args.weights and name in args.given]
         self.data_flags = {name: getattr(args, name) for name in given}
-        self._load, self._fields = lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
+        self.threads, self._load, self._fields = [], lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
 
     def load(self, path):
         """A flow, its configuration and what is known of its training."""
@@ -77,13 +75,19 @@ class Library:
         return get_fields(flow, config, self.args.fig_dir, self.args.draws, 0, weights=trained["weights"])
 
     def prepare_fields(self, path):
-        """Let `fields` find them; in the background, to whose errors nobody listens."""
+        """Let `fields` find them, in the background; to errors nobody listens."""
 
         def compute():
             with suppress(Exception):
                 self.fields(path)
 
-        threading.Thread(target=compute, daemon=True).start()
+        self.threads.append(threading.Thread(target=compute))
+        self.threads[-1].start()
+
+    def close(self):
+        """Wait for what is computed in the background: a process that ends meanwhile crashes."""
+        for thread in self.threads:
+            thread.join()
 
     def test_image(self, config, number):
         """An image of the test split: (C, L, L), uint8."""
@@ -110,7 +114,8 @@ def known_weights(args):
     paths = args.weights
     if not paths and set(args.run.given) - {"cuda", "data_path"}:
         paths = [str(flags.newest(args.run)[0])]
-    paths = paths or [os.path.relpath(path) for path in sorted(WEIGHTS.glob("*.state"))]
+    found = sorted(WEIGHTS.glob("*.state"), key=lambda path: (path.stem != FIRST, path.stem))
+    paths = paths or [os.path.relpath(path) for path in found]
     if not paths:
         raise UserError(f"no weights in {WEIGHTS}: name a file with --weights")
     stems = [Path(path).stem for path in paths]
@@ -145,7 +150,7 @@ class Policy:
 def serving(args):
     """Serves the page within: its address. Raises UserError without Gradio, and for a port that is taken."""
     with tempfile.TemporaryDirectory(prefix="explore_") as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": f"{folder}/served"}  # read at import
+        os.environ |= SETTINGS | {"GRADIO_TEMP_DIR": f"{folder}/served"}
         try:
             from starlette.middleware import Middleware
             from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -159,7 +164,8 @@ def serving(args):
         checks = [Middleware(Policy)]
         if host == LOCAL:  # no other name, to which a page from elsewhere could have this address given
             checks.append(Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]))
-        made = page.build(Library(args, folder))
+        library = Library(args, folder)
+        made = page.build(library)
         try:
             _, address, _ = made.launch(
                 server_name=host,
@@ -179,7 +185,8 @@ def serving(args):
         try:
             yield address
         finally:
-            made.close()
+            made.close(verbose=False)
+            library.close()
 
 
 def main(argv=None):

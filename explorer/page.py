@@ -59,12 +59,9 @@ def show_latents(tab):
         colours = torch.from_numpy(field_pictures((size / largest).nan_to_num()[None])[0])
         colours = torch.where(size.isnan(), 1.0, colours)
         pictures.append(((255 * colours).round().to(torch.uint8), f"|z| at h = {h}"))
-    head = "level", "latents", "mean z²", "−log p in nats per latent"
-    rows = [
-        [e["level"], f"{e['latents']:,}", *(f"{e[key]:.3f}" for key in ("mean_square", "nats_per_latent"))]
-        for e in tab.energies()
-    ]
-    return strip(pictures) + table(head, rows[::-1])
+    head, line = ("level", "latents", "mean z²", "−log p in nats per latent"), "{:d} {:,d} {:.3f} {:.3f}"
+    rows = [line.format(*each.values()).split() for each in reversed(tab.energies())]
+    return strip(pictures) + table(head, rows)
 
 
 def show_field(tab):
@@ -72,12 +69,8 @@ def show_field(tab):
     if picture is None:
         return "<p>No latent is chosen.</p>"
     cone = tab.cone()
-    reach = (
-        "in Real NVP it can affect any pixel"
-        if cone is None
-        else f"it can affect {int(cone.sum())} of {cone.numel():,} pixels"
-    )
-    words = f"Receptive field of latent {tab.name} over the picture; {reach}"
+    reach = "in Real NVP, any pixel" if cone is None else f"{int(cone.sum())} of {cone.numel():,} pixels"
+    words = f"Receptive field of latent {tab.name} over the picture; it can affect {reach}"
     return strip([(picture, words)], "large")
 
 
@@ -85,9 +78,8 @@ def show_list(tab):
     choices = [(f"{name} ({strength:.2f})", name) for name, strength in tab.latents]
     where = "over all pixels" if tab.pixel is None else "at row {}, column {}".format(*tab.pixel)
     chosen = tab.name if tab.name in [name for name, _ in tab.latents] else None
-    return gr.update(
-        choices=choices, value=chosen, label=f"Strongest latents {where}, level:row:column:channel (strength)"
-    )
+    label = f"Strongest latents {where}, level:row:column:channel (strength)"
+    return gr.update(choices=choices, value=chosen, label=label)
 
 
 def show_value(tab):
@@ -99,14 +91,12 @@ def show_value(tab):
 def show_region(tab):
     if tab.region is None:
         return "<p>No region is chosen.</p>"
-    row, column, height, width = tab.region
-    counts = tab.counts()
+    words, counts = "The {2} × {3} pixels at row {0}, column {1} affect ".format(*tab.region), tab.counts()
+    if counts is None:
+        return f"<p>{words}, in Real NVP, any latent.</p>"
     affected, total = (sum(each) for each in list(zip(*counts, strict=True))[1:])
-    words = (
-        f"<p>The {height} × {width} pixels at row {row}, column {column} affect {affected:,} of {total:,} latents.</p>"
-    )
     rows = [(h, f"{own:,}", f"{of:,}") for h, own, of in counts[::-1]]
-    return words + table(("level", "affected", "of"), rows)
+    return f"<p>{words}{affected:,} of {total:,} latents.</p>" + table(("level", "affected", "of"), rows)
 
 
 def show_second(tab):
@@ -246,15 +236,25 @@ def build(library):
             same = {} if everything else {each for each, value in own.shown.items() if before.get(each) == value}
             return [gr.skip() if each in same else own.shown[each] for each in outputs or shown]
 
+        def attempt(method, *values):
+            """Whether method(*values) succeeds; what it says of bad input becomes a sentence on the page."""
+            try:
+                method(*values)
+            except (UserError, FloatingPointError) as error:
+                gr.Warning(str(error), title="Not done")
+                return False
+            return True
+
         def change(own, outputs, method, *values):
-            """Call method(own, *values) and show what has changed; bad input becomes a sentence on the page."""
-            with own.lock:
-                try:
+            """Call method(own, *values) and show what has changed, or everything if what the user entered is bad."""
+
+            def call():
+                with own.changing():
                     method(own, *values)
-                except (UserError, FloatingPointError) as error:
-                    gr.Warning(str(error), title="Not done")
-                    return show(own, outputs, everything=True)  # what the user entered does not hold
-                return show(own, outputs)
+
+            done = attempt(call)
+            with own.lock:
+                return show(own, outputs, everything=not done)
 
         def on(event, method, inputs=(), but=(), how=EVENT):
             """Let an event call method(tab, *inputs) and show what has changed, except in the components `but`."""
@@ -277,19 +277,13 @@ def build(library):
                 if done % 5 == 0 or done == total:
                     progress((done, total), desc="Inpainting", unit="steps")
 
-            try:
-                own.inpaint(steps, draws, advance)
-            except (UserError, FloatingPointError) as error:
-                gr.Warning(str(error), title="Not done")
+            attempt(own.inpaint, steps, draws, advance)
             with own.lock:
                 return ["", *show(own)]
 
         def save(own, method):
             with own.lock:
-                try:
-                    method(own)
-                except (UserError, FloatingPointError) as error:
-                    gr.Warning(str(error), title="Not done")
+                attempt(method, own)
                 return [str(path) for path in own.saved.values()]
 
         def start():

@@ -1,10 +1,10 @@
 """What one tab of the browser explores: a flow, a picture as latents, edits of them, and how each is drawn. No page."""
 
 import base64
-import math
 import shlex
 import tempfile
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ PER_LEVEL = 4  # latents of each level in a list
 HIGHEST = 1.5  # temperature
 RANGE = 6.0  # of a latent's slider, both ways
 FRAMES, SECONDS, SLOWLY = 16, 0.1, 0.5  # of a walk: frames, and how long each is seen
-STEPS, DRAWS, RATE = 300, 200, 0.1  # of inpainting
+STEPS, DRAWS, RATE = 100, 50, 0.1  # of inpainting; a few seconds
 RESULT = "{}: PSNR {:.1f} dB of the image, {:.1f} dB in the region; {} free latents; log p = {:,.0f} nats of the best"
 RESULT += " draw, {:,.0f} of the result, {:,.0f} of the picture before"
 QUICK = 10**7  # parameters of a flow whose receptive fields are computed before they are asked for
@@ -58,8 +58,7 @@ class Source:
 
 
 class Tab:
-    """State of a tab. Its methods are called under its `lock`, but for `inpaint` and `stop`. Bad input raises UserError
-    and changes nothing.
+    """State of a tab. What changes it, but for `inpaint` and `stop`, is called within `changing`.
 
     library: what tabs have in common, see `explore.Library`
     """
@@ -71,28 +70,37 @@ class Tab:
         self.shown, self.newest = {}, 0  # by each component of the page; number of the picture's newest event
         self.open_weights(next(iter(self.known)))
 
+    @contextmanager
+    def changing(self):
+        """For one thread at a time; after an error, all is as it was."""
+        with self.lock:
+            before = dict(vars(self))
+            try:
+                yield
+            except Exception:
+                vars(self).update(before)
+                raise
+
     # What is explored
 
     def add_weights(self, path):
         """Another file of weights, an upload."""
-        name, before = Path(path).name, dict(self.known)
-        self.known[name] = path
-        try:
-            self.open_weights(name)
-        except UserError:
-            self.known = before
-            raise
+        self.known = {**self.known, Path(path).name: path}
+        self.open_weights(Path(path).name)
 
     def open_weights(self, name):
-        """Another flow, for the same pictures if it can take them, otherwise for samples."""
-        flow, config, trained = self.library.load(self.known[name])
+        """Another flow, for the same pictures if it can take them, otherwise for samples. Raises UserError for a file
+        that is no checkpoint."""
+        path = self.known[name]
+        flow, config, trained = self.library.load(path)
         self.weights, self.flow, self.config, self.trained = name, flow, config, trained
+        self.file = Path(path).name if self.library.folder in Path(path).parents else path
         self.decoder = Decoder(flow)
         if len(self.temperature) != flow.num_levels:
             self.temperature = MIXED[0], *MIXED[1:] * (flow.num_levels - 1)
         self.latents, self.latent, self.pixel, self.region = [], None, None, None
         if trained["parameters"] <= QUICK:
-            self.library.prepare_fields(self.known[name])
+            self.library.prepare_fields(path)
         for which, seed in (("a", 0), ("b", 1)):
             source = getattr(self, which)
             if source and source.image is not None and source.image.shape == flow.level_map.shape:
@@ -186,7 +194,7 @@ class Tab:
 
     def range(self):
         """Of the slider of its value."""
-        edge = max(RANGE, math.ceil(abs(self.value())))
+        edge = max(RANGE, float(np.ceil(abs(self.value()))))
         return -edge, edge
 
     def set_latent(self, value=None):
@@ -231,11 +239,14 @@ class Tab:
         self.region = tuple(region)
 
     def counts(self):
-        """How many latents of each level are in the inference cone of the rectangle: (level, number, of how many)."""
+        """How many latents of each level are in the inference cone of the rectangle: (level, number, of how many); None
+        for a flow without blocks."""
+        if not self.flow.layers():
+            return None
         levels, channels = self.flow.level_map[0].cpu(), self.flow.nchannels
-        cone = inference_cone(self.mask(), self.flow.kernel_size) if self.flow.layers() else torch.ones_like(levels) > 0
-        own = [levels == h for h in range(self.flow.num_levels)]
-        return [(h, channels * int((cone & each).sum()), channels * int(each.sum())) for h, each in enumerate(own)]
+        cone, own = inference_cone(self.mask(), self.flow.kernel_size), range(self.flow.num_levels)
+        numbers = [[channels * int(each.sum()) for each in (cone & (levels == h), levels == h)] for h in own]
+        return [(h, *pair) for h, pair in enumerate(numbers)]
 
     def mask(self):
         mask = torch.zeros(self.flow.L, self.flow.L, dtype=torch.bool)
@@ -244,14 +255,16 @@ class Tab:
         return mask
 
     def inpaint(self, steps, draws, progress):
-        """Inpaint the rectangle; the result becomes the first picture. progress(done, total): shows it. Not under the
-        lock, since it takes seconds; so it goes by what the tab shows at its start."""
+        """Inpaint the rectangle of what the tab shows now, which takes seconds; the result becomes the first picture.
+        progress(done, total): called after each step"""
+        steps, draws = whole("steps", steps), whole("draws", draws, 1)
         if self.region is None:
             raise UserError("no region is chosen: drag a rectangle on the picture")
-        with self.lock:
+        with self.changing():
             self.stopped, flow, picture, mask = False, self.flow, self.picture, self.mask()
-            given, region, self.inpainted = self.files(), self.region, self.inpainted + 1
+            files, region, self.inpainted = self.files(), self.region, self.inpainted + 1
             before, after = (name.format(self.inpainted) for name in (BEFORE, AFTER))
+            content = files.pop(self.picture_name())
         done, total = 0, draws + steps + 1
 
         def advance():
@@ -262,14 +275,13 @@ class Tab:
                 raise Stop
 
         device = flow.level_map.device
-        images, masks = picture[None].to(device), mask[None].to(device)
-        settings = RATE, steps, draws, generator(0, "inpaint", before, device), advance
-        result = inpaint(flow, images, masks, partial(natural_problem, flow), *settings)
+        given = picture[None].to(device), mask[None].to(device), partial(natural_problem, flow), RATE, steps, draws
+        result = inpaint(flow, *given, generator(0, "inpaint", before, device), advance)
         command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, steps=steps, draws=draws)
         command += f"  # stopped after {done} of {total} steps" if self.stopped else ""
         image = result.images[0].cpu()
-        files = {before: given.pop(self.picture_name()), **given, after: png(image, Command=command)}
-        with self.lock:
+        files = {before: content, **files, after: png(image, Command=command)}
+        with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
                 raise UserError("the picture was changed meanwhile: the inpainted one is not shown")
             self.put("a", self.encoded("file", after, image, files))
@@ -338,11 +350,7 @@ class Tab:
     def command(self, script, **flags):
         """A command line with flags; True for one without a value."""
         given = [f"--{name}" if value is True else shlex.quote(f"--{name}={value}") for name, value in flags.items()]
-        return (
-            shlex.join(["python", script, "--weights", self.trained["weights"], *self.library.flags])
-            + " "
-            + " ".join(given)
-        )
+        return " ".join(["python", script, "--weights", shlex.quote(self.file), *self.library.flags, *given])
 
     def picture_command(self):
         """The command that makes the picture again."""
@@ -361,7 +369,7 @@ class Tab:
         return self.command("plot_reconstruct.py", **flags)
 
     def picture_name(self):
-        return f"{Path(self.trained['weights']).stem}_{digest(self.picture)[:6]}.png"
+        return f"{Path(self.file).stem}_{digest(self.picture)[:6]}.png"
 
     def files(self):
         """The picture, and the files that its command reads: name -> PNG."""
@@ -374,7 +382,7 @@ class Tab:
 
     def save_latents(self):
         """z, (C, L, L), and how it came about."""
-        saved = {"z": self.z().cpu(), "weights": self.trained["weights"], "digest": self.trained["digest"]}
+        saved = {"z": self.z().cpu(), "weights": self.file, "digest": self.trained["digest"]}
         saved["command"] = self.picture_command()
         self.save(str(Path(self.picture_name()).with_suffix(".pt")), partial(torch.save, saved))
 
@@ -404,10 +412,10 @@ def spread(low, high):
     return torch.linspace(low, high, FRAMES).tolist()
 
 
-def whole(name, value):
-    """A number of the page as an int. Raises UserError if it is none that counts."""
-    if value is None or not 0 <= value < 2**31 or value != int(value):
-        raise UserError(f"{name} {value}: must be a whole number from 0 to {2**31 - 1}")
+def whole(name, value, least=0):
+    """A number of the page as an int. Raises UserError if it is none from `least` on."""
+    if value is None or not least <= value < 2**31 or value != int(value):
+        raise UserError(f"{name} {value}: must be a whole number from {least} to {2**31 - 1}")
     return int(value)
 
 

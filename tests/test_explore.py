@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,10 @@ def parsed(weights, images, tmp_path):
 
 @pytest.fixture
 def tab(parsed, tmp_path):
-    return lambda *names: Tab(explore.Library(parsed(*names), tmp_path))
+    libraries = []
+    yield lambda *names: Tab(libraries.append(explore.Library(parsed(*names), tmp_path)) or libraries[-1])
+    for library in libraries:
+        library.close()
 
 
 def picture_of(flow, z):
@@ -127,19 +131,27 @@ def test_errors_change_nothing(tab, weights, tmp_path):
     broken.parent.mkdir()
     broken.write_bytes(b"no picture")
     before = tab.picture.clone()
-    for call, words in (
-        (lambda: tab.open_file("a", str(broken)), "^broken.png: no readable image"),
-        (lambda: tab.add_weights(str(broken)), "^checkpoint broken.png: damaged, or not a checkpoint"),
-        (lambda: tab.open_test("a", 6), r"^test image 6: must be in 0\.\.5"),
-        (lambda: tab.open_test("a", 0.5), "^test image 0.5: must be a whole number"),
-        (lambda: tab.open_sample("a", None), "^seed None: must be a whole number"),
-        (lambda: tab.set_latent(1.0), "^no latent is chosen"),
-        (lambda: tab.inpaint(1, 1, lambda *_: None), "^no region is chosen"),
-        (tab.save_walk, "^no slider was moved"),
+    for method, values, words in (
+        (tab.open_file, ["a", str(broken)], "^broken.png: no readable image"),
+        (tab.add_weights, [str(broken)], "^checkpoint broken.png: damaged, or not a checkpoint"),
+        (tab.open_test, ["a", 6], r"^test image 6: must be in 0\.\.5"),
+        (tab.open_test, ["a", 0.5], "^test image 0.5: must be a whole number"),
+        (tab.open_sample, ["a", None], "^seed None: must be a whole number"),
+        (tab.set_latent, [1.0], "^no latent is chosen"),
+        (tab.save_walk, [], "^no slider was moved"),
+        (tab.set_temperature, [1, math.inf], "must be finite"),
     ):
-        with pytest.raises(UserError, match=words):
-            call()
+        with pytest.raises((UserError, ValueError), match=words), tab.changing():
+            method(*values)
         assert torch.equal(tab.picture, before) and tab.weights == "rgflow" and tuple(tab.known) == NAMES
+        assert tab.temperature == (0.2, 0.6)
+    for steps, draws, words in ((1, 1, "^no region is chosen"), (1, 0, "^draws 0: must be a whole number from 1")):
+        with pytest.raises(UserError, match=words):
+            tab.inpaint(steps, draws, lambda *_: None)
+    tab.pick("0:1:1:0")
+    with pytest.raises(FloatingPointError, match="not finite"), tab.changing():
+        tab.set_latent(math.inf)
+    assert torch.equal(tab.picture, before) and not tab.values
     tab.add_weights(weights["grey"])
     assert tab.picture.shape == (1, 8, 8)
 
@@ -227,7 +239,7 @@ def test_weights_to_explore(parsed, weights, tmp_path, monkeypatch):
     assert list(explore.known_weights(args)) == [weights["rgflow"], str(same)]
     monkeypatch.chdir(explore.WEIGHTS.parent)
     known = explore.known_weights(flags.parse(parser, []))
-    assert known == {path.stem: f"weights/{path.name}" for path in sorted(explore.WEIGHTS.glob("*.state"))}
+    assert known == {path.stem: f"weights/{path.name}" for path in explore.WEIGHTS.glob("*.state")}
     with pytest.raises(UserError, match="no checkpoint in"):
         explore.known_weights(flags.parse(parser, ["--data", "msds1", "-o", str(tmp_path)]))
 
@@ -247,14 +259,26 @@ def test_without_gradio_one_sentence_says_what_to_install(parsed, monkeypatch):
 def browser():
     """Playwright's Chromium, or the system's."""
     pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-explore.txt")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -r requirements-dev.txt")
-    with playwright.sync_playwright() as own:
+    pytest.importorskip("playwright", reason="no Playwright: pip install -r requirements-dev.txt")
+    with chromium() as browser:
+        if browser is None:
+            pytest.skip("no Chromium: playwright install chromium, or apt-get install chromium")
+        yield browser
+
+
+@contextmanager
+def chromium():
+    """Playwright's browser, or the system's; None if there is none."""
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
         for path in (None, *filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
-            with suppress(playwright.Error):
-                browser = own.chromium.launch(executable_path=path)
+            with suppress(Error):
+                browser = playwright.chromium.launch(executable_path=path)
                 break
         else:
-            pytest.skip("no Chromium: playwright install chromium, or apt-get install chromium")
+            yield None
+            return
         yield browser
         browser.close()
 
@@ -269,7 +293,7 @@ def address(browser, parsed):
 def visit(browser, address):
     """Open the page in a new tab, as a `Visit`."""
     visits = []
-    yield lambda **how: visits.append(Visit(browser.new_page(**how), address)) or visits[-1]
+    yield lambda: visits.append(Visit(browser, address)) or visits[-1]
     for each in visits:
         each.page.close()
         assert not each.foreign and not each.errors
@@ -278,14 +302,14 @@ def visit(browser, address):
 class Visit:
     """A tab of the browser with the page."""
 
-    def __init__(self, page, address):
-        self.page, self.foreign, self.errors = page, [], []
+    def __init__(self, browser, address, **how):
+        self.page, self.foreign, self.errors = browser.new_page(**how), [], []
         own = address, "data:", "blob:"
-        page.on("request", lambda request: request.url.startswith(own) or self.foreign.append(request.url))
-        page.on("pageerror", lambda error: self.errors.append(error))
-        page.on("console", lambda message: message.type != "error" or self.errors.append(message.text))
-        page.goto(address)
-        page.wait_for_selector("#picture img[src^=data]")
+        self.page.on("request", lambda request: request.url.startswith(own) or self.foreign.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(error))
+        self.page.on("console", lambda message: message.type != "error" or self.errors.append(message.text))
+        self.page.goto(address)
+        self.page.wait_for_selector("#picture img[src^=data]")
 
     def picture(self):
         """What the page shows: (C, L, L)."""
@@ -487,7 +511,7 @@ def test_screen(browser, tmp_path, width, height):
     args = flags.parse(explore.explore_parser(), own)
     args.dtype, args.draws = "float64", 1
     with explore.serving(args) as address:
-        visit = Visit(browser.new_page(viewport={"width": width, "height": height}), address)
+        visit = Visit(browser, address, viewport={"width": width, "height": height})
         visit.page.locator("#picture .picture").scroll_into_view_if_needed()
         visit.page.mouse.click(*visit.point(10, 13, 32))
         visit.page.locator("#list input").first.wait_for()
