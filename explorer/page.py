@@ -154,7 +154,7 @@ def build(library):
     """The page, a gr.Blocks, on an `explore.Library`."""
     with gr.Blocks(title="RG-Flow explorer", analytics_enabled=False) as page:
         tab = gr.State()
-        gr.Markdown("# RG-Flow explorer")
+        gr.Markdown("## RG-Flow explorer")
         with gr.Row():
             weights = gr.Dropdown([], label="Weights", scale=3, min_width=200, elem_id="weights")
             other = gr.UploadButton(
@@ -181,10 +181,11 @@ def build(library):
                         "Click a pixel of the picture: the latents that act on it most. Choose one to see its receptive"
                         " field and, as a blue line on the picture, its generation cone; drag its value."
                     )
-                    strongest = gr.Button("List the strongest over all pixels", size="md", elem_id="strongest")
                     listing = gr.Radio([], elem_id="list")
                     value = gr.Slider(-RANGE, RANGE, step=0.05, elem_id="value")
-                    reset = gr.Button("Its own value again", size="md", elem_id="reset")
+                    with gr.Row():
+                        reset = gr.Button("Its own value again", size="md", elem_id="reset")
+                        strongest = gr.Button("List the strongest over all pixels", size="md", elem_id="strongest")
                     field = gr.HTML(apply_default_css=False, elem_id="field")
                 with gr.Tab("Region", id="region"):
                     gr.Markdown("Drag a rectangle on the picture: the latents of its inference cone. Then inpaint it.")

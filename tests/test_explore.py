@@ -504,7 +504,7 @@ def test_a_port_that_is_taken(address, parsed):
         pass
 
 
-@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+@pytest.mark.parametrize("width, height", [(1280, 1000), (390, 844)])
 def test_screen(browser, tmp_path, width, height):
     """The picture of the README, which EXPLORER_PICTURE=FILE takes again; on a telephone nothing is cut off."""
     own = "--weights", str(explore.WEIGHTS / "faces_spline_lu.state"), "--no_browser", "--fig_dir", str(tmp_path)
@@ -512,12 +512,13 @@ def test_screen(browser, tmp_path, width, height):
     args.dtype, args.draws = "float64", 1
     with explore.serving(args) as address:
         visit = Visit(browser, address, viewport={"width": width, "height": height})
+        visit.page.locator("#seed_a input").fill("6")
+        until(lambda: "seed 6" in visit.words())
         visit.page.locator("#picture .picture").scroll_into_view_if_needed()
-        visit.page.mouse.click(*visit.point(10, 13, 32))
-        visit.page.locator("#list input").first.wait_for()
-        visit.page.locator("#list input").nth(5).click()
+        visit.page.mouse.click(*visit.point(16, 11, 32))
+        visit.page.locator("#list input[value^='1:']").first.click()
         visit.page.locator("#field img").wait_for()
-        visit.drag("#value", 0.75)
+        visit.drag("#value", 0.8)
         until(lambda: "1 latent changed" in visit.words())
         visit.page.evaluate("scrollTo(0, 0)")
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
