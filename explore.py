@@ -195,7 +195,7 @@ def main(argv=None):
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # with small networks as fast as more, and tabs do not wait for each other
     with serving(args) as address:
-        print(f"{address} shows the explorer, to this machine alone; Ctrl+C ends it")
+        print(f"{address} shows the explorer; Ctrl+C ends it")
         threading.Event().wait()
 
 
