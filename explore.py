@@ -52,7 +52,7 @@ class Library:
     def __init__(self, args, folder):
         self.args, self.folder, self.known, self.datasets = args, Path(folder), known_weights(args), {}
         self.flags = [f"--dtype={args.dtype}"]
-        given = [name for name in ("data", "data_path", "prepared_path") if args.weights and name in args.given]
+        given = [name for name in ("data", "data_path", "prepared_path") if name in args.given]
         self.data_flags = {name: getattr(args, name) for name in given}
         self.threads, self._load, self._fields = [], lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
 

@@ -129,12 +129,10 @@ def picture_controls(which):
     """Controls that choose the picture "a" or "b": seed of a sample, the next one, number of a test image, its button,
     upload."""
     with gr.Row():
-        seed = gr.Number(label="Seed of a sample", minimum=0, precision=0, min_width=120, elem_id=f"seed_{which}")
+        seed = gr.Number(label="Seed of a sample", min_width=120, elem_id=f"seed_{which}")
         another = gr.Button("Next sample", size="md", min_width=120, elem_id=f"next_{which}")
     with gr.Row():
-        number = gr.Number(
-            0, label="Number of a test image", minimum=0, precision=0, min_width=120, elem_id=f"number_{which}"
-        )
+        number = gr.Number(0, label="Number of a test image", min_width=120, elem_id=f"number_{which}")
         test = gr.Button("Open test image", size="md", min_width=120, elem_id=f"test_{which}")
     upload = gr.UploadButton("Open an image file of yours", size="md", file_types=["image"], elem_id=f"open_{which}")
     return seed, another, number, test, upload
@@ -191,8 +189,8 @@ def build(library):
                     gr.Markdown("Drag a rectangle on the picture: the latents of its inference cone. Then inpaint it.")
                     region = gr.HTML(apply_default_css=False, elem_id="region")
                     with gr.Row():
-                        steps = gr.Number(STEPS, label="Steps of Adam", minimum=0, precision=0, elem_id="steps")
-                        draws = gr.Number(DRAWS, label="Draws to start from", minimum=1, precision=0, elem_id="draws")
+                        steps = gr.Number(STEPS, label="Steps of Adam", elem_id="steps")
+                        draws = gr.Number(DRAWS, label="Draws to start from", elem_id="draws")
                     with gr.Row():
                         fill = gr.Button("Inpaint", variant="primary", size="md", elem_id="inpaint")
                         stop = gr.Button("Stop", size="md", elem_id="stop")

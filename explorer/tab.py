@@ -5,7 +5,7 @@ import shlex
 import tempfile
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,8 @@ class Source:
     def words(self):
         if self.kind == "sample":
             return f"sample of seed {self.name} at T = {listing(self.temperature)} (h = 0 first)"
-        return f"test image {self.name}" if self.kind == "test" else str(self.name)
+        words = f"{'test image' if self.kind == 'test' else self.kind} {self.name}"
+        return f"{words}, its central square resized" if self.resized else words
 
 
 class Tab:
@@ -66,7 +67,7 @@ class Tab:
     def __init__(self, library):
         self.library, self.known, self.folder = library, dict(library.known), Path(tempfile.mkdtemp(dir=library.folder))
         self.lock, self.stopped, self.saved = threading.Lock(), False, {}
-        self.a, self.b, self.temperature, self.inpainted = None, None, (), 0
+        self.a, self.b, self.config, self.temperature, self.inpainted = None, None, None, (), 0
         self.shown, self.newest = {}, 0  # by each component of the page; number of the picture's newest event
         self.open_weights(next(iter(self.known)))
 
@@ -93,7 +94,7 @@ class Tab:
         that is no checkpoint."""
         path = self.known[name]
         flow, config, trained = self.library.load(path)
-        self.weights, self.flow, self.config, self.trained = name, flow, config, trained
+        before, self.weights, self.flow, self.config, self.trained = self.config, name, flow, config, trained
         self.file = Path(path).name if self.library.folder in Path(path).parents else path
         self.decoder = Decoder(flow)
         if len(self.temperature) != flow.num_levels:
@@ -104,6 +105,9 @@ class Tab:
         for which, seed in (("a", 0), ("b", 1)):
             source = getattr(self, which)
             if source and source.image is not None and source.image.shape == flow.level_map.shape:
+                if source.kind == "test" and before["data"] != config["data"]:  # which has others of these numbers
+                    own = f"{before['data']}_test_{source.name}.png"
+                    source = replace(source, kind="file", name=own, files={own: png(source.image)})
                 setattr(self, which, self.encoded(source.kind, source.name, source.image, source.files, source.resized))
             else:
                 seed = source.name if source and source.kind == "sample" else seed
@@ -119,7 +123,9 @@ class Tab:
         return Source(kind, name, z, image, dict(files), resized, error=error)
 
     def open_sample(self, which, seed):
-        self.put(which, self.sample(whole("seed", seed), self.temperature))
+        """The sample of a seed; None, an empty field, for what is there."""
+        if seed is not None:
+            self.put(which, self.sample(whole("seed", seed), self.temperature))
 
     def open_next(self, which):
         """The sample of the next seed."""
@@ -299,13 +305,13 @@ class Tab:
         return edited(self.flow, (a or self.a).z[None], (b or self.b).z[None], swap, (), values.items())[0]
 
     def draw(self):
-        """Decode what has changed: uint8 images (C, L, L), `levels` of the levels >= h alone, a list, and `second`."""
-        images = self.decoder(torch.cat((from_levels(self.flow, self.z()), self.b.z[None])))
+        """Decode what has changed: uint8 images (C, L, L), `levels` of the levels >= h alone, a list, the picture with
+        `unchanged` latents, and the `second` picture."""
+        others = torch.stack((self.z(values={}), self.b.z))
+        images = self.decoder(torch.cat((from_levels(self.flow, self.z()), others)))
         if not images.isfinite().all():
             raise FloatingPointError("the picture is not finite and not shown: a latent is too far out")
-        *self.levels, self.second = to_bytes(images)
-        if not self.values:
-            self.unchanged = self.picture
+        *self.levels, self.unchanged, self.second = to_bytes(images)
 
     @property
     def picture(self):
@@ -415,7 +421,8 @@ def spread(low, high):
 def whole(name, value, least=0):
     """A number of the page as an int. Raises UserError if it is none from `least` on."""
     if value is None or not least <= value < 2**31 or value != int(value):
-        raise UserError(f"{name} {value}: must be a whole number from {least} to {2**31 - 1}")
+        given = "missing" if value is None else value
+        raise UserError(f"{name} {given}: must be a whole number from {least} to {2**31 - 1}")
     return int(value)
 
 

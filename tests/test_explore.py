@@ -136,7 +136,8 @@ def test_errors_change_nothing(tab, weights, tmp_path):
         (tab.add_weights, [str(broken)], "^checkpoint broken.png: damaged, or not a checkpoint"),
         (tab.open_test, ["a", 6], r"^test image 6: must be in 0\.\.5"),
         (tab.open_test, ["a", 0.5], "^test image 0.5: must be a whole number"),
-        (tab.open_sample, ["a", None], "^seed None: must be a whole number"),
+        (tab.open_test, ["a", None], "^test image missing: must be a whole number"),
+        (tab.open_sample, ["a", -1], "^seed -1: must be a whole number"),
         (tab.set_latent, [1.0], "^no latent is chosen"),
         (tab.save_walk, [], "^no slider was moved"),
         (tab.set_temperature, [1, math.inf], "must be finite"),
@@ -152,6 +153,8 @@ def test_errors_change_nothing(tab, weights, tmp_path):
     with pytest.raises(FloatingPointError, match="not finite"), tab.changing():
         tab.set_latent(math.inf)
     assert torch.equal(tab.picture, before) and not tab.values
+    tab.open_sample("a", None)
+    assert tab.a.name == 0
     tab.add_weights(weights["grey"])
     assert tab.picture.shape == (1, 8, 8)
 
@@ -177,8 +180,25 @@ def test_commands_make_the_pictures_again(tab, tmp_path, monkeypatch, name):
     assert torch.equal(tab.picture[:, ~mask], before[:, ~mask]) and not torch.equal(tab.picture, before)
     tab.set_latent(1)
     files |= tab.files()
-    assert len(files) == 4  # two of the tab, before and after inpainting
+    tab.open_test("a", 5)
+    tab.config = {**tab.config, "data": "msds1"}  # as if it were of other weights
+    tab.open_weights(name)
+    files |= tab.files()
+    assert len(files) == 6  # three of the tab, before and after inpainting, the test image
     check_commands(files, tmp_path, monkeypatch)
+
+
+def test_pixels_that_a_latent_changes(tab):
+    """Counted against what the picture is without the latent's value, whatever else was changed since."""
+    tab = tab("large")
+    tab.pick("0:5:6:1")
+    tab.set_latent(5)
+    words = tab.describe().rpartition(". ")[2]
+    assert words.endswith("0 of them outside the generation cone") and " 0 of 256" not in words
+    tab.set_levels([1, 2])
+    tab.set_temperature(2, 1.0)
+    words = tab.describe().rpartition(". ")[2]
+    assert words.endswith("0 of them outside the generation cone") and " 0 of 256" not in words
 
 
 def test_files(tab, tmp_path):
@@ -240,6 +260,8 @@ def test_weights_to_explore(parsed, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(explore.WEIGHTS.parent)
     known = explore.known_weights(flags.parse(parser, []))
     assert known == {path.stem: f"weights/{path.name}" for path in explore.WEIGHTS.glob("*.state")}
+    args = flags.parse(parser, ["--data_path", str(tmp_path)])
+    assert explore.Library(args, tmp_path).data_flags == {"data_path": str(tmp_path)}  # of commands for test images
     with pytest.raises(UserError, match="no checkpoint in"):
         explore.known_weights(flags.parse(parser, ["--data", "msds1", "-o", str(tmp_path)]))
 
