@@ -4,6 +4,7 @@
 import os
 import tempfile
 import threading
+import weakref
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -45,13 +46,13 @@ def explore_parser():
 class Library:
     """What the tabs of the browser have in common: files of weights, data sets, flows in memory.
 
-    known: the files of weights, name -> path; folder: for files to save
+    known: the files of weights, name -> path; folder: for files to save; tabs: those that are open, by their sessions
     flags: of the commands that the page shows; data_flags: those of commands for test images
     """
 
     def __init__(self, args, folder):
         self.args, self.folder, self.known, self.datasets = args, Path(folder), known_weights(args), {}
-        self.flags = [f"--dtype={args.dtype}"]
+        self.tabs, self.flags = weakref.WeakValueDictionary(), [f"--dtype={args.dtype}"]
         given = [name for name in ("data", "data_path", "prepared_path") if name in args.given]
         self.data_flags = {name: getattr(args, name) for name in given}
         self.threads, self._load, self._fields = [], lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
@@ -85,7 +86,10 @@ class Library:
         self.threads[-1].start()
 
     def close(self):
-        """Wait for what is computed in the background: a process that ends meanwhile crashes."""
+        """Stop what is inpainted and wait for what is computed: a process that ends meanwhile crashes."""
+        for tab in list(self.tabs.values()):
+            tab.stop()
+            tab.inpainting.acquire()
         for thread in self.threads:
             thread.join()
 

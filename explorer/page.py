@@ -91,12 +91,12 @@ def show_value(tab):
 def show_region(tab):
     if tab.region is None:
         return "<p>No region is chosen.</p>"
-    words, counts = "The {2} × {3} pixels at row {0}, column {1} affect ".format(*tab.region), tab.counts()
+    words, counts = "The {2} × {3} pixels at row {0}, column {1} affect".format(*tab.region), tab.counts()
     if counts is None:
         return f"<p>{words}, in Real NVP, any latent.</p>"
     affected, total = (sum(each) for each in list(zip(*counts, strict=True))[1:])
     rows = [(h, f"{own:,}", f"{of:,}") for h, own, of in counts[::-1]]
-    return f"<p>{words}{affected:,} of {total:,} latents.</p>" + table(("level", "affected", "of"), rows)
+    return f"<p>{words} {affected:,} of {total:,} latents.</p>" + table(("level", "affected", "of"), rows)
 
 
 def show_second(tab):
@@ -285,11 +285,16 @@ def build(library):
                 attempt(method, own)
                 return [str(path) for path in own.saved.values()]
 
-        def start():
-            own = Tab(library)
+        def start(request: gr.Request):
+            own = library.tabs[request.session_hash] = Tab(library)
             return [own, *show(own)]
 
+        def leave(request: gr.Request):
+            if own := library.tabs.get(request.session_hash):
+                own.stop()
+
         page.load(start, None, [tab, *shown], **EVENT)
+        page.unload(leave)
         on(weights.input, Tab.open_weights, [weights])
         on(other.upload, Tab.add_weights, [other])
         for which, (seed, another, number, test, upload) in (("a", first), ("b", others)):

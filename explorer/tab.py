@@ -66,7 +66,7 @@ class Tab:
 
     def __init__(self, library):
         self.library, self.known, self.folder = library, dict(library.known), Path(tempfile.mkdtemp(dir=library.folder))
-        self.lock, self.stopped, self.saved = threading.Lock(), False, {}
+        self.lock, self.inpainting, self.stopped, self.saved = threading.Lock(), threading.Lock(), False, {}
         self.a, self.b, self.config, self.temperature, self.inpainted = None, None, None, (), 0
         self.shown, self.newest = {}, 0  # by each component of the page; number of the picture's newest event
         self.open_weights(next(iter(self.known)))
@@ -282,16 +282,17 @@ class Tab:
 
         device = flow.level_map.device
         given = picture[None].to(device), mask[None].to(device), partial(natural_problem, flow), RATE, steps, draws
-        result = inpaint(flow, *given, generator(0, "inpaint", before, device), advance)
-        command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, steps=steps, draws=draws)
-        command += f"  # stopped after {done} of {total} steps" if self.stopped else ""
+        with self.inpainting:
+            result = inpaint(flow, *given, generator(0, "inpaint", before, device), advance)
+        made = {"steps": max(done - draws - 1, 0), "draws": min(done, draws)}  # they give the same if it was stopped
+        command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, **made)
         image = result.images[0].cpu()
         files = {before: content, **files, after: png(image, Command=command)}
         with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
                 raise UserError("the picture was changed meanwhile: the inpainted one is not shown")
             self.put("a", self.encoded("file", after, image, files))
-            words = "Stopped, the best so far" if self.stopped else "Inpainted"
+            words = "Inpainted" if done == total else "Stopped, the best so far"
             self.result = RESULT.format(words, *(each.item() for each in result[1:]))
 
     def stop(self):

@@ -76,7 +76,7 @@ def check_commands(files, folder, monkeypatch):
     for name in files:
         image = Image.open(folder / name)
         if command := image.text.get("Command"):
-            _, script, *words = shlex.split(command, comments=True)
+            _, script, *words = shlex.split(command)
             SCRIPTS[script].main([*words, "--fig_dir", f"again_{name}"])
             pattern = "_pixels" if script == "plot_reconstruct.py" else "_(rgflow|realnvp)_0_before"
             (made,) = [path for path in Path(f"again_{name}").glob("*.png") if re.search(pattern, path.name)]
@@ -214,19 +214,21 @@ def test_files(tab, tmp_path):
         assert animation.n_frames == 16 + 14
 
 
-def test_inpainting_stops(tab):
+@pytest.mark.parametrize("last", [2, 4, 9])  # of 3 draws and 50 steps
+def test_inpainting_stops(tab, tmp_path, monkeypatch, last):
     tab = tab("rgflow")
     tab.select((0, 0, 3, 3))
     seen = []
 
     def progress(done, total):
         seen.append((done, total))
-        if done == 4:
+        if done == last:
             tab.stop()
 
     tab.inpaint(50, 3, progress)
-    assert seen == [(k, 54) for k in range(1, 5)]
+    assert seen == [(k, 54) for k in range(1, last + 1)]
     assert "Stopped, the best so far: PSNR" in tab.describe()
+    check_commands(tab.files(), tmp_path, monkeypatch)
 
 
 def test_inference_cone_counted_by_autograd(tab):
@@ -365,6 +367,12 @@ class Visit:
         self.page.mouse.up()
         return float(slider.input_value())
 
+    def choose_region(self):
+        self.page.mouse.move(*self.point(1, 2))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.point(3, 5), steps=4)
+        self.page.mouse.up()
+
     def open(self, name):
         """Other weights."""
         self.page.locator("#weights input").click()
@@ -473,10 +481,7 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     visit.upload("#open_a", images / "test" / "3.png")
     visit.until_shown(image)
     assert re.search(r"3\.png \(encoded and decoded: largest error \de-\d+ of 256\)", visit.words())
-    visit.page.mouse.move(*visit.point(1, 2))
-    visit.page.mouse.down()
-    visit.page.mouse.move(*visit.point(3, 5), steps=4)
-    visit.page.mouse.up()
+    visit.choose_region()
     visit.page.get_by_text("The 3 × 4 pixels at row 1, column 2 affect").wait_for()
     visit.page.locator("#steps input").fill("4")
     visit.page.locator("#draws input").fill("3")
@@ -500,6 +505,24 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     torch.testing.assert_close(torch.load(io.BytesIO(latents), weights_only=True)["z"], mixed)
     shutil.copy(images / "test" / "3.png", tmp_path)
     check_commands({name: content for name, content in files.items() if name.endswith(".png")}, tmp_path, monkeypatch)
+
+
+def test_inpainting_ends_with_its_tab_and_with_the_server(browser, parsed, monkeypatch):
+    ended, own = [], Tab.inpaint
+    monkeypatch.setattr(Tab, "inpaint", lambda *given: (own(*given), ended.append(True)))
+    with explore.serving(parsed()) as address:
+        for leave in (True, False):
+            visit = Visit(browser, address)
+            visit.choose_region()
+            visit.page.locator("#steps input").fill("1000000")
+            visit.page.locator("#inpaint").click()
+            visit.page.get_by_text("Inpainting -").wait_for()
+            if leave:
+                visit.page.close()
+                until(lambda: ended)
+        assert len(ended) == 1
+    until(lambda: len(ended) == 2)
+    visit.page.close()
 
 
 def test_nothing_else_is_served(address):
