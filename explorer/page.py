@@ -17,6 +17,12 @@ CSS, JS = ((HERE / name).read_text("utf-8") for name in ("page.css", "picture.js
 MOST_LEVELS = 8  # with a slider of the temperature
 EVENT = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 DRAG = {**EVENT, "trigger_mode": "always_last"}
+Slider = partial(gr.Slider, buttons=[])  # without Gradio's button, which moves it but calls no function
+# A number typed beyond the ends of a slider counts as its end, where the browser then puts the slider.
+ENDS = """(tab, value, ...others) => {
+  const { min, max } = document.querySelector("#SLIDER input[type=range]");
+  return [tab, Math.min(max, Math.max(min, value)), ...others];
+}"""
 
 
 def strip(pictures, kind=""):
@@ -170,7 +176,7 @@ def build(library):
                 with gr.Tab("Picture", id="picture"):
                     first = picture_controls("a")
                     temperatures = [
-                        gr.Slider(0, HIGHEST, step=0.05, label=f"Temperature of level h = {h}", elem_id=f"T{h}")
+                        Slider(0, HIGHEST, step=0.05, label=f"Temperature of level h = {h}", elem_id=f"T{h}")
                         for h in range(MOST_LEVELS)
                     ]
                     latents = gr.HTML(apply_default_css=False, elem_id="latents")
@@ -180,7 +186,7 @@ def build(library):
                         " field and, as a blue line on the picture, its generation cone; drag its value."
                     )
                     listing = gr.Radio([], elem_id="list")
-                    value = gr.Slider(-RANGE, RANGE, step=0.05, elem_id="value")
+                    value = Slider(-RANGE, RANGE, step=0.05, elem_id="value")
                     with gr.Row():
                         reset = gr.Button("Its own value again", size="md", elem_id="reset")
                         strongest = gr.Button("List the strongest over all pixels", size="md", elem_id="strongest")
@@ -198,7 +204,7 @@ def build(library):
                 with gr.Tab("Mix", id="mix"):
                     second = gr.HTML(apply_default_css=False, elem_id="second")
                     others = picture_controls("b")
-                    theta = gr.Slider(
+                    theta = Slider(
                         0,
                         MOST_LEVELS,
                         step=1,
@@ -260,6 +266,11 @@ def build(library):
             outputs = [each for each in shown if each not in but]
             event(lambda own, *values: change(own, outputs, method, *values), [tab, *inputs], outputs, **how)
 
+        def on_slider(slider, method, others=()):
+            """Let a slider that is moved call method(tab, its value, *others)."""
+            how = {**DRAG, "js": ENDS.replace("SLIDER", slider.elem_id)}
+            on(slider.input, method, [slider, *others], [slider], how)
+
         def on_picture(event, method, keys, name, how):
             """Let an event of the picture call method(tab, its data) and open a part of the page."""
 
@@ -309,13 +320,13 @@ def build(library):
                 )
             on(upload.upload, method_of(Tab.open_file, which), [upload])
         for h, slider in enumerate(temperatures):
-            on(slider.input, method_of(Tab.set_temperature, h), [slider], [slider], DRAG)
+            on_slider(slider, method_of(Tab.set_temperature, h))
 
         searching = {**EVENT, "show_progress": "full", "show_progress_on": listing}
         on_picture(picture.pixel, Tab.list_latents, ("row", "column"), "latents", searching)
         on(strongest.click, Tab.list_latents, how=searching)
         on(listing.input, Tab.pick, [listing], [listing])
-        on(value.input, Tab.set_latent, [value], [value], DRAG)
+        on_slider(value, Tab.set_latent)
         on(reset.click, Tab.set_latent)
 
         on_picture(picture.region, Tab.select, ("row", "column", "height", "width"), "region", EVENT)
@@ -323,7 +334,7 @@ def build(library):
         fill.click(inpaint, [tab, steps, draws], [progress, *shown], **working)
         stop.click(lambda own: own.stop(), [tab], None, **EVENT)
 
-        on(theta.input, Tab.set_theta, [theta, high], [theta], DRAG)
+        on_slider(theta, Tab.set_theta, [high])
         on(high.input, Tab.set_theta, [theta, high])
         on(swap.input, Tab.set_levels, [swap], [swap])
 

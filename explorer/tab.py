@@ -370,7 +370,7 @@ class Tab:
         if any(source.kind == "test" for source in sources):
             flags |= self.library.data_flags
         if any(source.kind == "sample" for source in sources):
-            flags["temperature"] = listing(self.temperature)
+            flags["temperature"] = ",".join(map(repr, self.temperature))
         if any(source.resized for source in sources):
             flags["resize"] = True
         return self.command("plot_reconstruct.py", **flags)

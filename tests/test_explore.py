@@ -435,6 +435,25 @@ def test_keyboard(visit, weights):
     visit.until_shown(picture_of(flow := load(weights["rgflow"])[0], sampled(flow, 0, (0.2, 0.65))))
 
 
+def test_numbers_that_are_typed(visit, weights):
+    """Beyond the ends of a slider they count as its end; an empty field is one that is being filled."""
+    flow, visit = load(weights["rgflow"])[0], visit()
+    for number, temperature in (("1000", 1.5), ("-2", 0), ("0.7123456", 0.7123456)):
+        visit.page.locator("#T1 input[type=number]").fill(number)
+        visit.until_shown(picture_of(flow, sampled(flow, 0, (0.2, temperature))))
+    assert not visit.page.locator("#T1 button").count()
+    seed = visit.page.locator("#seed_a input")
+    for number in ("", "-3"):
+        seed.fill(number)
+        time.sleep(0.3)
+    visit.until_warned("seed -3: must be a whole number")
+    assert not visit.page.locator(".toast-body").filter(has_text="missing").count()
+    seed.fill("5")
+    visit.until_shown(picture_of(flow, sampled(flow, 5, (0.2, 0.7123456))))
+    visit.show("Save")
+    assert "--temperature=0.2,0.7123456" in visit.page.locator("#command").inner_text()
+
+
 def test_broken_files_get_a_sentence_and_the_page_lives_on(visit, weights, tmp_path):
     visit, broken = visit(), tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
