@@ -90,8 +90,8 @@ def show_list(tab):
 
 def show_value(tab):
     low, high = tab.range()
-    name = f"Value of latent {tab.name}" if tab.name else "Value of the latent"
-    return gr.update(minimum=low, maximum=high, value=tab.value(), label=name, interactive=tab.name is not None)
+    name, value = f"Value of latent {tab.name}" if tab.name else "Value of the latent", round(tab.value(), 3)
+    return gr.update(minimum=low, maximum=high, value=value, label=name, interactive=tab.name is not None)
 
 
 def show_region(tab):
@@ -116,6 +116,10 @@ def show_swap(tab):
 
 def show_theta(tab):
     return gr.update(maximum=tab.flow.num_levels, value=tab.theta)
+
+
+def show_high(tab):
+    return tab.high
 
 
 def show_command(tab):
@@ -231,7 +235,7 @@ def build(library):
 
         shown = {picture: show_picture, words: show_words, levels: show_levels, latents: show_latents}
         shown |= {field: show_field, listing: show_list, value: show_value, region: show_region, second: show_second}
-        shown |= {swap: show_swap, theta: show_theta, command: show_command, weights: show_weights}
+        shown |= {swap: show_swap, theta: show_theta, high: show_high, command: show_command, weights: show_weights}
         shown |= {slider: partial(show_temperature, h) for h, slider in enumerate(temperatures)}
         shown |= {first[0]: partial(show_seed, "a"), others[0]: partial(show_seed, "b")}
 

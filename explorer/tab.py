@@ -95,7 +95,7 @@ class Tab:
         path = self.known[name]
         flow, config, trained = self.library.load(path)
         before, self.weights, self.flow, self.config, self.trained = self.config, name, flow, config, trained
-        self.file = Path(path).name if self.library.folder in Path(path).parents else path
+        self.file = self.library.named(path)
         self.decoder = Decoder(flow)
         if len(self.temperature) != flow.num_levels:
             self.temperature = MIXED[0], *MIXED[1:] * (flow.num_levels - 1)
@@ -150,7 +150,7 @@ class Tab:
 
     def unedit(self):
         """Forget all edits."""
-        self.swap, self.theta, self.values, self.result, self.walk = (), 0, {}, "", None
+        self.swap, self.theta, self.high, self.values, self.result, self.walk = (), 0, True, {}, "", None
         self.draw()
 
     def set_temperature(self, h, temperature):
@@ -235,7 +235,8 @@ class Tab:
             return tuple(h for h in range(self.flow.num_levels) if (h < theta) == first_is_high)
 
         values = range(self.flow.num_levels + 1)
-        self.theta, self.walk = theta, ("Θ", values, lambda value: self.z(swap=given(value)), SLOWLY)
+        self.theta, self.high = theta, first_is_high
+        self.walk = "Θ", values, lambda value: self.z(swap=given(value)), SLOWLY
         self.set_levels(given(theta))
 
     # Regions

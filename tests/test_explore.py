@@ -101,6 +101,7 @@ def test_tab_shows_what_the_flow_makes(tab, weights, images, name):
     tab.set_theta(1, False)
     assert torch.equal(tab.picture, picture_of(flow, torch.where(levels(flow) >= 1, other, z)))
     tab.open_test("a", 2) if name != "grey" else tab.open_sample("a", 3)
+    assert (tab.theta, tab.high) == (0, True)  # as before mixing
     tab.set_levels([0, 1])
     assert torch.equal(tab.picture, tab.second)
 
@@ -266,6 +267,13 @@ def test_weights_to_explore(parsed, weights, tmp_path, monkeypatch):
     assert explore.Library(args, tmp_path).data_flags == {"data_path": str(tmp_path)}  # of commands for test images
     with pytest.raises(UserError, match="no checkpoint in"):
         explore.known_weights(flags.parse(parser, ["--data", "msds1", "-o", str(tmp_path)]))
+
+
+def test_files_of_weights_are_checked_before_the_page_opens(parsed, tmp_path):
+    args = parsed()
+    args.weights.append(path := str(tmp_path / "missing.state"))
+    with pytest.raises(UserError, match=f"^checkpoint {path}: no such file"), explore.serving(args):
+        pass
 
 
 def test_without_gradio_one_sentence_says_what_to_install(parsed, monkeypatch):
