@@ -29,7 +29,6 @@ STEPS, DRAWS, RATE = 100, 50, 0.1  # of inpainting; a few seconds
 RESULT = "{}: PSNR {:.1f} dB of the image, {:.1f} dB in the region; {} free latents; log p = {:,.0f} nats of the best"
 RESULT += " draw, {:,.0f} of the result, {:,.0f} of the picture before"
 QUICK = 10**7  # parameters of a flow whose receptive fields are computed before they are asked for
-BEFORE, AFTER = "before_inpainting_{}.png", "inpainted_{}.png"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Tab:
     def __init__(self, library):
         self.library, self.known, self.folder = library, dict(library.known), Path(tempfile.mkdtemp(dir=library.folder))
         self.lock, self.inpainting, self.stopped, self.saved = threading.Lock(), threading.Lock(), False, {}
-        self.a, self.b, self.config, self.temperature, self.inpainted = None, None, None, (), 0
+        self.a, self.b, self.config, self.temperature = None, None, None, ()
         self.shown, self.newest = {}, 0  # by each component of the page; number of the picture's newest event
         self.open_weights(next(iter(self.known)))
 
@@ -269,9 +268,7 @@ class Tab:
             raise UserError("no region is chosen: drag a rectangle on the picture")
         with self.changing():
             self.stopped, flow, picture, mask = False, self.flow, self.picture, self.mask()
-            files, region, self.inpainted = self.files(), self.region, self.inpainted + 1
-            before, after = (name.format(self.inpainted) for name in (BEFORE, AFTER))
-            content = files.pop(self.picture_name())
+            files, before, region = self.files(), self.picture_name(), self.region
         done, total = 0, draws + steps + 1
 
         def advance():
@@ -288,7 +285,8 @@ class Tab:
         made = {"steps": max(done - draws - 1, 0), "draws": min(done, draws)}  # they give the same if it was stopped
         command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, **made)
         image = result.images[0].cpu()
-        files = {before: content, **files, after: png(image, Command=command)}
+        after = f"inpainted_{digest(image)[:6]}.png"
+        files[after] = png(image, Command=command)
         with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
                 raise UserError("the picture was changed meanwhile: the inpainted one is not shown")

@@ -78,7 +78,7 @@ def check_commands(files, folder, monkeypatch):
         if command := image.text.get("Command"):
             _, script, *words = shlex.split(command)
             SCRIPTS[script].main([*words, "--fig_dir", f"again_{name}"])
-            pattern = "_pixels" if script == "plot_reconstruct.py" else "_(rgflow|realnvp)_0_before"
+            pattern = "_pixels" if script == "plot_reconstruct.py" else "_(rgflow|realnvp)_0_"
             (made,) = [path for path in Path(f"again_{name}").glob("*.png") if re.search(pattern, path.name)]
             assert (np.asarray(Image.open(made)) == np.asarray(image)).all()
 
