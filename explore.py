@@ -4,6 +4,7 @@
 import os
 import tempfile
 import threading
+import weakref
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -45,20 +46,32 @@ def explore_parser():
 class Library:
     """What the tabs of the browser have in common: files of weights, data sets, flows in memory.
 
-    known: the files of weights, name -> path; folder: for files to save
+    known: the files of weights, name -> path; folder: for files to save; tabs: those that are open, by their sessions
     flags: of the commands that the page shows; data_flags: those of commands for test images
     """
 
     def __init__(self, args, folder):
         self.args, self.folder, self.known, self.datasets = args, Path(folder), known_weights(args), {}
-        self.flags = [f"--dtype={args.dtype}"]
-        given = [name for name in ("data", "data_path", "prepared_path") if args.weights and name in args.given]
+        self.tabs, self.flags = weakref.WeakValueDictionary(), [f"--dtype={args.dtype}"]
+        given = [name for name in ("data", "data_path", "prepared_path") if name in args.given]
         self.data_flags = {name: getattr(args, name) for name in given}
         self.threads, self._load, self._fields = [], lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
 
+    def named(self, path):
+        """A file as its owner knows it: an upload without the folder in which it lies here."""
+        return Path(path).name if self.folder in Path(path).parents else path
+
+    @contextmanager
+    def naming(self, path):
+        """Makes a UserError name a file so."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), self.named(path))) from error
+
     def load(self, path):
         """A flow, its configuration and what is known of its training."""
-        with naming(path):
+        with self.naming(path):
             return self._load(path, os.path.isfile(path) and os.stat(path).st_mtime_ns)
 
     def _load(self, path, _):
@@ -85,7 +98,10 @@ class Library:
         self.threads[-1].start()
 
     def close(self):
-        """Wait for what is computed in the background: a process that ends meanwhile crashes."""
+        """Stop what is inpainted and wait for what is computed: a process that ends meanwhile crashes."""
+        for tab in list(self.tabs.values()):
+            tab.stop()
+            tab.inpainting.acquire()
         for thread in self.threads:
             thread.join()
 
@@ -102,7 +118,7 @@ class Library:
     def image(self, config, path):
         """An image file as uint8 (C, L, L), and whether it was resized."""
         shape = config["nchannels"], config["L"]
-        with naming(path):
+        with self.naming(path):
             try:
                 return torch.from_numpy(load_single(path, *shape).copy()), False
             except UserError:  # of another size, or no image
@@ -122,15 +138,6 @@ def known_weights(args):
     return {stem if stems.count(stem) == 1 else path: path for stem, path in zip(stems, paths, strict=True)}
 
 
-@contextmanager
-def naming(path):
-    """Makes a UserError name an uploaded file as its owner does, without the folder where it lies here."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), Path(path).name)) from error
-
-
 class Policy:
     """Tells the browser, with every answer of an ASGI application, to load nothing from elsewhere."""
 
@@ -148,8 +155,12 @@ class Policy:
 
 @contextmanager
 def serving(args):
-    """Serves the page within: its address. Raises UserError without Gradio, and for a port that is taken."""
+    """Serves the page within: its address. Raises UserError without Gradio, for a file that is no checkpoint, and for a
+    port that is taken."""
     with tempfile.TemporaryDirectory(prefix="explore_") as folder:
+        library = Library(args, folder)
+        for path in library.known.values():
+            library.load(path)
         os.environ |= SETTINGS | {"GRADIO_TEMP_DIR": f"{folder}/served"}
         try:
             from starlette.middleware import Middleware
@@ -164,7 +175,6 @@ def serving(args):
         checks = [Middleware(Policy)]
         if host == LOCAL:  # no other name, to which a page from elsewhere could have this address given
             checks.append(Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"]))
-        library = Library(args, folder)
         made = page.build(library)
         try:
             _, address, _ = made.launch(
@@ -181,7 +191,7 @@ def serving(args):
                 app_kwargs={"middleware": checks},
             )
         except OSError as error:
-            raise UserError(f"--port {args.port}: cannot be used ({error})") from error
+            raise UserError(f"--port {args.port}: cannot be used, it is taken or reserved") from error
         try:
             yield address
         finally:

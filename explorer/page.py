@@ -17,6 +17,12 @@ CSS, JS = ((HERE / name).read_text("utf-8") for name in ("page.css", "picture.js
 MOST_LEVELS = 8  # with a slider of the temperature
 EVENT = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 DRAG = {**EVENT, "trigger_mode": "always_last"}
+Slider = partial(gr.Slider, buttons=[])  # without Gradio's button, which moves it but calls no function
+# A number typed beyond the ends of a slider counts as its end, where the browser then puts the slider.
+ENDS = """(tab, value, ...others) => {
+  const { min, max } = document.querySelector("#SLIDER input[type=range]");
+  return [tab, Math.min(max, Math.max(min, value)), ...others];
+}"""
 
 
 def strip(pictures, kind=""):
@@ -84,19 +90,19 @@ def show_list(tab):
 
 def show_value(tab):
     low, high = tab.range()
-    name = f"Value of latent {tab.name}" if tab.name else "Value of the latent"
-    return gr.update(minimum=low, maximum=high, value=tab.value(), label=name, interactive=tab.name is not None)
+    name, value = f"Value of latent {tab.name}" if tab.name else "Value of the latent", round(tab.value(), 3)
+    return gr.update(minimum=low, maximum=high, value=value, label=name, interactive=tab.name is not None)
 
 
 def show_region(tab):
     if tab.region is None:
         return "<p>No region is chosen.</p>"
-    words, counts = "The {2} × {3} pixels at row {0}, column {1} affect ".format(*tab.region), tab.counts()
+    words, counts = "The {2} × {3} pixels at row {0}, column {1} affect".format(*tab.region), tab.counts()
     if counts is None:
         return f"<p>{words}, in Real NVP, any latent.</p>"
     affected, total = (sum(each) for each in list(zip(*counts, strict=True))[1:])
     rows = [(h, f"{own:,}", f"{of:,}") for h, own, of in counts[::-1]]
-    return f"<p>{words}{affected:,} of {total:,} latents.</p>" + table(("level", "affected", "of"), rows)
+    return f"<p>{words} {affected:,} of {total:,} latents.</p>" + table(("level", "affected", "of"), rows)
 
 
 def show_second(tab):
@@ -110,6 +116,10 @@ def show_swap(tab):
 
 def show_theta(tab):
     return gr.update(maximum=tab.flow.num_levels, value=tab.theta)
+
+
+def show_high(tab):
+    return tab.high
 
 
 def show_command(tab):
@@ -129,12 +139,10 @@ def picture_controls(which):
     """Controls that choose the picture "a" or "b": seed of a sample, the next one, number of a test image, its button,
     upload."""
     with gr.Row():
-        seed = gr.Number(label="Seed of a sample", minimum=0, precision=0, min_width=120, elem_id=f"seed_{which}")
+        seed = gr.Number(label="Seed of a sample", min_width=120, elem_id=f"seed_{which}")
         another = gr.Button("Next sample", size="md", min_width=120, elem_id=f"next_{which}")
     with gr.Row():
-        number = gr.Number(
-            0, label="Number of a test image", minimum=0, precision=0, min_width=120, elem_id=f"number_{which}"
-        )
+        number = gr.Number(0, label="Number of a test image", min_width=120, elem_id=f"number_{which}")
         test = gr.Button("Open test image", size="md", min_width=120, elem_id=f"test_{which}")
     upload = gr.UploadButton("Open an image file of yours", size="md", file_types=["image"], elem_id=f"open_{which}")
     return seed, another, number, test, upload
@@ -172,7 +180,7 @@ def build(library):
                 with gr.Tab("Picture", id="picture"):
                     first = picture_controls("a")
                     temperatures = [
-                        gr.Slider(0, HIGHEST, step=0.05, label=f"Temperature of level h = {h}", elem_id=f"T{h}")
+                        Slider(0, HIGHEST, step=0.05, label=f"Temperature of level h = {h}", elem_id=f"T{h}")
                         for h in range(MOST_LEVELS)
                     ]
                     latents = gr.HTML(apply_default_css=False, elem_id="latents")
@@ -182,7 +190,7 @@ def build(library):
                         " field and, as a blue line on the picture, its generation cone; drag its value."
                     )
                     listing = gr.Radio([], elem_id="list")
-                    value = gr.Slider(-RANGE, RANGE, step=0.05, elem_id="value")
+                    value = Slider(-RANGE, RANGE, step=0.05, elem_id="value")
                     with gr.Row():
                         reset = gr.Button("Its own value again", size="md", elem_id="reset")
                         strongest = gr.Button("List the strongest over all pixels", size="md", elem_id="strongest")
@@ -191,8 +199,8 @@ def build(library):
                     gr.Markdown("Drag a rectangle on the picture: the latents of its inference cone. Then inpaint it.")
                     region = gr.HTML(apply_default_css=False, elem_id="region")
                     with gr.Row():
-                        steps = gr.Number(STEPS, label="Steps of Adam", minimum=0, precision=0, elem_id="steps")
-                        draws = gr.Number(DRAWS, label="Draws to start from", minimum=1, precision=0, elem_id="draws")
+                        steps = gr.Number(STEPS, label="Steps of Adam", elem_id="steps")
+                        draws = gr.Number(DRAWS, label="Draws to start from", elem_id="draws")
                     with gr.Row():
                         fill = gr.Button("Inpaint", variant="primary", size="md", elem_id="inpaint")
                         stop = gr.Button("Stop", size="md", elem_id="stop")
@@ -200,7 +208,7 @@ def build(library):
                 with gr.Tab("Mix", id="mix"):
                     second = gr.HTML(apply_default_css=False, elem_id="second")
                     others = picture_controls("b")
-                    theta = gr.Slider(
+                    theta = Slider(
                         0,
                         MOST_LEVELS,
                         step=1,
@@ -227,7 +235,7 @@ def build(library):
 
         shown = {picture: show_picture, words: show_words, levels: show_levels, latents: show_latents}
         shown |= {field: show_field, listing: show_list, value: show_value, region: show_region, second: show_second}
-        shown |= {swap: show_swap, theta: show_theta, command: show_command, weights: show_weights}
+        shown |= {swap: show_swap, theta: show_theta, high: show_high, command: show_command, weights: show_weights}
         shown |= {slider: partial(show_temperature, h) for h, slider in enumerate(temperatures)}
         shown |= {first[0]: partial(show_seed, "a"), others[0]: partial(show_seed, "b")}
 
@@ -262,6 +270,11 @@ def build(library):
             outputs = [each for each in shown if each not in but]
             event(lambda own, *values: change(own, outputs, method, *values), [tab, *inputs], outputs, **how)
 
+        def on_slider(slider, method, others=()):
+            """Let a slider that is moved call method(tab, its value, *others)."""
+            how = {**DRAG, "js": ENDS.replace("SLIDER", slider.elem_id)}
+            on(slider.input, method, [slider, *others], [slider], how)
+
         def on_picture(event, method, keys, name, how):
             """Let an event of the picture call method(tab, its data) and open a part of the page."""
 
@@ -287,11 +300,16 @@ def build(library):
                 attempt(method, own)
                 return [str(path) for path in own.saved.values()]
 
-        def start():
-            own = Tab(library)
+        def start(request: gr.Request):
+            own = library.tabs[request.session_hash] = Tab(library)
             return [own, *show(own)]
 
+        def leave(request: gr.Request):
+            if own := library.tabs.get(request.session_hash):
+                own.stop()
+
         page.load(start, None, [tab, *shown], **EVENT)
+        page.unload(leave)
         on(weights.input, Tab.open_weights, [weights])
         on(other.upload, Tab.add_weights, [other])
         for which, (seed, another, number, test, upload) in (("a", first), ("b", others)):
@@ -306,13 +324,13 @@ def build(library):
                 )
             on(upload.upload, method_of(Tab.open_file, which), [upload])
         for h, slider in enumerate(temperatures):
-            on(slider.input, method_of(Tab.set_temperature, h), [slider], [slider], DRAG)
+            on_slider(slider, method_of(Tab.set_temperature, h))
 
         searching = {**EVENT, "show_progress": "full", "show_progress_on": listing}
         on_picture(picture.pixel, Tab.list_latents, ("row", "column"), "latents", searching)
         on(strongest.click, Tab.list_latents, how=searching)
         on(listing.input, Tab.pick, [listing], [listing])
-        on(value.input, Tab.set_latent, [value], [value], DRAG)
+        on_slider(value, Tab.set_latent)
         on(reset.click, Tab.set_latent)
 
         on_picture(picture.region, Tab.select, ("row", "column", "height", "width"), "region", EVENT)
@@ -320,7 +338,7 @@ def build(library):
         fill.click(inpaint, [tab, steps, draws], [progress, *shown], **working)
         stop.click(lambda own: own.stop(), [tab], None, **EVENT)
 
-        on(theta.input, Tab.set_theta, [theta, high], [theta], DRAG)
+        on_slider(theta, Tab.set_theta, [high])
         on(high.input, Tab.set_theta, [theta, high])
         on(swap.input, Tab.set_levels, [swap], [swap])
 

@@ -68,6 +68,10 @@ box.addEventListener("pointerup", () => {
   choose();
   dragged = false;
 });
+box.addEventListener("pointercancel", () => {
+  dragged = false;
+  draw();
+});
 box.addEventListener("keydown", (event) => {
   const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   if (!step) return;

@@ -5,7 +5,7 @@ import shlex
 import tempfile
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,6 @@ STEPS, DRAWS, RATE = 100, 50, 0.1  # of inpainting; a few seconds
 RESULT = "{}: PSNR {:.1f} dB of the image, {:.1f} dB in the region; {} free latents; log p = {:,.0f} nats of the best"
 RESULT += " draw, {:,.0f} of the result, {:,.0f} of the picture before"
 QUICK = 10**7  # parameters of a flow whose receptive fields are computed before they are asked for
-BEFORE, AFTER = "before_inpainting_{}.png", "inpainted_{}.png"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Source:
     def words(self):
         if self.kind == "sample":
             return f"sample of seed {self.name} at T = {listing(self.temperature)} (h = 0 first)"
-        return f"test image {self.name}" if self.kind == "test" else str(self.name)
+        words = f"{'test image' if self.kind == 'test' else self.kind} {self.name}"
+        return f"{words}, its central square resized" if self.resized else words
 
 
 class Tab:
@@ -65,8 +65,8 @@ class Tab:
 
     def __init__(self, library):
         self.library, self.known, self.folder = library, dict(library.known), Path(tempfile.mkdtemp(dir=library.folder))
-        self.lock, self.stopped, self.saved = threading.Lock(), False, {}
-        self.a, self.b, self.temperature, self.inpainted = None, None, (), 0
+        self.lock, self.inpainting, self.stopped, self.saved = threading.Lock(), threading.Lock(), False, {}
+        self.a, self.b, self.config, self.temperature = None, None, None, ()
         self.shown, self.newest = {}, 0  # by each component of the page; number of the picture's newest event
         self.open_weights(next(iter(self.known)))
 
@@ -93,8 +93,8 @@ class Tab:
         that is no checkpoint."""
         path = self.known[name]
         flow, config, trained = self.library.load(path)
-        self.weights, self.flow, self.config, self.trained = name, flow, config, trained
-        self.file = Path(path).name if self.library.folder in Path(path).parents else path
+        before, self.weights, self.flow, self.config, self.trained = self.config, name, flow, config, trained
+        self.file = self.library.named(path)
         self.decoder = Decoder(flow)
         if len(self.temperature) != flow.num_levels:
             self.temperature = MIXED[0], *MIXED[1:] * (flow.num_levels - 1)
@@ -104,6 +104,9 @@ class Tab:
         for which, seed in (("a", 0), ("b", 1)):
             source = getattr(self, which)
             if source and source.image is not None and source.image.shape == flow.level_map.shape:
+                if source.kind == "test" and before["data"] != config["data"]:  # which has others of these numbers
+                    own = f"{before['data']}_test_{source.name}.png"
+                    source = replace(source, kind="file", name=own, files={own: png(source.image)})
                 setattr(self, which, self.encoded(source.kind, source.name, source.image, source.files, source.resized))
             else:
                 seed = source.name if source and source.kind == "sample" else seed
@@ -119,7 +122,9 @@ class Tab:
         return Source(kind, name, z, image, dict(files), resized, error=error)
 
     def open_sample(self, which, seed):
-        self.put(which, self.sample(whole("seed", seed), self.temperature))
+        """The sample of a seed; None, an empty field, for what is there."""
+        if seed is not None:
+            self.put(which, self.sample(whole("seed", seed), self.temperature))
 
     def open_next(self, which):
         """The sample of the next seed."""
@@ -144,7 +149,7 @@ class Tab:
 
     def unedit(self):
         """Forget all edits."""
-        self.swap, self.theta, self.values, self.result, self.walk = (), 0, {}, "", None
+        self.swap, self.theta, self.high, self.values, self.result, self.walk = (), 0, True, {}, "", None
         self.draw()
 
     def set_temperature(self, h, temperature):
@@ -229,7 +234,8 @@ class Tab:
             return tuple(h for h in range(self.flow.num_levels) if (h < theta) == first_is_high)
 
         values = range(self.flow.num_levels + 1)
-        self.theta, self.walk = theta, ("Θ", values, lambda value: self.z(swap=given(value)), SLOWLY)
+        self.theta, self.high = theta, first_is_high
+        self.walk = "Θ", values, lambda value: self.z(swap=given(value)), SLOWLY
         self.set_levels(given(theta))
 
     # Regions
@@ -262,9 +268,7 @@ class Tab:
             raise UserError("no region is chosen: drag a rectangle on the picture")
         with self.changing():
             self.stopped, flow, picture, mask = False, self.flow, self.picture, self.mask()
-            files, region, self.inpainted = self.files(), self.region, self.inpainted + 1
-            before, after = (name.format(self.inpainted) for name in (BEFORE, AFTER))
-            content = files.pop(self.picture_name())
+            files, before, region = self.files(), self.picture_name(), self.region
         done, total = 0, draws + steps + 1
 
         def advance():
@@ -276,16 +280,18 @@ class Tab:
 
         device = flow.level_map.device
         given = picture[None].to(device), mask[None].to(device), partial(natural_problem, flow), RATE, steps, draws
-        result = inpaint(flow, *given, generator(0, "inpaint", before, device), advance)
-        command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, steps=steps, draws=draws)
-        command += f"  # stopped after {done} of {total} steps" if self.stopped else ""
+        with self.inpainting:
+            result = inpaint(flow, *given, generator(0, "inpaint", before, device), advance)
+        made = {"steps": max(done - draws - 1, 0), "draws": min(done, draws)}  # they give the same if it was stopped
+        command = self.command("inpaint.py", files=before, region=listing(region), rate=RATE, **made)
         image = result.images[0].cpu()
-        files = {before: content, **files, after: png(image, Command=command)}
+        after = f"inpainted_{digest(image)[:6]}.png"
+        files[after] = png(image, Command=command)
         with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
                 raise UserError("the picture was changed meanwhile: the inpainted one is not shown")
             self.put("a", self.encoded("file", after, image, files))
-            words = "Stopped, the best so far" if self.stopped else "Inpainted"
+            words = "Inpainted" if done == total else "Stopped, the best so far"
             self.result = RESULT.format(words, *(each.item() for each in result[1:]))
 
     def stop(self):
@@ -299,13 +305,13 @@ class Tab:
         return edited(self.flow, (a or self.a).z[None], (b or self.b).z[None], swap, (), values.items())[0]
 
     def draw(self):
-        """Decode what has changed: uint8 images (C, L, L), `levels` of the levels >= h alone, a list, and `second`."""
-        images = self.decoder(torch.cat((from_levels(self.flow, self.z()), self.b.z[None])))
+        """Decode what has changed: uint8 images (C, L, L), `levels` of the levels >= h alone, a list, the picture with
+        `unchanged` latents, and the `second` picture."""
+        others = torch.stack((self.z(values={}), self.b.z))
+        images = self.decoder(torch.cat((from_levels(self.flow, self.z()), others)))
         if not images.isfinite().all():
             raise FloatingPointError("the picture is not finite and not shown: a latent is too far out")
-        *self.levels, self.second = to_bytes(images)
-        if not self.values:
-            self.unchanged = self.picture
+        *self.levels, self.unchanged, self.second = to_bytes(images)
 
     @property
     def picture(self):
@@ -363,7 +369,7 @@ class Tab:
         if any(source.kind == "test" for source in sources):
             flags |= self.library.data_flags
         if any(source.kind == "sample" for source in sources):
-            flags["temperature"] = listing(self.temperature)
+            flags["temperature"] = ",".join(map(repr, self.temperature))
         if any(source.resized for source in sources):
             flags["resize"] = True
         return self.command("plot_reconstruct.py", **flags)
@@ -415,7 +421,8 @@ def spread(low, high):
 def whole(name, value, least=0):
     """A number of the page as an int. Raises UserError if it is none from `least` on."""
     if value is None or not least <= value < 2**31 or value != int(value):
-        raise UserError(f"{name} {value}: must be a whole number from {least} to {2**31 - 1}")
+        given = "missing" if value is None else value
+        raise UserError(f"{name} {given}: must be a whole number from {least} to {2**31 - 1}")
     return int(value)
 
 

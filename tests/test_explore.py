@@ -76,9 +76,9 @@ def check_commands(files, folder, monkeypatch):
     for name in files:
         image = Image.open(folder / name)
         if command := image.text.get("Command"):
-            _, script, *words = shlex.split(command, comments=True)
+            _, script, *words = shlex.split(command)
             SCRIPTS[script].main([*words, "--fig_dir", f"again_{name}"])
-            pattern = "_pixels" if script == "plot_reconstruct.py" else "_(rgflow|realnvp)_0_before"
+            pattern = "_pixels" if script == "plot_reconstruct.py" else "_(rgflow|realnvp)_0_"
             (made,) = [path for path in Path(f"again_{name}").glob("*.png") if re.search(pattern, path.name)]
             assert (np.asarray(Image.open(made)) == np.asarray(image)).all()
 
@@ -101,6 +101,7 @@ def test_tab_shows_what_the_flow_makes(tab, weights, images, name):
     tab.set_theta(1, False)
     assert torch.equal(tab.picture, picture_of(flow, torch.where(levels(flow) >= 1, other, z)))
     tab.open_test("a", 2) if name != "grey" else tab.open_sample("a", 3)
+    assert (tab.theta, tab.high) == (0, True)  # as before mixing
     tab.set_levels([0, 1])
     assert torch.equal(tab.picture, tab.second)
 
@@ -136,7 +137,8 @@ def test_errors_change_nothing(tab, weights, tmp_path):
         (tab.add_weights, [str(broken)], "^checkpoint broken.png: damaged, or not a checkpoint"),
         (tab.open_test, ["a", 6], r"^test image 6: must be in 0\.\.5"),
         (tab.open_test, ["a", 0.5], "^test image 0.5: must be a whole number"),
-        (tab.open_sample, ["a", None], "^seed None: must be a whole number"),
+        (tab.open_test, ["a", None], "^test image missing: must be a whole number"),
+        (tab.open_sample, ["a", -1], "^seed -1: must be a whole number"),
         (tab.set_latent, [1.0], "^no latent is chosen"),
         (tab.save_walk, [], "^no slider was moved"),
         (tab.set_temperature, [1, math.inf], "must be finite"),
@@ -152,6 +154,8 @@ def test_errors_change_nothing(tab, weights, tmp_path):
     with pytest.raises(FloatingPointError, match="not finite"), tab.changing():
         tab.set_latent(math.inf)
     assert torch.equal(tab.picture, before) and not tab.values
+    tab.open_sample("a", None)
+    assert tab.a.name == 0
     tab.add_weights(weights["grey"])
     assert tab.picture.shape == (1, 8, 8)
 
@@ -177,8 +181,25 @@ def test_commands_make_the_pictures_again(tab, tmp_path, monkeypatch, name):
     assert torch.equal(tab.picture[:, ~mask], before[:, ~mask]) and not torch.equal(tab.picture, before)
     tab.set_latent(1)
     files |= tab.files()
-    assert len(files) == 4  # two of the tab, before and after inpainting
+    tab.open_test("a", 5)
+    tab.config = {**tab.config, "data": "msds1"}  # as if it were of other weights
+    tab.open_weights(name)
+    files |= tab.files()
+    assert len(files) == 6  # three of the tab, before and after inpainting, the test image
     check_commands(files, tmp_path, monkeypatch)
+
+
+def test_pixels_that_a_latent_changes(tab):
+    """Counted against what the picture is without the latent's value, whatever else was changed since."""
+    tab = tab("large")
+    tab.pick("0:5:6:1")
+    tab.set_latent(5)
+    words = tab.describe().rpartition(". ")[2]
+    assert words.endswith("0 of them outside the generation cone") and " 0 of 256" not in words
+    tab.set_levels([1, 2])
+    tab.set_temperature(2, 1.0)
+    words = tab.describe().rpartition(". ")[2]
+    assert words.endswith("0 of them outside the generation cone") and " 0 of 256" not in words
 
 
 def test_files(tab, tmp_path):
@@ -194,19 +215,21 @@ def test_files(tab, tmp_path):
         assert animation.n_frames == 16 + 14
 
 
-def test_inpainting_stops(tab):
+@pytest.mark.parametrize("last", [2, 4, 9])  # of 3 draws and 50 steps
+def test_inpainting_stops(tab, tmp_path, monkeypatch, last):
     tab = tab("rgflow")
     tab.select((0, 0, 3, 3))
     seen = []
 
     def progress(done, total):
         seen.append((done, total))
-        if done == 4:
+        if done == last:
             tab.stop()
 
     tab.inpaint(50, 3, progress)
-    assert seen == [(k, 54) for k in range(1, 5)]
+    assert seen == [(k, 54) for k in range(1, last + 1)]
     assert "Stopped, the best so far: PSNR" in tab.describe()
+    check_commands(tab.files(), tmp_path, monkeypatch)
 
 
 def test_inference_cone_counted_by_autograd(tab):
@@ -240,8 +263,17 @@ def test_weights_to_explore(parsed, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(explore.WEIGHTS.parent)
     known = explore.known_weights(flags.parse(parser, []))
     assert known == {path.stem: f"weights/{path.name}" for path in explore.WEIGHTS.glob("*.state")}
+    args = flags.parse(parser, ["--data_path", str(tmp_path)])
+    assert explore.Library(args, tmp_path).data_flags == {"data_path": str(tmp_path)}  # of commands for test images
     with pytest.raises(UserError, match="no checkpoint in"):
         explore.known_weights(flags.parse(parser, ["--data", "msds1", "-o", str(tmp_path)]))
+
+
+def test_files_of_weights_are_checked_before_the_page_opens(parsed, tmp_path):
+    args = parsed()
+    args.weights.append(path := str(tmp_path / "missing.state"))
+    with pytest.raises(UserError, match=f"^checkpoint {path}: no such file"), explore.serving(args):
+        pass
 
 
 def test_without_gradio_one_sentence_says_what_to_install(parsed, monkeypatch):
@@ -343,6 +375,12 @@ class Visit:
         self.page.mouse.up()
         return float(slider.input_value())
 
+    def choose_region(self):
+        self.page.mouse.move(*self.point(1, 2))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.point(3, 5), steps=4)
+        self.page.mouse.up()
+
     def open(self, name):
         """Other weights."""
         self.page.locator("#weights input").click()
@@ -405,6 +443,25 @@ def test_keyboard(visit, weights):
     visit.until_shown(picture_of(flow := load(weights["rgflow"])[0], sampled(flow, 0, (0.2, 0.65))))
 
 
+def test_numbers_that_are_typed(visit, weights):
+    """Beyond the ends of a slider they count as its end; an empty field is one that is being filled."""
+    flow, visit = load(weights["rgflow"])[0], visit()
+    for number, temperature in (("1000", 1.5), ("-2", 0), ("0.7123456", 0.7123456)):
+        visit.page.locator("#T1 input[type=number]").fill(number)
+        visit.until_shown(picture_of(flow, sampled(flow, 0, (0.2, temperature))))
+    assert not visit.page.locator("#T1 button").count()
+    seed = visit.page.locator("#seed_a input")
+    for number in ("", "-3"):
+        seed.fill(number)
+        time.sleep(0.3)
+    visit.until_warned("seed -3: must be a whole number")
+    assert not visit.page.locator(".toast-body").filter(has_text="missing").count()
+    seed.fill("5")
+    visit.until_shown(picture_of(flow, sampled(flow, 5, (0.2, 0.7123456))))
+    visit.show("Save")
+    assert "--temperature=0.2,0.7123456" in visit.page.locator("#command").inner_text()
+
+
 def test_broken_files_get_a_sentence_and_the_page_lives_on(visit, weights, tmp_path):
     visit, broken = visit(), tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
@@ -451,10 +508,7 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     visit.upload("#open_a", images / "test" / "3.png")
     visit.until_shown(image)
     assert re.search(r"3\.png \(encoded and decoded: largest error \de-\d+ of 256\)", visit.words())
-    visit.page.mouse.move(*visit.point(1, 2))
-    visit.page.mouse.down()
-    visit.page.mouse.move(*visit.point(3, 5), steps=4)
-    visit.page.mouse.up()
+    visit.choose_region()
     visit.page.get_by_text("The 3 × 4 pixels at row 1, column 2 affect").wait_for()
     visit.page.locator("#steps input").fill("4")
     visit.page.locator("#draws input").fill("3")
@@ -478,6 +532,24 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     torch.testing.assert_close(torch.load(io.BytesIO(latents), weights_only=True)["z"], mixed)
     shutil.copy(images / "test" / "3.png", tmp_path)
     check_commands({name: content for name, content in files.items() if name.endswith(".png")}, tmp_path, monkeypatch)
+
+
+def test_inpainting_ends_with_its_tab_and_with_the_server(browser, parsed, monkeypatch):
+    ended, own = [], Tab.inpaint
+    monkeypatch.setattr(Tab, "inpaint", lambda *given: (own(*given), ended.append(True)))
+    with explore.serving(parsed()) as address:
+        for leave in (True, False):
+            visit = Visit(browser, address)
+            visit.choose_region()
+            visit.page.locator("#steps input").fill("1000000")
+            visit.page.locator("#inpaint").click()
+            visit.page.get_by_text("Inpainting -").wait_for()
+            if leave:
+                visit.page.close()
+                until(lambda: ended)
+        assert len(ended) == 1
+    until(lambda: len(ended) == 2)
+    visit.page.close()
 
 
 def test_nothing_else_is_served(address):

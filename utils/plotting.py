@@ -193,6 +193,6 @@ def png(image, **texts):
     return buffer.getvalue()
 
 
-def save_pixels(image, path, quiet=False, **texts):
-    """Write `png(image, **texts)` as {path}.png; returns the path."""
-    return write(f"{path}.png", lambda file: file.write(png(image, **texts)), quiet=quiet)
+def save_pixels(image, path):
+    """Write `png(image)` as {path}.png; returns the path."""
+    return write(f"{path}.png", lambda file: file.write(png(image)))
