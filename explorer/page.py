@@ -75,7 +75,7 @@ def show_field(tab):
     if picture is None:
         return "<p>No latent is chosen.</p>"
     cone = tab.cone()
-    reach = "in Real NVP, any pixel" if cone is None else f"{int(cone.sum())} of {cone.numel():,} pixels"
+    reach = "any pixel, as all of Real NVP" if cone is None else f"{int(cone.sum())} of {cone.numel():,} pixels"
     words = f"Receptive field of latent {tab.name} over the picture; it can affect {reach}"
     return strip([(picture, words)], "large")
 
@@ -99,7 +99,7 @@ def show_region(tab):
         return "<p>No region is chosen.</p>"
     words, counts = "The {2} × {3} pixels at row {0}, column {1} affect".format(*tab.region), tab.counts()
     if counts is None:
-        return f"<p>{words}, in Real NVP, any latent.</p>"
+        return f"<p>{words} all latents, as any in Real NVP.</p>"
     affected, total = (sum(each) for each in list(zip(*counts, strict=True))[1:])
     rows = [(h, f"{own:,}", f"{of:,}") for h, own, of in counts[::-1]]
     return f"<p>{words} {affected:,} of {total:,} latents.</p>" + table(("level", "affected", "of"), rows)

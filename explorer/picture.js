@@ -1,5 +1,5 @@
-// The picture of the page, in the component's `element`. A click or the arrow keys choose a pixel; a drag, or Shift with
-// the arrow keys, choose a rectangle. props.value: {src, L, words, outline, region, pixel}.
+// The picture of the page, in the component's `element`. A click or the arrow keys choose a pixel; a drag, or Shift
+// with the arrow keys, chooses a rectangle. props.value: {src, L, words, outline, region, pixel}.
 const box = document.createElement("div");
 box.className = "picture";
 box.tabIndex = 0;

@@ -131,10 +131,12 @@ def test_errors_change_nothing(tab, weights, tmp_path):
     broken = tmp_path / "uploads" / "broken.png"
     broken.parent.mkdir()
     broken.write_bytes(b"no picture")
+    torch.save(torch.nn.Linear(1, 1), code := broken.with_name("code.pt"))
     before = tab.picture.clone()
     for method, values, words in (
         (tab.open_file, ["a", str(broken)], "^broken.png: no readable image"),
         (tab.add_weights, [str(broken)], "^checkpoint broken.png: damaged, or not a checkpoint"),
+        (tab.add_weights, [str(code)], r"^checkpoint code.pt: damaged, or not .* \(more than plain data\)$"),
         (tab.open_test, ["a", 6], r"^test image 6: must be in 0\.\.5"),
         (tab.open_test, ["a", 0.5], "^test image 0.5: must be a whole number"),
         (tab.open_test, ["a", None], "^test image missing: must be a whole number"),

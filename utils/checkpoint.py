@@ -6,6 +6,7 @@ from full files. Slim files lack the optimiser's state, two thirds of the bytes;
 
 import math
 import os
+import pickle
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,8 @@ def read(path, device="cpu"):
             state = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # any error here means damage
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # whose words advise to run code from the file
+            cause = "more than plain data"
         raise UserError(f"checkpoint {path}: damaged, or not a checkpoint of this program ({cause})") from error
     if not isinstance(state, dict) or "config" not in state or not isinstance(state.get("format"), int):
         raise UserError(f"checkpoint {path}: not of this program (those of other RG-Flow code are not interchangeable)")
