@@ -98,10 +98,12 @@ class Library:
         self.threads[-1].start()
 
     def close(self):
-        """Stop what is inpainted and wait for what is computed: a process that ends meanwhile crashes."""
+        """Stop what is inpainted, wait for what is computed, and let nothing new begin: a process that ends meanwhile
+        crashes."""
         for tab in list(self.tabs.values()):
             tab.stop()
             tab.inpainting.acquire()
+            tab.lock.acquire()
         for thread in self.threads:
             thread.join()
 
@@ -116,13 +118,9 @@ class Library:
         return torch.from_numpy(images[number].copy())
 
     def image(self, config, path):
-        """An image file as uint8 (C, L, L), and whether it was resized."""
-        shape = config["nchannels"], config["L"]
+        """The central square of an image file as uint8 (C, L, L)."""
         with self.naming(path):
-            try:
-                return torch.from_numpy(load_single(path, *shape).copy()), False
-            except UserError:  # of another size, or no image
-                return torch.from_numpy(load_single(path, *shape, True).copy()), True
+            return torch.from_numpy(load_single(path, config["nchannels"], config["L"], fit=True).copy())
 
 
 def known_weights(args):
@@ -139,12 +137,22 @@ def known_weights(args):
 
 
 class Policy:
-    """Tells the browser, with every answer of an ASGI application, to load nothing from elsewhere."""
+    """An ASGI application, which tells the browser with every answer to load nothing from elsewhere, and to which pages
+    from elsewhere cannot send anything."""
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
+        if (
+            scope["type"] == "http"
+            and scope["method"] != "GET"
+            and (b"sec-fetch-site", b"cross-site") in scope["headers"]
+        ):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body"})
+            return
+
         async def send_with_policy(message):
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
@@ -187,7 +195,7 @@ def serving(args):
                 ssr_mode=False,
                 enable_monitoring=False,
                 footer_links=[],
-                css=page.CSS,
+                head=f"<style>{page.CSS}</style>",  # `css` would apply to parts within the container only
                 app_kwargs={"middleware": checks},
             )
         except OSError as error:

@@ -169,7 +169,7 @@ def build(library):
                 "Open another file of weights", size="md", scale=1, min_width=160, elem_id="open_weights"
             )
         with gr.Row():
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=320, elem_id="left"):
                 picture = gr.HTML(
                     apply_default_css=False, html_template="<span></span>", js_on_load=JS, elem_id="picture"
                 )
@@ -204,7 +204,7 @@ def build(library):
                     with gr.Row():
                         fill = gr.Button("Inpaint", variant="primary", size="md", elem_id="inpaint")
                         stop = gr.Button("Stop", size="md", elem_id="stop")
-                    progress = gr.HTML(apply_default_css=False, min_height=60, elem_id="progress")
+                    progress = gr.HTML(apply_default_css=False, min_height=90, elem_id="progress")
                 with gr.Tab("Mix", id="mix"):
                     second = gr.HTML(apply_default_css=False, elem_id="second")
                     others = picture_controls("b")
@@ -254,11 +254,18 @@ def build(library):
                 return False
             return True
 
+        def alive(own):
+            """The `Tab` of an event, which a page that is older than the server does not have."""
+            if own is None:
+                words = "the explorer was started again: load the page again"
+                raise gr.Error(words, title="Not done", print_exception=False)
+            return own
+
         def change(own, outputs, method, *values):
             """Call method(own, *values) and show what has changed, or everything if what the user entered is bad."""
 
             def call():
-                with own.changing():
+                with alive(own).changing():
                     method(own, *values)
 
             done = attempt(call)
@@ -279,7 +286,7 @@ def build(library):
             """Let an event of the picture call method(tab, its data) and open a part of the page."""
 
             def handle(own, event: gr.EventData):
-                own.newest = max(own.newest, event.number)  # of the events that wait; the others are outdated
+                alive(own).newest = max(own.newest, event.number)  # of the events that wait; the others are outdated
                 values = [getattr(event, key) for key in keys]
                 return change(own, None, lambda own: event.number < own.newest or method(own, values))
 
@@ -289,14 +296,14 @@ def build(library):
         def inpaint(own, steps, draws, progress=gr.Progress()):  # noqa: B008 - so Gradio wants it
             def advance(done, total):
                 if done % 5 == 0 or done == total:
-                    progress((done, total), desc="Inpainting", unit="steps")
+                    progress(done / total, desc=f"Inpainting, step {done} of {total}")
 
-            attempt(own.inpaint, steps, draws, advance)
+            attempt(alive(own).inpaint, steps, draws, advance)
             with own.lock:
                 return ["", *show(own)]
 
         def save(own, method):
-            with own.lock:
+            with alive(own).lock:
                 attempt(method, own)
                 return [str(path) for path in own.saved.values()]
 
@@ -336,7 +343,7 @@ def build(library):
         on_picture(picture.region, Tab.select, ("row", "column", "height", "width"), "region", EVENT)
         working = {**EVENT, "show_progress": "full", "show_progress_on": progress}
         fill.click(inpaint, [tab, steps, draws], [progress, *shown], **working)
-        stop.click(lambda own: own.stop(), [tab], None, **EVENT)
+        stop.click(lambda own: alive(own).stop(), [tab], None, **EVENT)
 
         on_slider(theta, Tab.set_theta, [high])
         on(high.input, Tab.set_theta, [theta, high])

@@ -17,7 +17,7 @@ from flow.inpaint import Stop, inpaint, natural_problem
 from flow.latents import Decoder, decode, edited, energies, from_levels, latents_of, round_trip_error
 from flow.preprocess import to_bytes
 from utils.cache import digest
-from utils.cli import MIXED, UserError, listing
+from utils.cli import MIXED, UserError, file_name, listing
 from utils.plotting import SCREEN, field_pictures, grid_figure, png, save_animation, write
 from utils.random import generator
 
@@ -39,8 +39,7 @@ class Source:
     name: object  # seed, number, name of the file
     z: torch.Tensor  # (C, L, L)
     image: torch.Tensor | None = None  # (C, L, L), uint8, None for a sample
-    files: dict = field(default_factory=dict)  # name -> PNG, what `command` reads besides the user's own files
-    resized: bool = False
+    files: dict = field(default_factory=dict)  # name -> PNG, what the command reads
     temperature: tuple = ()  # of a sample
     error: float | None = None  # of an image that is encoded and decoded, of 256 levels
 
@@ -53,8 +52,7 @@ class Source:
     def words(self):
         if self.kind == "sample":
             return f"sample of seed {self.name} at T = {listing(self.temperature)} (h = 0 first)"
-        words = f"{'test image' if self.kind == 'test' else self.kind} {self.name}"
-        return f"{words}, its central square resized" if self.resized else words
+        return f"{'test image' if self.kind == 'test' else self.kind} {self.name}"
 
 
 class Tab:
@@ -107,7 +105,7 @@ class Tab:
                 if source.kind == "test" and before["data"] != config["data"]:  # which has others of these numbers
                     own = f"{before['data']}_test_{source.name}.png"
                     source = replace(source, kind="file", name=own, files={own: png(source.image)})
-                setattr(self, which, self.encoded(source.kind, source.name, source.image, source.files, source.resized))
+                setattr(self, which, self.encoded(source.kind, source.name, source.image, source.files))
             else:
                 seed = source.name if source and source.kind == "sample" else seed
                 setattr(self, which, self.sample(seed, self.temperature))
@@ -117,9 +115,9 @@ class Tab:
         source = "sample", seed
         return Source(*source, latents_of(self.flow, source, None, temperature), temperature=temperature)
 
-    def encoded(self, kind, name, image, files=(), resized=False):
+    def encoded(self, kind, name, image, files=()):
         z, error = latents_of(self.flow, (kind, name), image), round_trip_error(self.flow, image[None])
-        return Source(kind, name, z, image, dict(files), resized, error=error)
+        return Source(kind, name, z, image, dict(files), error=error)
 
     def open_sample(self, which, seed):
         """The sample of a seed; None, an empty field, for what is there."""
@@ -136,8 +134,9 @@ class Tab:
         self.put(which, self.encoded("test", number, self.library.test_image(self.config, number)))
 
     def open_file(self, which, path):
-        image, resized = self.library.image(self.config, path)
-        self.put(which, self.encoded("file", Path(path).name, image, resized=resized))
+        image = self.library.image(self.config, path)
+        name = f"{file_name(Path(path).stem)}_{digest(image)[:6]}.png"
+        self.put(which, self.encoded("file", name, image, {name: png(image)}))
 
     def put(self, which, source):
         """A picture as the first, "a", or the second, "b"."""
@@ -275,7 +274,7 @@ class Tab:
             nonlocal done
             done += 1
             progress(done, total)
-            if self.stopped:
+            if self.stopped or not torch.equal(picture, self.picture):
                 raise Stop
 
         device = flow.level_map.device
@@ -289,7 +288,7 @@ class Tab:
         files[after] = png(image, Command=command)
         with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
-                raise UserError("the picture was changed meanwhile: the inpainted one is not shown")
+                raise UserError("the picture was changed meanwhile: inpainting has ended")
             self.put("a", self.encoded("file", after, image, files))
             words = "Inpainted" if done == total else "Stopped, the best so far"
             self.result = RESULT.format(words, *(each.item() for each in result[1:]))
@@ -354,8 +353,8 @@ class Tab:
     # What is saved
 
     def command(self, script, **flags):
-        """A command line with flags; True for one without a value."""
-        given = [f"--{name}" if value is True else shlex.quote(f"--{name}={value}") for name, value in flags.items()]
+        """A command line with flags."""
+        given = [shlex.quote(f"--{name}={value}") for name, value in flags.items()]
         return " ".join(["python", script, "--weights", shlex.quote(self.file), *self.library.flags, *given])
 
     def picture_command(self):
@@ -370,8 +369,6 @@ class Tab:
             flags |= self.library.data_flags
         if any(source.kind == "sample" for source in sources):
             flags["temperature"] = ",".join(map(repr, self.temperature))
-        if any(source.resized for source in sources):
-            flags["resize"] = True
         return self.command("plot_reconstruct.py", **flags)
 
     def picture_name(self):

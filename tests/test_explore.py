@@ -22,6 +22,7 @@ from PIL import Image
 
 import args as flags
 import explore
+import explorer.tab
 import inpaint
 import plot_reconstruct
 from explorer.tab import Tab, outline
@@ -187,7 +188,7 @@ def test_commands_make_the_pictures_again(tab, tmp_path, monkeypatch, name):
     tab.config = {**tab.config, "data": "msds1"}  # as if it were of other weights
     tab.open_weights(name)
     files |= tab.files()
-    assert len(files) == 6  # three of the tab, before and after inpainting, the test image
+    assert len(files) == 7  # three of the tab, the upload, before and after inpainting, the test image
     check_commands(files, tmp_path, monkeypatch)
 
 
@@ -232,6 +233,21 @@ def test_inpainting_stops(tab, tmp_path, monkeypatch, last):
     assert seen == [(k, 54) for k in range(1, last + 1)]
     assert "Stopped, the best so far: PSNR" in tab.describe()
     check_commands(tab.files(), tmp_path, monkeypatch)
+
+
+def test_inpainting_ends_when_the_picture_is_changed(tab):
+    tab, seen = tab("rgflow"), []
+    tab.select((0, 0, 3, 3))
+
+    def progress(done, total):
+        seen.append(done)
+        if done == 2:
+            with tab.changing():
+                tab.open_sample("a", 5)
+
+    with pytest.raises(UserError, match="changed meanwhile"):
+        tab.inpaint(50, 3, progress)
+    assert seen == [1, 2] and tab.a.name == 5
 
 
 def test_inference_cone_counted_by_autograd(tab):
@@ -509,7 +525,7 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     image = torch.from_numpy(np.asarray(Image.open(images / "test" / "3.png")).transpose(2, 0, 1).copy())
     visit.upload("#open_a", images / "test" / "3.png")
     visit.until_shown(image)
-    assert re.search(r"3\.png \(encoded and decoded: largest error \de-\d+ of 256\)", visit.words())
+    assert re.search(r"3_\w+\.png \(encoded and decoded: largest error \de-\d+ of 256\)", visit.words())
     visit.choose_region()
     visit.page.get_by_text("The 3 × 4 pixels at row 1, column 2 affect").wait_for()
     visit.page.locator("#steps input").fill("4")
@@ -527,25 +543,24 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     for name in ("picture", "latents", "walk"):
         visit.page.locator(f"#save_{name}").click()
     links = visit.page.locator("#files a[href]")
-    until(lambda: links.count() == 5)  # the picture, before and after inpainting, latents, walk
+    until(lambda: links.count() == 6)  # the upload, before and after inpainting, the picture, latents, walk
     saved = {link.get_attribute("download"): link.get_attribute("href") for link in links.all()}
     files = {name: urllib.request.urlopen(href).read() for name, href in saved.items()}
     (latents,) = [content for name, content in files.items() if name.endswith(".pt")]
     torch.testing.assert_close(torch.load(io.BytesIO(latents), weights_only=True)["z"], mixed)
-    shutil.copy(images / "test" / "3.png", tmp_path)
     check_commands({name: content for name, content in files.items() if name.endswith(".png")}, tmp_path, monkeypatch)
 
 
 def test_inpainting_ends_with_its_tab_and_with_the_server(browser, parsed, monkeypatch):
-    ended, own = [], Tab.inpaint
-    monkeypatch.setattr(Tab, "inpaint", lambda *given: (own(*given), ended.append(True)))
+    ended, own = [], explorer.tab.inpaint
+    monkeypatch.setattr(explorer.tab, "inpaint", lambda *given: (own(*given), ended.append(True))[0])
     with explore.serving(parsed()) as address:
         for leave in (True, False):
             visit = Visit(browser, address)
             visit.choose_region()
             visit.page.locator("#steps input").fill("1000000")
             visit.page.locator("#inpaint").click()
-            visit.page.get_by_text("Inpainting -").wait_for()
+            visit.page.get_by_text("Inpainting, step").wait_for()
             if leave:
                 visit.page.close()
                 until(lambda: ended)
@@ -554,12 +569,23 @@ def test_inpainting_ends_with_its_tab_and_with_the_server(browser, parsed, monke
     visit.page.close()
 
 
+def test_a_page_that_is_older_than_the_server(browser, parsed):
+    args = parsed("rgflow")
+    with explore.serving(args) as address:
+        visit = Visit(browser, address)
+    args.port = int(address.rstrip("/").rpartition(":")[2])
+    with explore.serving(args):
+        visit.page.locator("#next_a").click()
+        visit.until_warned("the explorer was started again: load the page again")
+    visit.page.close()
+
+
 def test_nothing_else_is_served(address):
     """No file that nobody opened, under no other name of this machine."""
 
-    def status(path, **headers):
+    def status(path, data=None, **headers):
         try:
-            return urllib.request.urlopen(urllib.request.Request(address + path, headers=headers)).status
+            return urllib.request.urlopen(urllib.request.Request(address + path, data, headers)).status
         except urllib.error.HTTPError as error:
             return error.code
 
@@ -567,6 +593,9 @@ def test_nothing_else_is_served(address):
     for path in (__file__, "README.md", "weights/msds1_laplace.state", "/etc/passwd"):
         assert status(f"gradio_api/file={path}") in (403, 404)
     assert status("", Host="elsewhere.example") == 400
+    sites = [{"Sec-Fetch-Site": site} for site in ("same-origin", "cross-site")]
+    assert [status("", **site) for site in sites] == [200, 200]  # a link from elsewhere
+    assert [status("gradio_api/upload", b"", **site) == 403 for site in sites] == [False, True]
     policy = urllib.request.urlopen(address).headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
 
