@@ -110,6 +110,9 @@ class Library:
     def test_image(self, config, number):
         """An image of the test split: (C, L, L), uint8."""
         key = config["data"], config["nchannels"], config["L"]
+        if config["data"] == "folder" and "data_path" not in self.args.given:
+            words = "its network was trained on a folder of images that is not here: open images one by one, or start"
+            raise UserError(f"test image {number}: {words} explore.py with --weights FILE --data_path FOLDER")
         if key not in self.datasets:
             self.datasets[key] = flags.open_data(config, self.args)[0].test
         images = self.datasets[key]

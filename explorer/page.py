@@ -75,16 +75,17 @@ def show_field(tab):
     if picture is None:
         return "<p>No latent is chosen.</p>"
     cone = tab.cone()
-    reach = "any pixel, as all of Real NVP" if cone is None else f"{int(cone.sum())} of {cone.numel():,} pixels"
+    reach = "any pixel (Real NVP)" if cone is None else f"{int(cone.sum())} of {cone.numel():,} pixels"
     words = f"Receptive field of latent {tab.name} over the picture; it can affect {reach}"
     return strip([(picture, words)], "large")
 
 
 def show_list(tab):
-    choices = [(f"{name} ({strength:.2f})", name) for name, strength in tab.latents]
+    choices = [(f"{name} ({strength:.2g})", name) for name, strength in tab.latents]
     where = "over all pixels" if tab.pixel is None else "at row {}, column {}".format(*tab.pixel)
     chosen = tab.name if tab.name in [name for name, _ in tab.latents] else None
-    label = f"Strongest latents {where}, level:row:column:channel (strength)"
+    which = "Strongest latents" if tab.flow.layers() else "Strongest of 16 random latents per level"
+    label = f"{which} {where}, level:row:column:channel (strength)"
     return gr.update(choices=choices, value=chosen, label=label)
 
 
@@ -123,7 +124,9 @@ def show_high(tab):
 
 
 def show_command(tab):
-    return f'<p class="command">{escape(tab.picture_command())}</p>'
+    reads = [name for name in tab.files() if name != tab.picture_name()]
+    words = f"<p>It reads {escape(', '.join(reads))}, which the first button saves too.</p>" if reads else ""
+    return f'<p class="command">{escape(tab.picture_command())}</p>{words}'
 
 
 def show_weights(tab):
@@ -180,9 +183,10 @@ def build(library):
                 with gr.Tab("Picture", id="picture"):
                     first = picture_controls("a")
                     temperatures = [
-                        Slider(0, HIGHEST, step=0.05, label=f"Temperature of level h = {h}", elem_id=f"T{h}")
+                        Slider(0, HIGHEST, step=0.05, label=f"Temperature of samples, level h = {h}", elem_id=f"T{h}")
                         for h in range(MOST_LEVELS)
                     ]
+                    gr.Markdown("Size of the latents, level by level. White: variables that go up to the next level.")
                     latents = gr.HTML(apply_default_css=False, elem_id="latents")
                 with gr.Tab("Latents", id="latents"):
                     gr.Markdown(
@@ -204,8 +208,10 @@ def build(library):
                     with gr.Row():
                         fill = gr.Button("Inpaint", variant="primary", size="md", elem_id="inpaint")
                         stop = gr.Button("Stop", size="md", elem_id="stop")
+                        undo = gr.Button("Picture before", size="md", elem_id="undo")
                     progress = gr.HTML(apply_default_css=False, min_height=90, elem_id="progress")
                 with gr.Tab("Mix", id="mix"):
+                    gr.Markdown("Levels of the picture are replaced by those of this second picture.")
                     second = gr.HTML(apply_default_css=False, elem_id="second")
                     others = picture_controls("b")
                     theta = Slider(
@@ -218,7 +224,7 @@ def build(library):
                     high = gr.Radio(
                         [("the picture", True), ("the second picture", False)],
                         value=True,
-                        label="High levels of",
+                        label="The levels h ≥ Θ come from",
                         elem_id="high",
                     )
                     swap = gr.CheckboxGroup([], label="Levels of the second picture", elem_id="swap")
@@ -305,7 +311,7 @@ def build(library):
         def save(own, method):
             with alive(own).lock:
                 attempt(method, own)
-                return [str(path) for path in own.saved.values()]
+                return [str(path) for path in reversed(own.saved.values())]
 
         def start(request: gr.Request):
             own = library.tabs[request.session_hash] = Tab(library)
@@ -343,11 +349,12 @@ def build(library):
         on_picture(picture.region, Tab.select, ("row", "column", "height", "width"), "region", EVENT)
         working = {**EVENT, "show_progress": "full", "show_progress_on": progress}
         fill.click(inpaint, [tab, steps, draws], [progress, *shown], **working)
+        on(undo.click, Tab.undo)
         stop.click(lambda own: alive(own).stop(), [tab], None, **EVENT)
 
         on_slider(theta, Tab.set_theta, [high])
         on(high.input, Tab.set_theta, [theta, high])
-        on(swap.input, Tab.set_levels, [swap], [swap])
+        on(swap.input, Tab.choose_levels, [swap], [swap])
 
         making = {**EVENT, "show_progress": "full"}
         methods = Tab.save_picture, Tab.save_latents, Tab.save_walk

@@ -149,6 +149,7 @@ class Tab:
     def unedit(self):
         """Forget all edits."""
         self.swap, self.theta, self.high, self.values, self.result, self.walk = (), 0, True, {}, "", None
+        self.before = None
         self.draw()
 
     def set_temperature(self, h, temperature):
@@ -221,9 +222,9 @@ class Tab:
 
     # Mixing
 
-    def set_levels(self, swap):
+    def choose_levels(self, swap):
         """The levels that the second picture gives."""
-        self.swap = tuple(sorted(int(h) for h in swap))
+        self.swap, self.walk = tuple(sorted(int(h) for h in swap)), None
         self.draw()
 
     def set_theta(self, theta, first_is_high):
@@ -234,8 +235,8 @@ class Tab:
 
         values = range(self.flow.num_levels + 1)
         self.theta, self.high = theta, first_is_high
+        self.choose_levels(given(theta))
         self.walk = "Θ", values, lambda value: self.z(swap=given(value)), SLOWLY
-        self.set_levels(given(theta))
 
     # Regions
 
@@ -289,12 +290,22 @@ class Tab:
         with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
                 raise UserError("the picture was changed meanwhile: inpainting has ended")
+            before = {name: vars(self)[name] for name in ("a", "swap", "theta", "high", "values", "result", "before")}
             self.put("a", self.encoded("file", after, image, files))
+            self.before = before
             words = "Inpainted" if done == total else "Stopped, the best so far"
             self.result = RESULT.format(words, *(each.item() for each in result[1:]))
 
     def stop(self):
         self.stopped = True
+
+    def undo(self):
+        """The picture before it was inpainted, with its edits."""
+        if self.before is None:
+            raise UserError("this picture was not inpainted: no picture before")
+        vars(self).update(self.before)
+        self.walk = None
+        self.draw()
 
     # What is shown
 
@@ -372,12 +383,14 @@ class Tab:
         return self.command("plot_reconstruct.py", **flags)
 
     def picture_name(self):
+        if self.a.kind == "file" and torch.equal(self.picture, self.a.image):
+            return self.a.name
         return f"{Path(self.file).stem}_{digest(self.picture)[:6]}.png"
 
     def files(self):
         """The picture, and the files that its command reads: name -> PNG."""
         own = {self.picture_name(): png(self.picture, Command=self.picture_command())}
-        return own | self.a.files | (self.b.files if self.swap else {})
+        return own | (self.b.files if self.swap else {}) | self.a.files
 
     def save_picture(self):
         for name, content in self.files().items():
@@ -400,11 +413,12 @@ class Tab:
             for image, value in zip(images, values, strict=True)
         ]
         path = self.folder / Path(self.picture_name()).stem
-        self.saved[f"{path}.gif"] = save_animation([*figures, *figures[-2:0:-1]], path, seconds, quiet=True)
+        save_animation([*figures, *figures[-2:0:-1]], path, seconds, quiet=True)
+        self.saved = {**self.saved, f"{path.name}.gif": Path(f"{path}.gif")}
 
     def save(self, name, save):
         """Write a file by save(file), one of `saved`."""
-        self.saved[name] = write(self.folder / name, save, quiet=True)
+        self.saved = {**self.saved, name: write(self.folder / name, save, quiet=True)}
 
 
 def _put(content, file):

@@ -103,7 +103,7 @@ def test_tab_shows_what_the_flow_makes(tab, weights, images, name):
     assert torch.equal(tab.picture, picture_of(flow, torch.where(levels(flow) >= 1, other, z)))
     tab.open_test("a", 2) if name != "grey" else tab.open_sample("a", 3)
     assert (tab.theta, tab.high) == (0, True)  # as before mixing
-    tab.set_levels([0, 1])
+    tab.choose_levels([0, 1])
     assert torch.equal(tab.picture, tab.second)
 
 
@@ -171,11 +171,11 @@ def test_commands_make_the_pictures_again(tab, tmp_path, monkeypatch, name):
     tab.list_latents()
     tab.pick(tab.latents[0][0])
     tab.set_latent(-1.5)
-    tab.set_levels([0])
+    tab.choose_levels([0])
     files = tab.files()
     tab.open_test("a", 4)
     tab.open_file("b", str(wide))
-    tab.set_levels([1])
+    tab.choose_levels([1])
     tab.set_latent(2)
     before, mask = tab.picture, torch.zeros(8, 8, dtype=torch.bool)
     mask[1:4, 2:6] = True
@@ -188,7 +188,7 @@ def test_commands_make_the_pictures_again(tab, tmp_path, monkeypatch, name):
     tab.config = {**tab.config, "data": "msds1"}  # as if it were of other weights
     tab.open_weights(name)
     files |= tab.files()
-    assert len(files) == 7  # three of the tab, the upload, before and after inpainting, the test image
+    assert len(files) == 6  # a sample and a picture of the tab, the upload, before and after inpainting, the test image
     check_commands(files, tmp_path, monkeypatch)
 
 
@@ -199,7 +199,7 @@ def test_pixels_that_a_latent_changes(tab):
     tab.set_latent(5)
     words = tab.describe().rpartition(". ")[2]
     assert words.endswith("0 of them outside the generation cone") and " 0 of 256" not in words
-    tab.set_levels([1, 2])
+    tab.choose_levels([1, 2])
     tab.set_temperature(2, 1.0)
     words = tab.describe().rpartition(". ")[2]
     assert words.endswith("0 of them outside the generation cone") and " 0 of 256" not in words
@@ -233,6 +233,23 @@ def test_inpainting_stops(tab, tmp_path, monkeypatch, last):
     assert seen == [(k, 54) for k in range(1, last + 1)]
     assert "Stopped, the best so far: PSNR" in tab.describe()
     check_commands(tab.files(), tmp_path, monkeypatch)
+
+
+def test_the_picture_before_inpainting_comes_back(tab):
+    tab = tab("rgflow")
+    tab.choose_levels([1])
+    tab.pick("0:5:6:1")
+    tab.set_latent(5)
+    before = tab.picture, tab.picture_command(), tab.describe()
+    tab.select((0, 0, 3, 3))
+    for _ in range(2):
+        tab.inpaint(2, 1, lambda *_: None)
+    for _ in range(2):
+        assert not torch.equal(tab.picture, before[0])
+        tab.undo()
+    assert torch.equal(tab.picture, before[0]) and (tab.picture_command(), tab.describe()) == before[1:]
+    with pytest.raises(UserError, match="was not inpainted"):
+        tab.undo()
 
 
 def test_inpainting_ends_when_the_picture_is_changed(tab):
@@ -543,7 +560,7 @@ def test_an_image_is_opened_inpainted_mixed_and_saved(visit, weights, images, tm
     for name in ("picture", "latents", "walk"):
         visit.page.locator(f"#save_{name}").click()
     links = visit.page.locator("#files a[href]")
-    until(lambda: links.count() == 6)  # the upload, before and after inpainting, the picture, latents, walk
+    until(lambda: links.count() == 5)  # before and after inpainting, the picture, latents, walk
     saved = {link.get_attribute("download"): link.get_attribute("href") for link in links.all()}
     files = {name: urllib.request.urlopen(href).read() for name, href in saved.items()}
     (latents,) = [content for name, content in files.items() if name.endswith(".pt")]
@@ -612,7 +629,7 @@ def test_screen(browser, tmp_path, width, height):
     """The picture of the README, which EXPLORER_PICTURE=FILE takes again; on a telephone nothing is cut off."""
     own = "--weights", str(explore.WEIGHTS / "faces_spline_lu.state"), "--no_browser", "--fig_dir", str(tmp_path)
     args = flags.parse(explore.explore_parser(), own)
-    args.dtype, args.draws = "float64", 1
+    args.dtype, args.draws = "float64", 4 if "EXPLORER_PICTURE" in os.environ else 1
     with explore.serving(args) as address:
         visit = Visit(browser, address, viewport={"width": width, "height": height})
         visit.page.locator("#seed_a input").fill("6")
