@@ -317,11 +317,13 @@ class Tab:
     def draw(self):
         """Decode what has changed: uint8 images (C, L, L), `levels` of the levels >= h alone, a list, the picture with
         `unchanged` latents, and the `second` picture."""
-        others = torch.stack((self.z(values={}), self.b.z))
+        unchanged = self.z(values={}) if self.values else torch.zeros_like(self.b.z)  # 0 costs nothing after the first
+        others = torch.stack((unchanged, self.b.z))
         images = self.decoder(torch.cat((from_levels(self.flow, self.z()), others)))
         if not images.isfinite().all():
             raise FloatingPointError("the picture is not finite and not shown: a latent is too far out")
-        *self.levels, self.unchanged, self.second = to_bytes(images)
+        *self.levels, unchanged, self.second = to_bytes(images)
+        self.unchanged = unchanged if self.values else self.picture
 
     @property
     def picture(self):
