@@ -627,7 +627,8 @@ def test_a_port_that_is_taken(address, parsed):
 @pytest.mark.parametrize("width, height", [(1280, 1000), (390, 844)])
 def test_screen(browser, tmp_path, width, height):
     """The picture of the README, which EXPLORER_PICTURE=FILE takes again; on a telephone nothing is cut off."""
-    own = "--weights", str(explore.WEIGHTS / "faces_spline_lu.state"), "--no_browser", "--fig_dir", str(tmp_path)
+    weights = str(explore.WEIGHTS / "faces_spline_lu.state")
+    own = "--weights", weights, "--no_browser", "--fig_dir", str(tmp_path)
     args = flags.parse(explore.explore_parser(), own)
     args.dtype, args.draws = "float64", 4 if "EXPLORER_PICTURE" in os.environ else 1
     with explore.serving(args) as address:
@@ -638,8 +639,12 @@ def test_screen(browser, tmp_path, width, height):
         visit.page.mouse.click(*visit.point(16, 11, 32))
         visit.page.locator("#list input[value^='1:']").first.click()
         visit.page.locator("#field img").wait_for()
-        visit.drag("#value", 0.8)
-        until(lambda: "1 latent changed" in visit.words())
+        _, i, j, c = map(int, visit.page.locator("#list input:checked").get_attribute("value").split(":"))
+        flow = load(weights)[0].double()
+        z = sampled(flow, 6, (0.2, 0.6, 0.6, 0.6))
+        z[c, i, j] = visit.drag("#value", 0.8)
+        visit.until_shown(picture_of(flow, z))
+        visit.page.wait_for_timeout(500)  # until the rest of the page follows
         visit.page.evaluate("scrollTo(0, 0)")
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         picture = os.environ.get("EXPLORER_PICTURE") if width > height else None
