@@ -20,7 +20,7 @@ from utils.cli import UserError
 WEIGHTS = Path(__file__).parent / "weights"
 FIRST = "faces_spline_lu"  # of them
 LOCAL = "127.0.0.1"
-FLOWS = 4  # kept in memory, with the receptive fields of each
+FLOWS = 4  # kept in memory, with their receptive fields, beside those that tabs show
 COMPUTING = threading.Lock()  # for receptive fields: torch has forward-mode derivatives in one thread at a time
 # Of Gradio: nothing is reported to its makers; statistics, which slow down each event, are left out.
 SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
@@ -37,9 +37,7 @@ def explore_parser():
     add("--fig_dir", default="./figures", metavar="DIR", help="folder in which receptive fields are kept")
     draws = "draws of z; a receptive field is the mean over them"
     add("--draws", type=cli.positive, default=4, metavar="N", help=draws)
-    parser.epilog = (
-        "Without --weights and flags of a run: all of weights/. Numbers are float64 unless --dtype is given."
-    )
+    parser.epilog = "Without --weights and flags of a run: all of weights/. Without --dtype: float64."
     return parser
 
 
@@ -55,7 +53,8 @@ class Library:
         self.tabs, self.flags = weakref.WeakValueDictionary(), [f"--dtype={args.dtype}"]
         given = [name for name in ("data", "data_path", "prepared_path") if name in args.given]
         self.data_flags = {name: getattr(args, name) for name in given}
-        self.threads, self._load, self._fields = [], lru_cache(FLOWS)(self._load), lru_cache(FLOWS)(self._fields)
+        self.threads, self._load = [], lru_cache(FLOWS)(self._load)
+        self.found = weakref.WeakKeyDictionary()  # receptive fields of flows
 
     def named(self, path):
         """A file as its owner knows it: an upload without the folder in which it lies here."""
@@ -80,12 +79,13 @@ class Library:
 
     def fields(self, path):
         """The receptive fields of a file's flow, `flow.fields.Fields`, which another file keeps."""
-        with COMPUTING:
-            return self._fields(path)
-
-    def _fields(self, path):
         flow, config, trained = self.load(path)
-        return get_fields(flow, config, self.args.fig_dir, self.args.draws, 0, weights=trained["weights"])
+        if flow not in self.found:
+            with COMPUTING:
+                if flow not in self.found:
+                    given = flow, config, self.args.fig_dir, self.args.draws, 0
+                    self.found[flow] = get_fields(*given, weights=trained["weights"])
+        return self.found[flow]
 
     def prepare_fields(self, path):
         """Let `fields` find them, in the background; to errors nobody listens."""
@@ -147,11 +147,8 @@ class Policy:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        if (
-            scope["type"] == "http"
-            and scope["method"] != "GET"
-            and (b"sec-fetch-site", b"cross-site") in scope["headers"]
-        ):
+        sends = scope["type"] == "http" and scope["method"] != "GET"
+        if sends and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body"})
             return

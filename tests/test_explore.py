@@ -127,6 +127,14 @@ def test_latents_where_their_receptive_fields_are_strongest(tab, weights):
             assert listed[f"{h}:{i}:{j}:{c}"] == pytest.approx(own.max().item())
 
 
+def test_fields_that_are_there_do_not_wait_for_others(tab):
+    tab = tab("rgflow")
+    tab.list_latents()
+    with explore.COMPUTING:
+        tab.pick(tab.latents[0][0])
+        assert tab.field().shape == (3, 8, 8)
+
+
 def test_errors_change_nothing(tab, weights, tmp_path):
     tab = tab()
     broken = tmp_path / "uploads" / "broken.png"
