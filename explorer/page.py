@@ -7,6 +7,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
+from flow.fields import SUBSET
 from utils.cli import UserError
 from utils.plotting import field_pictures
 
@@ -84,7 +85,7 @@ def show_list(tab):
     choices = [(f"{name} ({strength:.2g})", name) for name, strength in tab.latents]
     where = "over all pixels" if tab.pixel is None else "at row {}, column {}".format(*tab.pixel)
     chosen = tab.name if tab.name in [name for name, _ in tab.latents] else None
-    which = "Strongest latents" if tab.flow.layers() else "Strongest of 16 random latents per level"
+    which = "Strongest latents" if tab.flow.layers() else f"Strongest of {SUBSET} random latents per level"
     label = f"{which} {where}, level:row:column:channel (strength)"
     return gr.update(choices=choices, value=chosen, label=label)
 
