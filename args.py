@@ -194,8 +194,9 @@ def accelerate(flow, args):
     return compiled, [f"--compile is off: torch.compile does not work here ({obstacle})"] if obstacle else []
 
 
-def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True):
-    """The flags of a script for a trained flow, or `several`; it may draw pictures or numbers, or read images."""
+def weights_parser(description, pictures=False, numbers=False, images=False, several=False, draws=True, dtype=None):
+    """The flags of a script for a trained flow, or `several`; it may draw pictures or numbers, or read images. dtype:
+    by default, None for that of the training."""
     parser = cli.Parser(description)
     parser.naming = "data", "data_path", "prepared_path", "cuda", "dtype"
     parser.epilog = f"Without --weights, the flags of main.py select a run's newest checkpoint. {parser.epilog}"
@@ -206,7 +207,8 @@ def weights_parser(description, pictures=False, numbers=False, images=False, sev
     if images:
         add_paths(add)
     add("--cuda", type=gpu_list, default="", metavar="ID", help="number of the GPU (default: empty, the CPU)")
-    add("--dtype", choices=["float32", "float64"], help="type of all numbers (default: that of the training)")
+    types, text = ["float32", "float64"], f"type of all numbers (default: {dtype or 'that of the training'})"
+    add("--dtype", choices=types, default=dtype, help=text)
     if draws:
         add("--draw_seed", type=count, default=0, metavar="N", help="seed of all draws")
     if pictures:
@@ -336,11 +338,12 @@ def load_images(config, args, numbers, flag="--images"):
     return torch.from_numpy(images[list(numbers)])
 
 
-def load_source(source, config, args):
-    """The image (C, L, L), uint8, that `cli.source` names, None for a sample; in a script with --resize."""
+def load_source(source, config, args, flag):
+    """The image (C, L, L), uint8, that `cli.source` names, None for a sample; in a script with --resize. Raises as
+    `load_images`, naming `flag`, and as `data.images.load_single`."""
     kind, name = source
     if kind == "test":
-        return load_images(config, args, [name], "--file")[0]
+        return load_images(config, args, [name], flag)[0]
     if kind == "file":
         return torch.from_numpy(load_single(name, config["nchannels"], config["L"], args.resize).copy())
     return None

@@ -29,7 +29,7 @@ POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
 def explore_parser():
-    parser = flags.weights_parser(__doc__, images=True, several=True, draws=False)
+    parser = flags.weights_parser(__doc__, images=True, several=True, draws=False, dtype="float64")
     add = parser.add_argument_group("explorer").add_argument
     port = cli.number(int, 1, 65535, "a port from 1 to 65535")
     add("--port", type=port, metavar="N", help="port of the page (default: a free one)")
@@ -37,7 +37,7 @@ def explore_parser():
     add("--fig_dir", default="./figures", metavar="DIR", help="folder in which receptive fields are kept")
     draws = "draws of z; a receptive field is the mean over them"
     add("--draws", type=cli.positive, default=4, metavar="N", help=draws)
-    parser.epilog = "Without --weights and flags of a run: all of weights/. Without --dtype: float64."
+    parser.epilog = "Without --weights and flags of a run: all of weights/."
     return parser
 
 
@@ -209,7 +209,6 @@ def serving(args):
 
 def main(argv=None):
     args = flags.parse(explore_parser(), argv)
-    args.dtype = args.dtype or "float64"
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # with small networks as fast as more, and tabs do not wait for each other
     with serving(args) as address:

@@ -43,7 +43,9 @@ def main(argv=None):
     factors = [*args.scale, *((h, 0.0) for h in args.zero)]
     latents = cli.check_latents([name for name, _ in args.set], flow.level_map, "--set")
     values = [(latent, value) for latent, (_, value) in zip(latents, args.set, strict=True)]
-    images = [flags.load_source(each, config, args) for each in sources]
+    images = [
+        flags.load_source(each, config, args, flag) for each, flag in zip(sources, ("--file", "--other"), strict=False)
+    ]
     if given := [image for image in images if image is not None]:
         flow = flags.exact(flow, torch.stack(given))
     z = torch.stack([latents_of(flow, *each, temperatures) for each in zip(sources, images, strict=True)])

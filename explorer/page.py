@@ -1,17 +1,19 @@
 """The page, made with Gradio: its controls, what each does to the `Tab` of a browser's tab, and what all show then."""
 
+import base64
 from functools import partial
 from html import escape
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import torch
 
 from flow.fields import SUBSET
 from utils.cli import UserError
-from utils.plotting import field_pictures
+from utils.plotting import field_pictures, png
 
-from .tab import DRAWS, HIGHEST, RANGE, STEPS, Tab, outline, source_of
+from .tab import DRAWS, HIGHEST, RANGE, STEPS, Tab
 
 HERE = Path(__file__).parent
 CSS, JS = ((HERE / name).read_text("utf-8") for name in ("page.css", "picture.js"))
@@ -24,6 +26,19 @@ ENDS = """(tab, value, ...others) => {
   const { min, max } = document.querySelector("#SLIDER input[type=range]");
   return [tab, Math.min(max, Math.max(min, value)), ...others];
 }"""
+
+
+def source_of(image):
+    """A picture (C, H, W), uint8, as the address of an <img>."""
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+def outline(mask):
+    """The border of a set of pixels (L, L) bool as the path of an SVG, a unit per pixel."""
+    inside = np.pad(np.asarray(mask), 1)
+    across = np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])  # edges above rows
+    down = np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])
+    return "".join([*(f"M{j} {i}h1" for i, j in across), *(f"M{j} {i}v1" for i, j in down)])
 
 
 def strip(pictures, kind=""):

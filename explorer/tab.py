@@ -1,6 +1,5 @@
 """What one tab of the browser explores: a flow, a picture as latents, edits of them, and how each is drawn. No page."""
 
-import base64
 import shlex
 import tempfile
 import threading
@@ -28,6 +27,8 @@ FRAMES, SECONDS, SLOWLY = 16, 0.1, 0.5  # of a walk: frames, and how long each i
 STEPS, DRAWS, RATE = 100, 50, 0.1  # of inpainting; a few seconds
 RESULT = "{}: PSNR {:.1f} dB of the image, {:.1f} dB in the region; {} free latents; log p = {:,.0f} nats of the best"
 RESULT += " draw, {:,.0f} of the result, {:,.0f} of the picture before"
+# What a picture depends on and is said of it: what comes back with the picture before inpainting.
+EDITED = "a", "b", "temperature", "swap", "theta", "high", "values", "result", "before"
 QUICK = 10**7  # parameters of a flow whose receptive fields are computed before they are asked for
 
 
@@ -290,9 +291,9 @@ class Tab:
         with self.changing():
             if flow is not self.flow or not torch.equal(picture, self.picture):
                 raise UserError("the picture was changed meanwhile: inpainting has ended")
-            before = {name: vars(self)[name] for name in ("a", "swap", "theta", "high", "values", "result", "before")}
+            kept = {name: vars(self)[name] for name in EDITED}
             self.put("a", self.encoded("file", after, image, files))
-            self.before = before
+            self.before = kept
             words = "Inpainted" if done == total else "Stopped, the best so far"
             self.result = RESULT.format(words, *(each.item() for each in result[1:]))
 
@@ -396,7 +397,7 @@ class Tab:
 
     def save_picture(self):
         for name, content in self.files().items():
-            self.save(name, partial(_put, content))
+            self.save(name, lambda file, content=content: file.write(content))
 
     def save_latents(self):
         """z, (C, L, L), and how it came about."""
@@ -423,10 +424,6 @@ class Tab:
         self.saved = {**self.saved, name: write(self.folder / name, save, quiet=True)}
 
 
-def _put(content, file):
-    file.write(content)
-
-
 def spread(low, high):
     return torch.linspace(low, high, FRAMES).tolist()
 
@@ -437,16 +434,3 @@ def whole(name, value, least=0):
         given = "missing" if value is None else value
         raise UserError(f"{name} {given}: must be a whole number from {least} to {2**31 - 1}")
     return int(value)
-
-
-def source_of(image):
-    """A picture (C, H, W), uint8, as the address of an <img>."""
-    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
-
-
-def outline(mask):
-    """The border of a set of pixels (L, L) bool as the path of an SVG, a unit per pixel."""
-    inside = np.pad(np.asarray(mask), 1)
-    across = np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])  # edges above rows
-    down = np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])
-    return "".join([*(f"M{j} {i}h1" for i, j in across), *(f"M{j} {i}v1" for i, j in down)])

@@ -39,7 +39,6 @@ def main(names):
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         for file in files:
             args = flags.parse(explore.explore_parser(), ["--weights", file, "--fig_dir", folder, "--no_browser"])
-            args.dtype = "float64"
             with explore.serving(args) as address:
                 visit = Visit(browser, address)
                 cells = [times(visit, "#T3", "ArrowRight", "ArrowLeft")]

@@ -25,7 +25,7 @@ import explore
 import explorer.tab
 import inpaint
 import plot_reconstruct
-from explorer.tab import Tab, outline
+from explorer.tab import Tab
 from flow import load
 from flow.hierarchy import generation_cone
 from flow.latents import encode
@@ -43,9 +43,7 @@ def parsed(weights, images, tmp_path):
     def parsed(*names):
         paths = [weights[name] for name in names or NAMES]
         common = ["--data_path", str(images), "--fig_dir", str(tmp_path / "fields"), "--no_browser"]
-        args = flags.parse(explore.explore_parser(), ["--weights", *paths, *common])
-        args.dtype = "float64"
-        return args
+        return flags.parse(explore.explore_parser(), ["--weights", *paths, *common])
 
     return parsed
 
@@ -252,6 +250,8 @@ def test_the_picture_before_inpainting_comes_back(tab):
     tab.select((0, 0, 3, 3))
     for _ in range(2):
         tab.inpaint(2, 1, lambda *_: None)
+    tab.set_temperature(0, 1.5)
+    tab.open_sample("b", 9)
     for _ in range(2):
         assert not torch.equal(tab.picture, before[0])
         tab.undo()
@@ -288,9 +288,10 @@ def test_inference_cone_counted_by_autograd(tab):
 
 def test_outline():
     """An edge for each side of a pixel where it is not next to another one."""
+    page = pytest.importorskip("explorer.page", reason="no Gradio: pip install -r requirements-explore.txt")
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[1, 1:3] = mask[3, 3] = True
-    edges = set(re.findall(r"M(\d+) (\d+)([hv])1", outline(mask)))
+    edges = set(re.findall(r"M(\d+) (\d+)([hv])1", page.outline(mask)))
     pair = {("1", "1", "h"), ("2", "1", "h"), ("1", "2", "h"), ("2", "2", "h"), ("1", "1", "v"), ("3", "1", "v")}
     assert edges == pair | {("3", "3", "h"), ("3", "4", "h"), ("3", "3", "v"), ("4", "3", "v")}
 
@@ -322,6 +323,7 @@ def test_files_of_weights_are_checked_before_the_page_opens(parsed, tmp_path):
 def test_without_gradio_one_sentence_says_what_to_install(parsed, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "explorer.page", raising=False)
+    monkeypatch.delattr(explorer, "page", raising=False)
     words = "needs Gradio: python -m pip install -r requirements-explore"
     with pytest.raises(UserError, match=words), explore.serving(parsed()):
         pass
@@ -638,7 +640,7 @@ def test_screen(browser, tmp_path, width, height):
     weights = str(explore.WEIGHTS / "faces_spline_lu.state")
     own = "--weights", weights, "--no_browser", "--fig_dir", str(tmp_path)
     args = flags.parse(explore.explore_parser(), own)
-    args.dtype, args.draws = "float64", 4 if "EXPLORER_PICTURE" in os.environ else 1
+    args.draws = 4 if "EXPLORER_PICTURE" in os.environ else 1
     with explore.serving(args) as address:
         visit = Visit(browser, address, viewport={"width": width, "height": height})
         visit.page.locator("#seed_a input").fill("6")

@@ -316,6 +316,11 @@ def test_reconstruction_script(draw, weights, images, tmp_path, monkeypatch, mod
         (plot_reconstruct, "--file a.png --swap 5 --other b.png", r"--swap: 5: must be in 0\.\.1"),
         (plot_reconstruct, "--file a.png --scale 2", "something = a number"),
         (plot_reconstruct, "--file test:6 --data_path {images}", r"--file: 6: must be in 0\.\.5"),
+        (
+            plot_reconstruct,
+            "--file sample:1 --other test:6 --swap 0 --data_path {images}",
+            r"--other: 6: must be in 0\.\.5",
+        ),
         (plot_reconstruct, "--file test:x", "'x': must be a whole number"),
         (plot_reconstruct, "--file sample:1 --resize", "--resize: has no effect without a file in --file or --other"),
         (plot_reconstruct, "--file sample:1 --data folder", "--data: has no effect without a test image in --file"),
