@@ -2,12 +2,14 @@
 """Draw bits per dimension during training, of one or several runs. Needs no weights."""
 
 import math
+import re
+from itertools import count
 
 import numpy as np
 
 from utils import cli
 from utils.logging import read_bpds, run_name
-from utils.plotting import COLOURS, COLUMN, Figure, save_figure, style
+from utils.plotting import COLOURS, COLUMN, PAGE, Figure, LogLocator, save_figure, style
 
 POINTS = 200  # of a training curve: means over as many equal stretches
 SPREAD = 0.028  # of BPD over three seeds of a small RG-Flow (rnvp) after 1,000 steps, docs/recipe.md; smaller later
@@ -67,16 +69,52 @@ def log_figure(runs, labels, time=False, bpd=None):
     with style():
         figure = Figure(figsize=(COLUMN, 2.2 + 0.14 * len(runs)), layout="constrained")
         axes = figure.subplots()
-        for k, ((train, test), label) in enumerate(zip(runs, labels, strict=True)):
-            line = {"color": COLOURS[k % len(COLOURS)], "linestyle": ("-", "--", ":")[k // len(COLOURS) % 3]}
-            points = {"color": line["color"], "marker": "osD^v*"[k % 6], "markersize": 3}
-            axes.plot(*train, **line, linewidth=0.8)
-            axes.errorbar(*test, **points, linestyle="", elinewidth=0.8)
-            axes.plot([], [], **{**line, **points}, linewidth=0.8, label=label)
+        for (train, test), label, line in zip(runs, labels, lines(), strict=False):
+            axes.plot(*train, **{**line, "marker": ""})
+            axes.errorbar(*test, **{**line, "linestyle": ""})
+            axes.plot([], [], **line, label=label)
         axes.set(xlabel="time of training in hours" if time else "step", ylabel="bits per dimension", ylim=bpd)
-        for text in figure.legend(loc="outside upper left", frameon=False).get_texts():
-            text.set_parse_math(False)
+        plain(figure.legend(loc="outside upper left", frameon=False))
     return figure
+
+
+def tests_figure(runs, labels, panels, time=False, bpd=None):
+    """runs: what `curves` gives, one per label and title of its panel. Tests alone, joined by lines, over a logarithmic
+    axis: what more steps, or more time, bring."""
+    titles = [*dict.fromkeys(panels)]
+    with style():
+        figure = Figure(figsize=(min(PAGE, COLUMN * len(titles)), 3), layout="constrained")
+        for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
+            own = [run for run, panel in zip(zip(runs, labels, strict=True), panels, strict=True) if panel == title]
+            for ((_, test), label), line in zip(own, lines(), strict=False):
+                axes.errorbar(*test, **line, label=label)
+            axes.set_title(title, parse_math=False)
+            axes.set(xlabel="time of training in hours" if time else "step", ylabel="bits per dimension", ylim=bpd)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}" if time else "{x:,g}")
+            axes.xaxis.set_minor_formatter("")
+            plain(axes.legend(frameon=False))
+    return figure
+
+
+def lines():
+    """How to draw one run after the other: keywords of `plot` and `errorbar`."""
+    for k in count():
+        style, marker = ("-", "--", ":")[k // len(COLOURS) % 3], "osD^v*"[k % 6]
+        yield {
+            "color": COLOURS[k % len(COLOURS)],
+            "linestyle": style,
+            "marker": marker,
+            "markersize": 3,
+            "linewidth": 0.8,
+        }
+
+
+def plain(legend):
+    """Show its texts as they are: no formulas."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def main(argv=None):
@@ -87,6 +125,8 @@ def main(argv=None):
     spread = "standard deviation over seeds, for the verdict (default: %(default)s, see docs/recipe.md)"
     add("--spread", type=cli.non_negative, default=SPREAD, metavar="BPD", help=spread)
     add("--time", action="store_true", help="draw over the time of training instead of steps")
+    tests = "draw the tests alone, over a logarithmic axis, a panel for each data set that a run's name starts with"
+    add("--tests", action="store_true", help=tests)
     add("--labels", nargs="+", metavar="TEXT", help="names of the runs, --against last (default: data set, network)")
     add("--bpd", type=cli.number_list(cli.finite, 2), metavar="LOW,HIGH", help="range of the BPD axis (default: all)")
     add("--fig_dir", default="./figures", metavar="DIR", help="folder for pictures, PNG and PDF")
@@ -100,7 +140,12 @@ def main(argv=None):
         parser.error(f"argument --labels: {len(labels)} labels: must be {len(files)}, one per file")
     comparisons = [line for file in args.files if args.against for line in comparison(file, args.against, args.spread)]
     runs = [curves(file, args.time) for file in files]
-    save_figure(log_figure(runs, labels, args.time, args.bpd), cli.picture_path(args, "log"))
+    if args.tests:
+        panels = [re.split("[/_]", run_name(file))[0] for file in files]
+        figure = tests_figure(runs, labels, panels, args.time, args.bpd)
+    else:
+        figure = log_figure(runs, labels, args.time, args.bpd)
+    save_figure(figure, cli.picture_path(args, "log"))
     for (train, test), label in zip(runs, labels, strict=True):
         last = f"last test {test[1, -1]:.3f} ± {test[2, -1]:.3f}" if test.size else f"no test, {train[1, -1]:.3f}"
         print(f"{label}: lines training, at most {POINTS} means; markers test; {last} bits per dimension")

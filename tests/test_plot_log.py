@@ -33,6 +33,32 @@ def test_curves(tmp_path, monkeypatch):
     assert plot_log.curves(path)[0].tolist() == [[2, 5], [7, 4]]
 
 
+def test_tests_figure(tmp_path):
+    """A panel per data set, points at the tests alone, 1 to 2 hours apart on a logarithmic axis."""
+    more = LOG.replace("no record", '{"kind": "test", "step": 3, "bpd": 6.5, "seconds": 3600}')
+    runs = [plot_log.curves(log_file(tmp_path / "out.jsonl", more), time=True)] * 3
+    figure = plot_log.tests_figure(runs, ["$a", "b", "c"], ["x", "y", "x"], time=True, bpd=(3, 7))
+    left, right = figure.axes
+    assert [len(axes.containers) for axes in (left, right)] == [2, 1]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["$a", "c"]
+    assert left.get_xscale() == "log" and left.get_title() == "x"
+    points, _, (errors,) = right.containers[0]
+    assert points.get_xydata().tolist() == [[1, 6.5], [2, 4.5]]
+    assert errors.get_segments()[1].tolist() == [[2, 4.25], [2, 4.75]]
+    for path in ("msds1_laplace.jsonl", "msds2/net/out.jsonl"):
+        log_file(tmp_path / path)
+    plot_log.main(
+        [
+            str(tmp_path / "msds1_laplace.jsonl"),
+            str(tmp_path / "msds2/net/out.jsonl"),
+            "--tests",
+            "--fig_dir",
+            str(tmp_path / "f"),
+        ]
+    )
+    assert len(list((tmp_path / "f").glob("log_*_tests_*.png"))) == 1
+
+
 def test_log_script(tmp_path, capsys):
     files = [str(log_file(tmp_path / "msds1" / run / "out_2.jsonl")) for run in ("a", "b_x")]
     plot_log.main([*files, "--fig_dir", str(tmp_path / "f"), "--time"])

@@ -25,13 +25,22 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator
 
 if backend:
     os.environ["MPLBACKEND"] = backend
     with suppress(ValueError):
         matplotlib.rcParams.update({"backend": backend} if new else {})
 
-__all__ = ["Figure", "Line2D", "Patch", "Rectangle", "ScalarMappable", "to_rgb"]  # for the scripts, beside what follows
+__all__ = [
+    "Figure",
+    "Line2D",
+    "LogLocator",
+    "Patch",
+    "Rectangle",
+    "ScalarMappable",
+    "to_rgb",
+]  # for the scripts, beside what follows
 
 NAME = "RG-Flow"  # a mark in every picture
 METADATA = {".png": {"Software": NAME}, ".pdf": {"Creator": NAME, "Producer": NAME}}
