@@ -101,6 +101,13 @@ def test_the_papers_numbers_beside_empty_cells(make):
         ({"data": "celeba32"}, "Table G1", "RG-Flow", "CelebA"),
         ({"data": "chair600"}, "Table G1", "RG-Flow", "3D Chairs"),
         ({"subnet": "spline"}, "Table B1", "RG-Flow with spline, Laplacian prior", "MSDS1"),
+        (
+            {"kernel_size": 8, "share_levels": True},
+            "Table B1",
+            "RG-Flow, 8 x 8 patches, shared levels, Laplacian prior",
+            "MSDS1",
+        ),
+        ({"kernel_size": 8, "model": "realnvp"}, "Table B1", "Real NVP", "MSDS1"),
         ({"data": "celeba32", "prior": "gaussian"}, "Table G1", "RG-Flow, Gaussian prior", "CelebA"),
         ({"data": "mnist32"}, "Table G1", "RG-Flow", "MNIST"),
         ({"data": "galaxies"}, "Table G1", "RG-Flow", "galaxies"),  # of a user

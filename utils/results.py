@@ -114,8 +114,11 @@ def elsewhere(config):
 
 
 def flow_names(config):
-    """The model, with its coupling unless that is the paper's, and the model with its prior, in words."""
+    """The model, with what is not the paper's of its coupling and patches, and the model with its prior, in words."""
     model = MODEL_NAMES[config["model"]] + ("" if config["subnet"] == "rnvp" else f" with {config['subnet']}")
+    if config["model"] == "rgflow":
+        model += "" if (m := config["kernel_size"]) == 4 else f", {m} x {m} patches"
+        model += ", shared levels" if config["share_levels"] else ""
     model += elsewhere(config)
     return model, f"{model}, {PRIOR_NAMES[config['prior']]}"
 
