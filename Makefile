@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG := configs/msds1_cpu.args
+CONFIG := configs/msds1_demo.args
 # Networks this small run best on one thread; a second one gains little and loses much on a busy machine.
 demo test: export OMP_NUM_THREADS := 1
 

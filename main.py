@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a flow: set-up, loop, test, save.
 
-    python main.py @configs/msds1_cpu.args      a small flow on generated images, minutes on a CPU
+    python main.py @configs/msds1_demo.args     a small flow on generated images, minutes on a CPU
     python main.py --data celeba32 --cuda 0     the paper's CelebA run
 
 The random state of a run is its step number: weights, order, flips, noise and sample grids are functions of the seed,

@@ -6,7 +6,7 @@ import torch
 import args as flags
 from flow.latents import decode, encode, interpolate, mix
 from utils import cli
-from utils.plotting import PAGE, grid_figure, save_figure
+from utils.plotting import FONT_SIZE, PAGE, grid_figure, save_figure
 from utils.random import generator
 
 
@@ -77,16 +77,17 @@ def main(argv=None):
         images, z = images / 255, encode(flow, images)
     if grid:
         panels = grid_images(flow, images, z, grid[0], theta)
-        top, left = rf"$h \geq {theta} \rightarrow$", rf"$h < {theta} \downarrow$"
-        labels, width = ([top, *[""] * grid[1]], [left, *[""] * grid[0]]), 0.45
+        figure = grid_figure(panels.flatten(0, 1), panels.shape[1], PAGE)
+        down, across = (1 / n for n in panels.shape[:2])  # sizes of a panel; the labels are in the white one
+        figure.text(0.9 * across, 1 - 0.4 * down, rf"$h \geq {theta} \rightarrow$", ha="right", fontsize=FONT_SIZE)
+        figure.text(0.5 * across, 1 - 0.9 * down, rf"$h < {theta} \downarrow$", ha="center", fontsize=FONT_SIZE)
         high, low = cli.listing(numbers[: grid[0]]), cli.listing(numbers[grid[0] :])
         caption = f"levels h >= {theta} of {high} (top row), h < {theta} of {low} (left column)"
     else:
         panels = pair_images(flow, images, z, args.linear)
-        labels, width = pair_labels(flow, args.linear), 0.8
+        figure = grid_figure(panels.flatten(0, 1), panels.shape[1], PAGE, *pair_labels(flow, args.linear), 0.8)
         caption = f"A = {numbers[0]}, B = {numbers[1]}, levels h >= Theta of the first and h < Theta of the second"
         caption += "; linear in z: lambda z_A + (1 - lambda) z_B" if args.linear else ""
-    figure = grid_figure(panels.flatten(0, 1), panels.shape[1], PAGE, *labels, width)
     save_figure(figure, flags.picture_path(args, config, trained, "mixing"))
     print(f"{caption}: {of}, {trained['weights']}")
 

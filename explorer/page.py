@@ -98,10 +98,12 @@ def show_field(tab):
 
 def show_list(tab):
     choices = [(f"{name} ({strength:.2g})", name) for name, strength in tab.latents]
-    where = "over all pixels" if tab.pixel is None else "at row {}, column {}".format(*tab.pixel)
+    where, number = "over all pixels", "strength, the mean of its field"
+    if tab.pixel is not None:
+        where, number = "at row {}, column {}".format(*tab.pixel), "its field there"
     chosen = tab.name if tab.name in [name for name, _ in tab.latents] else None
     which = "Strongest latents" if tab.flow.layers() else f"Strongest of {SUBSET} random latents per level"
-    label = f"{which} {where}, level:row:column:channel (strength)"
+    label = f"{which} {where}, level:row:column:channel ({number})"
     return gr.update(choices=choices, value=chosen, label=label)
 
 
