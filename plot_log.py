@@ -101,14 +101,8 @@ def tests_figure(runs, labels, panels, time=False, bpd=None):
 def lines():
     """How to draw one run after the other: keywords of `plot` and `errorbar`."""
     for k in count():
-        style, marker = ("-", "--", ":")[k // len(COLOURS) % 3], "osD^v*"[k % 6]
-        yield {
-            "color": COLOURS[k % len(COLOURS)],
-            "linestyle": style,
-            "marker": marker,
-            "markersize": 3,
-            "linewidth": 0.8,
-        }
+        line = {"color": COLOURS[k % len(COLOURS)], "linestyle": ("-", "--", ":")[k // len(COLOURS) % 3]}
+        yield {**line, "linewidth": 0.8, "marker": "osD^v*"[k % 6], "markersize": 3}
 
 
 def plain(legend):
@@ -148,7 +142,8 @@ def main(argv=None):
     save_figure(figure, cli.picture_path(args, "log"))
     for (train, test), label in zip(runs, labels, strict=True):
         last = f"last test {test[1, -1]:.3f} ± {test[2, -1]:.3f}" if test.size else f"no test, {train[1, -1]:.3f}"
-        print(f"{label}: lines training, at most {POINTS} means; markers test; {last} bits per dimension")
+        drawn = "tests" if args.tests else f"lines training, at most {POINTS} means; markers test"
+        print(f"{label}: {drawn}; {last} bits per dimension")
     for line in comparisons:
         print(line)
 

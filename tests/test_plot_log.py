@@ -45,17 +45,8 @@ def test_tests_figure(tmp_path):
     points, _, (errors,) = right.containers[0]
     assert points.get_xydata().tolist() == [[1, 6.5], [2, 4.5]]
     assert errors.get_segments()[1].tolist() == [[2, 4.25], [2, 4.75]]
-    for path in ("msds1_laplace.jsonl", "msds2/net/out.jsonl"):
-        log_file(tmp_path / path)
-    plot_log.main(
-        [
-            str(tmp_path / "msds1_laplace.jsonl"),
-            str(tmp_path / "msds2/net/out.jsonl"),
-            "--tests",
-            "--fig_dir",
-            str(tmp_path / "f"),
-        ]
-    )
+    files = [str(log_file(tmp_path / path)) for path in ("msds1_laplace.jsonl", "msds2/net/out.jsonl")]
+    plot_log.main([*files, "--tests", "--fig_dir", str(tmp_path / "f")])
     assert len(list((tmp_path / "f").glob("log_*_tests_*.png"))) == 1
 
 

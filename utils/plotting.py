@@ -32,15 +32,8 @@ if backend:
     with suppress(ValueError):
         matplotlib.rcParams.update({"backend": backend} if new else {})
 
-__all__ = [
-    "Figure",
-    "Line2D",
-    "LogLocator",
-    "Patch",
-    "Rectangle",
-    "ScalarMappable",
-    "to_rgb",
-]  # for the scripts, beside what follows
+# For the scripts, beside what follows.
+__all__ = ["Figure", "Line2D", "LogLocator", "Patch", "Rectangle", "ScalarMappable", "to_rgb"]
 
 NAME = "RG-Flow"  # a mark in every picture
 METADATA = {".png": {"Software": NAME}, ".pdf": {"Creator": NAME, "Producer": NAME}}
