@@ -135,6 +135,9 @@ def main(argv=None):
     comparisons = [line for file in args.files if args.against for line in comparison(file, args.against, args.spread)]
     runs = [curves(file, args.time) for file in files]
     if args.tests:
+        for file, (_, test) in zip(files, runs, strict=True):
+            if not (test[0] > 0).any():
+                raise cli.UserError(f"{file}: has no test after the start of training, --tests draws nothing else")
         panels = [re.split("[/_]", run_name(file))[0] for file in files]
         figure = tests_figure(runs, labels, panels, args.time, args.bpd)
     else:

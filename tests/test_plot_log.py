@@ -48,6 +48,13 @@ def test_tests_figure(tmp_path):
     files = [str(log_file(tmp_path / path)) for path in ("msds1_laplace.jsonl", "msds2/net/out.jsonl")]
     plot_log.main([*files, "--tests", "--fig_dir", str(tmp_path / "f")])
     assert len(list((tmp_path / "f").glob("log_*_tests_*.png"))) == 1
+    for old, new in (
+        ('"test"', '"other"'),
+        ('"bpd_stderr": 0.25, "seconds": 7200', '"bpd_stderr": 0.25, "seconds": 0'),
+    ):
+        log_file(tmp_path / "msds2/net/out.jsonl", LOG.replace(old, new))
+        with pytest.raises(UserError, match=r"msds2/net/out\.jsonl: has no test"):
+            plot_log.main([*files, "--tests", "--time", "--fig_dir", str(tmp_path / "f")])
 
 
 def test_log_script(tmp_path, capsys):
